@@ -1,0 +1,1 @@
+"""The absl launchers: flags to a frozen config, then one call."""
