@@ -1,0 +1,185 @@
+"""What happens at an iteration boundary: preemption, admission and prompt processing, by scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.serving.latency import prefill_s
+from qos_jax.serving.profile import FleetProfile
+
+
+@struct.dataclass
+class Batch:
+    """The part of the serving state that changes within a gap between two arrivals."""
+
+    live: jax.Array  # [N, K] bool
+    running: jax.Array  # [N, K] bool
+    context_tokens: jax.Array  # [N, K] int32
+    left_tokens: jax.Array  # [N, K] int32
+    prefill_left_tokens: jax.Array  # [N, K] int32
+    ttft_s: jax.Array  # [N, K] float32
+    latency_s: jax.Array  # [N, K] float32
+    preemptions: jax.Array  # [N, K] int32
+    completed: jax.Array  # [N, K] bool, completed within this gap
+    offset_s: jax.Array  # [N] float32, seconds from the start of the gap to this boundary
+    kv_token_s: jax.Array  # [N] float32, KV tokens held x seconds, of the iterations begun in this gap
+
+
+@struct.dataclass
+class PromptPhase:
+    """The prompt work decided at a boundary: one iteration, or none."""
+
+    running: jax.Array  # [N, K] bool, the batch once preempted and admitted
+    preempted: jax.Array  # [N, K] bool, sent back to wait
+    gained: jax.Array  # [N, K] bool, one more token at the end of the iteration
+    prefill_left_tokens: jax.Array  # [N, K] int32, after the iteration
+    duration_s: jax.Array  # [N] float32, 0 = no prompt work
+    worked: jax.Array  # [N] bool, there is prompt work
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """What sets one scheduler apart."""
+
+    # (profile, batch, active [N] bool) -> the prompt phase at this boundary of the active experts
+    decide: Callable[[FleetProfile, Batch, jax.Array], PromptPhase]
+    # Whether an admission leaves free a token for each running request, which may grow meanwhile.
+    keeps_growth_free: bool
+
+
+def masked_sum(mask: jax.Array, values: jax.Array) -> jax.Array:
+    """Sum of ``values`` over the last axis where ``mask`` holds: [N, K] -> [N], dtype kept."""
+    return jnp.sum(jnp.where(mask, values, 0), axis=-1, dtype=values.dtype)
+
+
+def count(mask: jax.Array) -> jax.Array:
+    """Number of True along the last axis: [N, K] bool -> [N] int32."""
+    return jnp.sum(mask, axis=-1, dtype=jnp.int32)
+
+
+def prefix_sum(values: jax.Array) -> jax.Array:
+    """Inclusive sum along the slots: [N, K] int32 -> [N, K] int32."""
+    return jnp.cumsum(values, axis=-1, dtype=values.dtype)
+
+
+def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> PromptPhase:
+    """Rules 2 to 4 of DESIGN section 3: admit and prefill if the head fits, else preempt to decode.
+
+    Every test is on a prefix of the slots, since the running requests precede the waiting ones: with
+    ``footprint`` the inclusive prefix sum of context + 1 over live slots and ``rank`` of their number,
+    the KV test of a waiting request is ``footprint - B <= kv`` and the one of a running request that
+    decodes is ``footprint <= kv``.
+    """
+    waiting = batch.live & ~batch.running
+    size = count(batch.running)
+    held = masked_sum(batch.running, batch.context_tokens)
+    rank = prefix_sum(batch.live.astype(jnp.int32))
+    footprint = prefix_sum(jnp.where(batch.live, batch.context_tokens + 1, 0))
+    prompt = footprint - (held[:, None] + rank)  # prefill tokens up to and with this waiting request
+    admitted = (
+        active[:, None]
+        & waiting
+        & (rank <= profile.max_running[:, None])
+        & (footprint - size[:, None] <= profile.kv_capacity_tokens[:, None])
+        & ((rank == size[:, None] + 1) | (prompt <= profile.max_batched_tokens[:, None]))
+    )
+    worked = jnp.any(admitted, axis=-1)
+    preempted = (
+        (active & ~worked)[:, None] & batch.running & (footprint > profile.kv_capacity_tokens[:, None])
+    )
+    tokens = masked_sum(admitted, batch.context_tokens).astype(jnp.float32)
+    context = batch.context_tokens.astype(jnp.float32)
+    tokens_sq = masked_sum(admitted, context * context)
+    return PromptPhase(
+        running=(batch.running | admitted) & ~preempted,
+        preempted=preempted,
+        gained=admitted,
+        prefill_left_tokens=batch.prefill_left_tokens,
+        duration_s=jnp.where(worked, prefill_s(profile, tokens, tokens_sq), 0.0),
+        worked=worked,
+    )
+
+
+def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> PromptPhase:
+    """DESIGN section 3, vLLM v1: memory first, then a token for each decoding request, then prompts.
+
+    With the prefix sums of :func:`prefill_first`, memory and admission share one KV test,
+    ``footprint <= kv``: a running request that fails it is preempted, a waiting one not admitted.
+    """
+    size_limit = profile.max_running[:, None]
+    rank = prefix_sum(batch.live.astype(jnp.int32))
+    footprint = prefix_sum(jnp.where(batch.live, batch.context_tokens + 1, 0))
+    in_memory = footprint <= profile.kv_capacity_tokens[:, None]
+    preempted = active[:, None] & batch.running & ~in_memory
+    kept = batch.running & ~preempted
+    partial = kept & (batch.prefill_left_tokens > 0)
+    decoding = kept & ~partial
+    decoders = count(decoding)
+    budget = profile.max_batched_tokens - decoders
+    # At most one prompt is partly prefilled: whoever left it so took the rest of the budget.
+    resumed = jnp.minimum(masked_sum(partial, batch.prefill_left_tokens), budget)
+    spare = (budget - resumed)[:, None]
+    waiting = batch.live & ~batch.running
+    size = count(batch.running)
+    held = masked_sum(batch.running, batch.context_tokens)
+    # Prefill tokens of the waiting ones ahead; if any was preempted, the test of memory fails for all.
+    ahead = footprint - held[:, None] - rank - batch.context_tokens
+    admitted = active[:, None] & waiting & (rank <= size_limit) & in_memory & (ahead < spare)
+    chunk = jnp.where(admitted, jnp.minimum(batch.context_tokens, spare - ahead), 0) + jnp.where(
+        active[:, None] & partial, resumed[:, None], 0
+    )
+    done = jnp.where(partial, batch.context_tokens - batch.prefill_left_tokens, 0)
+    tokens = jnp.sum(chunk, axis=-1, dtype=jnp.int32)
+    worked = tokens > 0
+    prefill_left = jnp.where(admitted, batch.context_tokens, batch.prefill_left_tokens) - chunk
+    prefilled = (admitted | partial) & (prefill_left == 0)
+    before = done.astype(jnp.float32)
+    step = chunk.astype(jnp.float32)
+    tokens_sq = jnp.sum(step * (step + 2.0 * before), axis=-1)  # (done + chunk)^2 - done^2
+    duration_s = prefill_s(profile, (tokens + decoders).astype(jnp.float32), tokens_sq)
+    duration_s = duration_s + profile.decode_per_context_token_s * masked_sum(
+        decoding, batch.context_tokens
+    ).astype(jnp.float32)
+    return PromptPhase(
+        running=kept | admitted,
+        preempted=preempted,
+        gained=worked[:, None] & (decoding | prefilled) & active[:, None],
+        prefill_left_tokens=jnp.where(preempted, 0, prefill_left),
+        duration_s=jnp.where(worked, duration_s, 0.0),
+        worked=worked,
+    )
+
+
+def head_fits(profile: FleetProfile, batch: Batch, size: jax.Array, taken_tokens: jax.Array) -> jax.Array:
+    """Whether the first waiting request would be admitted at this boundary.
+
+    Args:
+      profile: the fleet, leaves [N].
+      batch: the experts at the boundary.
+      size: [N] int32, requests running.
+      taken_tokens: [N] int32, sum of their contexts and of what is kept free for their growth.
+
+    Returns:
+      [N] bool, False where nobody waits.
+    """
+    waiting = batch.live & ~batch.running
+    slot = jnp.arange(batch.live.shape[-1], dtype=jnp.int32)[None, :]
+    none = jnp.int32(batch.live.shape[-1])
+    first = jnp.min(jnp.where(waiting, slot, none), axis=-1)
+    prompt = masked_sum(slot == first[:, None], batch.context_tokens)
+    return (
+        (first < none)
+        & (size < profile.max_running)
+        & (taken_tokens + prompt + 1 <= profile.kv_capacity_tokens)
+    )
+
+
+BY_NAME = {
+    "prefill_first": Scheduler(prefill_first, keeps_growth_free=False),
+    "chunked_prefill": Scheduler(chunked_prefill, keeps_growth_free=True),
+}
