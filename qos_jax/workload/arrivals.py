@@ -1,0 +1,251 @@
+"""Arrival processes as pure JAX: Poisson, gamma renewal, two-state MMPP, periodic rate profile, or all three.
+
+One construction covers them, exactly: a renewal process of unit-mean gaps runs in *operational time*, and
+operational time passes at the momentary rate, which is piecewise constant in time (a profile bin meets a
+sojourn of the two-state chain). A gap is found by walking over those pieces, so no discretisation enters.
+Time rescaling: Daley and Vere-Jones, "An Introduction to the Theory of Point Processes", vol. 1, ch. 7.4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from qos_jax.errors import input_error
+
+
+@struct.dataclass
+class ArrivalProcess:
+    """Parameters of an arrival process; every number is a traced leaf, so rates may differ per vmap lane.
+
+    Build it with :func:`poisson`, :func:`gamma`, :func:`mmpp`, :func:`diurnal` or :func:`make_process`.
+    """
+
+    rate_per_s: jax.Array  # [] float32, mean arrivals per second, > 0
+    cv: jax.Array  # [] float32, coefficient of variation of gaps in operational time; 1 = Poisson
+    burst_factor: jax.Array  # [] float32, rate in the burst state / rate in the calm state; 1 = no bursts
+    burst_mean_s: jax.Array  # [] float32, mean seconds in the burst state (exponential)
+    calm_mean_s: jax.Array  # [] float32, mean seconds in the calm state (exponential)
+    profile: jax.Array  # [P] float32, relative rate per bin of the period, mean 1
+    bin_s: jax.Array  # [] float32, seconds per bin of the profile
+    is_gamma: bool = struct.field(pytree_node=False, default=False)  # False: exponential draws, cv unread
+    is_mmpp: bool = struct.field(pytree_node=False, default=False)  # False: no chain, burst_* unread
+
+
+@struct.dataclass
+class ArrivalState:
+    """Where the process stands; no absolute clock."""
+
+    bin: jax.Array  # [] int32, profile bin, in [0, P)
+    bin_left_s: jax.Array  # [] float32, seconds left in it
+    in_burst: jax.Array  # [] bool, state of the chain
+    state_left_s: jax.Array  # [] float32, seconds left in that state
+
+
+def make_process(
+    rate_per_s: float | jax.Array,
+    *,
+    cv: float | jax.Array = 1.0,
+    burst_factor: float | jax.Array = 1.0,
+    burst_mean_s: float | jax.Array = 1.0,
+    calm_mean_s: float | jax.Array = 1.0,
+    profile: Sequence[float] | np.ndarray | jax.Array = (1.0,),
+    bin_s: float | jax.Array = 60.0,
+) -> ArrivalProcess:
+    """Return a process with any mix of gamma gaps, bursts and profile.
+
+    What is switched on decides what is compiled: a concrete ``cv`` of 1 gives exponential draws (a gamma
+    draw is a rejection loop), a concrete ``burst_factor`` of 1 leaves the chain out, a profile of one bin
+    leaves the loop over bins out. To sweep ``cv`` or ``burst_factor`` across 1, replace the leaf of a
+    process built with another value. Leaves may also be traced numbers, which are not checked.
+
+    Args:
+      rate_per_s: mean arrivals per second, > 0.
+      cv: coefficient of variation of the gaps at constant rate, > 0.
+      burst_factor: rate in bursts over rate in calm, > 0.
+      burst_mean_s: mean length of a burst, seconds, > 0.
+      calm_mean_s: mean time between bursts, seconds, > 0.
+      profile: [P] relative rates >= 0 of a periodic profile; divided by their mean.
+      bin_s: seconds per bin, > 0.
+
+    Raises:
+      InputError: a concrete number out of its range.
+    """
+    numbers = {
+        "rate_per_s": rate_per_s,
+        "cv": cv,
+        "burst_factor": burst_factor,
+        "burst_mean_s": burst_mean_s,
+        "calm_mean_s": calm_mean_s,
+        "bin_s": bin_s,
+    }
+    for field, value in numbers.items():
+        if not isinstance(value, jax.core.Tracer) and not np.all(
+            np.isfinite(value) & (np.asarray(value) > 0)
+        ):
+            raise input_error(f"{value} is not a finite number above 0", field=field, remedy="give one")
+    if not isinstance(profile, jax.core.Tracer):
+        rates = np.asarray(profile, dtype=np.float64)
+        if rates.ndim != 1 or not np.all(np.isfinite(rates)) or np.any(rates < 0) or not rates.sum() > 0:
+            raise input_error(
+                "is not a list of finite rates >= 0, one above 0", field="profile", remedy="mend it"
+            )
+    shape = jnp.asarray(profile, jnp.float32)
+    return ArrivalProcess(
+        **{field: jnp.asarray(value, jnp.float32) for field, value in numbers.items()},
+        profile=shape / jnp.mean(shape),
+        is_gamma=isinstance(cv, jax.core.Tracer) or bool(np.any(np.asarray(cv) != 1)),
+        is_mmpp=isinstance(burst_factor, jax.core.Tracer) or bool(np.any(np.asarray(burst_factor) != 1)),
+    )
+
+
+def poisson(rate_per_s: float | jax.Array) -> ArrivalProcess:
+    """Return a Poisson process of the given rate."""
+    return make_process(rate_per_s)
+
+
+def gamma(rate_per_s: float | jax.Array, cv: float | jax.Array) -> ArrivalProcess:
+    """Return a renewal process of gamma gaps with mean 1 / rate and coefficient of variation ``cv``."""
+    return make_process(rate_per_s, cv=cv)
+
+
+def mmpp(
+    rate_per_s: float | jax.Array,
+    burst_factor: float | jax.Array,
+    burst_mean_s: float | jax.Array,
+    calm_mean_s: float | jax.Array,
+) -> ArrivalProcess:
+    """Return a two-state Markov-modulated Poisson process whose long-run mean rate is ``rate_per_s``."""
+    return make_process(
+        rate_per_s, burst_factor=burst_factor, burst_mean_s=burst_mean_s, calm_mean_s=calm_mean_s
+    )
+
+
+def diurnal(
+    rate_per_s: float | jax.Array,
+    profile: Sequence[float] | np.ndarray | jax.Array,
+    bin_s: float | jax.Array,
+    cv: float | jax.Array = 1.0,
+) -> ArrivalProcess:
+    """Return a process whose rate follows a periodic profile of mean 1 times ``rate_per_s``."""
+    return make_process(rate_per_s, profile=profile, bin_s=bin_s, cv=cv)
+
+
+def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.Array = 0) -> ArrivalState:
+    """Return the state at time 0: start of ``start_bin`` of the profile, the chain in its stationary law.
+
+    The first gap is a whole gap of the renewal process, as if a request had just arrived.
+    """
+    state_key, left_key = jax.random.split(key)
+    burst_share = process.burst_mean_s / (process.burst_mean_s + process.calm_mean_s)
+    in_burst = jax.random.uniform(state_key) < burst_share
+    return ArrivalState(
+        bin=jnp.asarray(start_bin, jnp.int32) % process.profile.shape[0],
+        bin_left_s=process.bin_s,
+        in_burst=in_burst,
+        state_left_s=_sojourn_s(left_key, process, in_burst),
+    )
+
+
+def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tuple[jax.Array, ArrivalState]:
+    """Draw the time to the next arrival.
+
+    Returns:
+      gap_s: [] float32, seconds; infinite if the (traced, unchecked) rate is not above 0.
+      state: the process right after that arrival.
+    """
+    draw_key, walk_key = jax.random.split(key)
+    return _walk(walk_key, process, state, _unit_gaps(draw_key, process, ()))
+
+
+def sample_gaps(key: jax.Array, process: ArrivalProcess, num_gaps: int) -> jax.Array:
+    """Draw ``num_gaps`` consecutive gaps from a fresh state: [T] float32, seconds."""
+    init_key, draw_key, walk_key = jax.random.split(key, 3)
+    units = _unit_gaps(draw_key, process, (num_gaps,))
+    if not process.is_mmpp and process.profile.shape[0] == 1:
+        return units / process.rate_per_s
+
+    def one(state: ArrivalState, inputs: tuple[jax.Array, jax.Array]) -> tuple[ArrivalState, jax.Array]:
+        gap_s, state = _walk(inputs[0], process, state, inputs[1])
+        return state, gap_s
+
+    keys = jax.random.split(walk_key, num_gaps)
+    return jax.lax.scan(one, init_arrivals(init_key, process), (keys, units))[1]
+
+
+def _unit_gaps(key: jax.Array, process: ArrivalProcess, shape: tuple[int, ...]) -> jax.Array:
+    """Draw gaps of mean 1 and coefficient of variation ``cv``."""
+    if not process.is_gamma:
+        return jax.random.exponential(key, shape)
+    variance = process.cv * process.cv
+    return jax.random.gamma(key, jnp.broadcast_to(1.0 / variance, shape), shape) * variance
+
+
+def _sojourn_s(key: jax.Array, process: ArrivalProcess, in_burst: jax.Array) -> jax.Array:
+    mean_s = jnp.where(in_burst, process.burst_mean_s, process.calm_mean_s)
+    return jax.random.exponential(key) * mean_s
+
+
+def _walk(
+    key: jax.Array, process: ArrivalProcess, state: ArrivalState, unit: jax.Array
+) -> tuple[jax.Array, ArrivalState]:
+    """Turn ``unit`` of operational time into seconds, piece by piece."""
+    num_bins = process.profile.shape[0]
+    if not process.is_mmpp and num_bins == 1:
+        return unit / process.rate_per_s, state
+    burst_share = process.burst_mean_s / (process.burst_mean_s + process.calm_mean_s)
+    calm_rate = process.rate_per_s / (1.0 - burst_share + burst_share * process.burst_factor)
+
+    def piece(state: ArrivalState) -> tuple[jax.Array, jax.Array]:
+        rate, left_s = process.rate_per_s, jnp.asarray(jnp.inf, jnp.float32)
+        if process.is_mmpp:
+            rate = jnp.where(state.in_burst, calm_rate * process.burst_factor, calm_rate)
+            left_s = state.state_left_s
+        if num_bins > 1:
+            rate = rate * process.profile[state.bin]
+            left_s = jnp.minimum(left_s, state.bin_left_s)
+        return rate, left_s
+
+    def spend(key: jax.Array, state: ArrivalState, time_s: jax.Array, ends: bool) -> ArrivalState:
+        """Let ``time_s`` pass; ``ends`` says that it is the whole piece, so something must change."""
+        if num_bins > 1:
+            over = (state.bin_left_s <= time_s) & ends
+            state = dataclasses.replace(
+                state,
+                bin=jnp.where(over, (state.bin + 1) % num_bins, state.bin),
+                bin_left_s=jnp.where(over, process.bin_s, state.bin_left_s - time_s),
+            )
+        if process.is_mmpp:
+            over = (state.state_left_s <= time_s) & ends
+            in_burst = state.in_burst ^ over
+            fresh_s = _sojourn_s(key, process, in_burst)
+            state = dataclasses.replace(
+                state,
+                in_burst=in_burst,
+                state_left_s=jnp.where(over, fresh_s, state.state_left_s - time_s),
+            )
+        return state
+
+    def outlasts(carry: tuple[jax.Array, ArrivalState, jax.Array, jax.Array]) -> jax.Array:
+        _, state, left, _ = carry
+        rate, left_s = piece(state)
+        return (left > rate * left_s) & (process.rate_per_s > 0)
+
+    def next_piece(
+        carry: tuple[jax.Array, ArrivalState, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, ArrivalState, jax.Array, jax.Array]:
+        key, state, left, gap_s = carry
+        rate, left_s = piece(state)
+        key, sojourn_key = jax.random.split(key) if process.is_mmpp else (key, key)
+        return key, spend(sojourn_key, state, left_s, True), left - rate * left_s, gap_s + left_s
+
+    carry = (key, state, unit, jnp.zeros_like(unit))
+    key, state, left, gap_s = jax.lax.while_loop(outlasts, next_piece, carry)
+    rate, _ = piece(state)
+    rest_s = left / rate
+    return gap_s + rest_s, spend(key, state, rest_s, False)

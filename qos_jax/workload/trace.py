@@ -1,0 +1,97 @@
+"""A trace: when requests arrived and how long they were, and pure ways to cut and scale one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from qos_jax.errors import input_error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trace:
+    """T recorded requests, in order of arrival.
+
+    Attributes:
+      arrival_s: [T] float64, seconds since the first arrival, which is at 0; non-decreasing.
+      prompt_tokens: [T] int32, >= 1.
+      output_tokens: [T] int32, >= 1.
+      name: where it came from, for tables and plots.
+      skipped_rows: rows of the source left out because they had no prompt or no output token
+        (failed requests), never silently: readers log the number.
+    """
+
+    arrival_s: npt.NDArray[np.float64]
+    prompt_tokens: npt.NDArray[np.int32]
+    output_tokens: npt.NDArray[np.int32]
+    name: str
+    skipped_rows: int = 0
+
+    @property
+    def num_requests(self) -> int:
+        """Number of requests T."""
+        return len(self.arrival_s)
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the first to the last arrival."""
+        return float(self.arrival_s[-1])
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean arrival rate: gaps / duration; infinite if all arrive at once."""
+        return (self.num_requests - 1) / self.duration_s if self.duration_s > 0 else float("inf")
+
+
+def window(trace: Trace, start_s: float, end_s: float) -> Trace:
+    """Return the requests that arrive in [start_s, end_s), their clock restarted at the first of them.
+
+    Raises:
+      InputError: the window holds no request.
+    """
+    low, high = np.searchsorted(trace.arrival_s, [start_s, end_s], side="left")
+    if high <= low:
+        raise input_error(
+            f"no request arrives in [{start_s:g} s, {end_s:g} s)",
+            file=trace.name,
+            remedy=f"choose a window within 0..{trace.duration_s:g} s",
+        )
+    return _cut(trace, int(low), int(high))
+
+
+def scale_rate(trace: Trace, factor: float) -> Trace:
+    """Return the trace played ``factor`` times as fast: same requests, same order, rate x factor.
+
+    Raises:
+      InputError: factor is not finite or not above 0.
+    """
+    if not (np.isfinite(factor) and factor > 0):
+        raise input_error(f"rate factor {factor} is not a finite number above 0", remedy="give e.g. 1.5")
+    return dataclasses.replace(trace, arrival_s=trace.arrival_s / factor)
+
+
+def split(trace: Trace, fraction: float) -> tuple[Trace, Trace]:
+    """Split by time order into the first ``fraction`` of the requests and the rest, both from 0 s.
+
+    Raises:
+      InputError: a part would be empty.
+    """
+    at = round(trace.num_requests * fraction) if np.isfinite(fraction) else 0
+    if not 0 < at < trace.num_requests:
+        raise input_error(
+            f"a split of {trace.num_requests} requests at {fraction} leaves a part empty",
+            file=trace.name,
+            remedy="choose a fraction between 0 and 1",
+        )
+    return _cut(trace, 0, at), _cut(trace, at, trace.num_requests)
+
+
+def _cut(trace: Trace, low: int, high: int) -> Trace:
+    return dataclasses.replace(
+        trace,
+        arrival_s=trace.arrival_s[low:high] - trace.arrival_s[low],
+        prompt_tokens=trace.prompt_tokens[low:high],
+        output_tokens=trace.output_tokens[low:high],
+    )
