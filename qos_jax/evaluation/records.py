@@ -1,0 +1,181 @@
+"""What became of every request of a run, and its CSV file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from qos_jax.files import atomic_write
+
+COMPLETED, REJECTED, DROPPED = 0, 1, 2
+STATUS_NAMES = ("completed", "rejected", "dropped")
+
+CSV_COLUMNS = (
+    "request_id",
+    "arrival_s",
+    "expert",
+    "status",
+    "prompt_tokens",
+    "output_tokens",
+    "ttft_s",
+    "latency_s",
+    "preemptions",
+    "latency_per_token_s",
+    "quality",
+    "qos",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestRecords:
+    """The fate of T requests of one or many runs; leading axes ``...`` are, say, [rates, seeds].
+
+    Arrays are converted to the stated dtype. Evaluation drains, so no request is left in flight.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+
+    status: np.ndarray  # [..., T] int8: COMPLETED, REJECTED or DROPPED
+    expert: np.ndarray  # [..., T] int32: index of the expert chosen; -1 where dropped
+    arrival_s: np.ndarray  # [..., T] float64: seconds since the start of the run
+    prompt_tokens: np.ndarray  # [..., T] int32
+    output_tokens: np.ndarray  # [..., T] int32: by the expert chosen, >= 1 where completed
+    ttft_s: np.ndarray  # [..., T] float32: arrival to first token at the server; NaN where not completed
+    latency_s: np.ndarray  # [..., T] float32: E2E with the network round trip; NaN where not completed
+    preemptions: np.ndarray  # [..., T] int32: times the request was preempted
+    quality: np.ndarray  # [..., T] float32 in [0, 1]: true quality of the expert chosen; NaN where dropped
+
+    def __post_init__(self) -> None:
+        _convert(
+            self,
+            status=np.int8,
+            expert=np.int32,
+            arrival_s=np.float64,
+            prompt_tokens=np.int32,
+            output_tokens=np.int32,
+            ttft_s=np.float32,
+            latency_s=np.float32,
+            preemptions=np.int32,
+            quality=np.float32,
+        )
+        shapes = {field.name: getattr(self, field.name).shape for field in dataclasses.fields(self)}
+        if len(set(shapes.values())) > 1 or self.status.ndim == 0:
+            raise ValueError(f"request records need one common shape [..., T], got {shapes}")
+
+    def at(self, *index: int | slice) -> RequestRecords:
+        """Return the records at ``index`` of the leading axes, e.g. ``at(rate, seed)`` of shape [T]."""
+        if len(index) >= self.status.ndim:
+            raise ValueError(f"{len(index)} indices for {self.status.ndim - 1} leading axes")
+        return RequestRecords(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+
+    def latency_per_token_s(self) -> np.ndarray:
+        """Return E2E latency / output tokens, [..., T] float64 s/token; NaN where not completed."""
+        return self.latency_s.astype(np.float64) / np.maximum(self.output_tokens, 1)
+
+    def within_limit(self, latency_limit_s: Any) -> np.ndarray:
+        """Return which requests completed within the limit, [..., T] bool.
+
+        Args:
+          latency_limit_s: latency limit L in s/token; a scalar, or [...] as the leading axes.
+        """
+        limit = np.asarray(latency_limit_s, np.float64)[..., None]
+        return (self.status == COMPLETED) & (self.latency_per_token_s() <= limit)
+
+    def qos(self, latency_limit_s: Any) -> np.ndarray:
+        """Return each request's QoS, [..., T] float64: its quality if within the limit, else 0."""
+        return np.where(self.within_limit(latency_limit_s), self.quality, 0.0).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunTotals:
+    """What N experts did over one or many drained runs; leading axes as in :class:`RequestRecords`."""
+
+    busy_s: np.ndarray  # [..., N] float64: seconds in which an iteration ran
+    kv_token_s: (
+        np.ndarray
+    )  # [..., N] float64: tokens held in the KV cache, integrated over time (token seconds)
+    makespan_s: np.ndarray  # [...] float64: seconds from the first arrival to the last completion
+
+    def __post_init__(self) -> None:
+        _convert(self, busy_s=np.float64, kv_token_s=np.float64, makespan_s=np.float64)
+        if self.busy_s.shape != self.kv_token_s.shape or self.busy_s.shape[:-1] != self.makespan_s.shape:
+            raise ValueError(
+                "run totals need busy_s [..., N], kv_token_s [..., N] and makespan_s [...], got "
+                f"{self.busy_s.shape}, {self.kv_token_s.shape} and {self.makespan_s.shape}"
+            )
+
+
+def write_records_csv(
+    path: str | os.PathLike[str],
+    records: RequestRecords | Iterable[RequestRecords],
+    expert_names: Sequence[str],
+    latency_limit_s: float,
+) -> int:
+    """Write one run's records, whole or not at all, with exactly the columns ``CSV_COLUMNS``.
+
+    The times and the quality of a request that did not complete are empty and its QoS is 0; a dropped
+    one has no expert and no output tokens either. ``request_id`` counts rows from 0.
+
+    Args:
+      path: the file to write; missing parent folders are made.
+      records: records of shape [T], or an iterable of such chunks in order (a generator streams them
+        with one chunk in memory).
+      expert_names: the N experts' names, by index.
+      latency_limit_s: latency limit L, s/token.
+
+    Returns:
+      The number of rows written.
+
+    Raises:
+      ValueError: if a chunk has leading axes.
+    """
+    rows = 0
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for chunk in (records,) if isinstance(records, RequestRecords) else records:
+            if chunk.status.ndim != 1:
+                raise ValueError(f"a CSV file holds one run of shape [T], got {chunk.status.shape}")
+            writer.writerows(zip(*_csv_columns(chunk, expert_names, latency_limit_s, rows), strict=True))
+            rows += chunk.status.size
+    return rows
+
+
+def _csv_columns(
+    chunk: RequestRecords, names: Sequence[str], limit_s: float, first_id: int
+) -> list[Iterable[Any]]:
+    """Return the columns in the order of ``CSV_COLUMNS``, as values that ``csv`` writes as they are."""
+    done = chunk.status == COMPLETED
+    routed = chunk.status != DROPPED
+    expert_names = np.array([*names, ""], dtype=object)
+    return [
+        range(first_id, first_id + chunk.status.size),
+        chunk.arrival_s.tolist(),
+        expert_names[np.where(routed, chunk.expert, len(names))].tolist(),
+        np.array(STATUS_NAMES, dtype=object)[chunk.status].tolist(),
+        chunk.prompt_tokens.tolist(),
+        np.where(routed, chunk.output_tokens.astype(object), "").tolist(),
+        _texts(chunk.ttft_s, done),
+        _texts(chunk.latency_s, done),
+        chunk.preemptions.tolist(),
+        _texts(chunk.latency_per_token_s(), done),
+        _texts(chunk.quality, done),
+        _texts(chunk.qos(limit_s), np.ones_like(done)),
+    ]
+
+
+def _texts(values: np.ndarray, shown: np.ndarray) -> list[str]:
+    """Return the values with the 9 digits that carry a float32 whole, and "" where not shown."""
+    return [f"{v:.9g}" if s else "" for v, s in zip(values.tolist(), shown.tolist(), strict=True)]
+
+
+def _convert(target: Any, **dtypes: Any) -> None:
+    """Convert the fields of a frozen dataclass to arrays of the given dtypes, in place (at construction)."""
+    for name, dtype in dtypes.items():
+        object.__setattr__(target, name, np.asarray(getattr(target, name), dtype))
