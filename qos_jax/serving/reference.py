@@ -1,0 +1,466 @@
+"""The arbiter: one expert served iteration by iteration, in plain Python floats, to be read.
+
+Nothing here is clever on purpose. The fast simulator skips over iterations in closed form; this module
+steps through every one of them, following the rules of the serving model (DESIGN section 3) in their own
+order, so that a disagreement between the two is settled by reading.
+
+One iteration is: queue the arrivals, let the scheduler plan (preempt, admit, price), let the time pass,
+hand out tokens. Only the plan differs between the two schedulers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from qos_jax.errors import input_error
+
+if TYPE_CHECKING:
+    from qos_jax.serving.profile import FleetProfile
+
+COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
+
+
+@dataclass(frozen=True)
+class ReferenceProfile:
+    """One expert's limits and iteration times: the fields of ``FleetProfile`` as Python scalars."""
+
+    max_running: int  # requests batched at once, >= 1
+    max_waiting: int  # requests queued before rejection, >= 1
+    max_batched_tokens: int  # prompt tokens (chunked: all tokens) of one iteration, >= max_running
+    kv_capacity_tokens: int  # tokens the KV cache holds
+    prefill_base_s: float  # seconds
+    prefill_per_token_s: float  # seconds / token
+    prefill_per_token_sq_s: float  # seconds / token^2
+    decode_base_s: float  # seconds
+    decode_per_seq_s: float  # seconds / running request
+    decode_per_context_token_s: float  # seconds / context token
+    network_rtt_s: float = 0.0  # seconds, added to the E2E latency of each request served
+    busy_power_w: float = 0.0  # watts while an iteration runs (not used here)
+    idle_power_w: float = 0.0  # watts otherwise (not used here)
+
+    @classmethod
+    def from_fleet(cls, profile: FleetProfile, n: int) -> ReferenceProfile:
+        """Return expert ``n`` of a fleet whose leaves are arrays [N].
+
+        Raises:
+          InputError: the fleet has no expert ``n``.
+        """
+        num_experts = np.shape(profile.max_running)[-1]
+        if not 0 <= n < num_experts:
+            raise input_error(
+                f"no expert {n} in a fleet of {num_experts}",
+                remedy=f"give an index from 0 to {num_experts - 1}",
+                field="n",
+            )
+        return cls(**{f.name: np.asarray(getattr(profile, f.name))[n].item() for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class ReferenceOutcome:
+    """What became of one request."""
+
+    request_id: int  # as given, by default the position in routing order
+    status: str  # "completed", "rejected" (by the expert) or "dropped" (by the router)
+    ttft_s: float | None  # seconds from arrival to the first token, at the server; None unless completed
+    latency_s: float | None  # seconds from arrival to the last token + network_rtt_s; None likewise
+    preemptions: int  # times it lost its KV cache and had to prefill again
+    expert: int | None = None  # index of the expert it was routed to; None if dropped, or outside a fleet
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """One expert's work on its whole trace, until everything has completed."""
+
+    outcomes: list[ReferenceOutcome]  # [T] in routing order
+    busy_s: float  # seconds, the sum of the iterations' durations
+    kv_token_s: float  # token-seconds: sum of duration x context tokens held at the iteration's start
+    peak_kv_tokens: int  # most context tokens held at the end of an iteration; never above the capacity
+    iterations: int  # number of iterations
+    # Seconds: the smallest difference, other than exactly zero, between any arrival and any start or end of
+    # an iteration; inf if there is none. A float32 simulator may order a pair closer than its own rounding
+    # the other way round, so comparisons discard traces where this is tiny.
+    closest_tie_s: float
+
+
+@dataclass
+class _Request:
+    """A request on its way through the expert."""
+
+    order: int  # position in routing order: arrivals are sorted, so also its place in every FIFO
+    prompt_tokens: int
+    output_tokens: int
+    generated_tokens: int = 0
+    prefill_left_tokens: int = 0  # chunked only, while running: prompt tokens still to process
+    first_token_s: float | None = None  # instants, on the clock of the arrivals
+    finish_s: float | None = None
+    rejected: bool = False
+    preemptions: int = 0
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens whose KV it needs: what to prefill when admitted, and what it holds while running."""
+        return self.prompt_tokens + self.generated_tokens
+
+
+@dataclass
+class _Expert:
+    """The queues of one expert between two iterations."""
+
+    profile: ReferenceProfile
+    # A heap by routing order, so that its head is the earliest arrival and a preempted request returns to its
+    # place; its length is the length of the queue.
+    waiting: list[tuple[int, _Request]] = field(default_factory=list)
+    running: list[_Request] = field(default_factory=list)
+
+    def arrive(self, request: _Request) -> None:
+        """Rule 1: queue a request or reject it, by the queue as it stands at this instant."""
+        never_fits = request.prompt_tokens + request.output_tokens > self.profile.kv_capacity_tokens
+        queue_full = len(self.waiting) >= self.profile.max_waiting
+        if never_fits or queue_full:
+            request.rejected = True
+        else:
+            heapq.heappush(self.waiting, (request.order, request))
+
+    def held_tokens(self) -> int:
+        """Sum of the contexts of the running; a partly prefilled request counts its whole prompt."""
+        return sum(r.context_tokens for r in self.running)
+
+    def preempt_until_memory_suffices(self) -> None:
+        """Rule 4: send the latest arrivals back to wait until each running request could gain one token.
+
+        One request alone always has room: it was rejected at arrival unless prompt + output fit.
+        """
+        while self.held_tokens() + len(self.running) > self.profile.kv_capacity_tokens:
+            latest = max(self.running, key=lambda r: r.order)
+            self.running.remove(latest)
+            latest.preemptions += 1
+            heapq.heappush(self.waiting, (latest.order, latest))
+
+    def decode_duration_s(self, decoding: Sequence[_Request]) -> float:
+        """Rule 4: seconds of an iteration in which these requests gain a token and no prompt is processed."""
+        p = self.profile
+        context = sum(r.context_tokens for r in decoding)
+        return p.decode_base_s + p.decode_per_seq_s * len(decoding) + p.decode_per_context_token_s * context
+
+
+# A scheduler plans one iteration: it moves requests between the queues and returns the duration in seconds
+# and the requests that gain a token at its end.
+_Plan = tuple[float, list[_Request]]
+
+
+def _plan_prefill_first(expert: _Expert) -> _Plan:
+    """Apply rules 2 to 4: prompts go first and alone; the running wait for them."""
+    p = expert.profile
+    admitted: list[_Request] = []
+    held = expert.held_tokens()
+    prefill_tokens = 0
+    while expert.waiting:
+        _, head = expert.waiting[0]
+        c = head.context_tokens
+        slot = len(expert.running) + len(admitted) + 1 <= p.max_running
+        memory = held + c + 1 <= p.kv_capacity_tokens
+        # A prompt longer than the budget would wait for ever, so the first one is always within it.
+        budget = not admitted or prefill_tokens + c <= p.max_batched_tokens
+        if not (slot and memory and budget):
+            break
+        heapq.heappop(expert.waiting)
+        admitted.append(head)
+        held += c + 1
+        prefill_tokens += c
+
+    if admitted:
+        expert.running += admitted
+        squares = sum(r.context_tokens**2 for r in admitted)
+        duration_s = (
+            p.prefill_base_s + p.prefill_per_token_s * prefill_tokens + p.prefill_per_token_sq_s * squares
+        )
+        return duration_s, admitted
+
+    expert.preempt_until_memory_suffices()
+    return expert.decode_duration_s(expert.running), list(expert.running)
+
+
+def _plan_chunked_prefill(expert: _Expert) -> _Plan:
+    """Let decoding and pieces of prompts share every iteration's token budget."""
+    p = expert.profile
+    expert.preempt_until_memory_suffices()
+    decoding = [r for r in expert.running if r.prefill_left_tokens == 0]
+    prefilling = [r for r in expert.running if r.prefill_left_tokens > 0]  # at most one
+    # Each of the running may gain a token in the very iteration that admits a newcomer.
+    held = expert.held_tokens() + len(expert.running)
+    budget = p.max_batched_tokens - len(decoding)
+    prompt_tokens = 0  # T
+    squares = 0  # Q
+    gaining = list(decoding)
+
+    def process_chunk(request: _Request) -> None:
+        nonlocal budget, prompt_tokens, squares
+        chunk = min(request.prefill_left_tokens, budget)
+        done = request.context_tokens - request.prefill_left_tokens
+        budget -= chunk
+        prompt_tokens += chunk
+        squares += (done + chunk) ** 2 - done**2
+        request.prefill_left_tokens -= chunk
+        if request.prefill_left_tokens == 0:
+            gaining.append(request)
+
+    for request in prefilling:
+        process_chunk(request)
+    while expert.waiting and budget > 0:
+        _, head = expert.waiting[0]
+        c = head.context_tokens
+        slot = len(expert.running) + 1 <= p.max_running
+        memory = held + c + 1 <= p.kv_capacity_tokens
+        if not (slot and memory):
+            break
+        heapq.heappop(expert.waiting)
+        head.prefill_left_tokens = c  # all of it: whatever was prefilled before a preemption is lost
+        expert.running.append(head)
+        held += c + 1
+        process_chunk(head)
+
+    if prompt_tokens == 0:
+        return expert.decode_duration_s(decoding), gaining
+    duration_s = (
+        p.prefill_base_s
+        + p.prefill_per_token_s * (prompt_tokens + len(decoding))
+        + p.prefill_per_token_sq_s * squares
+        + p.decode_per_context_token_s * sum(r.context_tokens for r in decoding)
+    )
+    return duration_s, gaining
+
+
+_SCHEDULERS: dict[str, Callable[[_Expert], _Plan]] = {
+    "prefill_first": _plan_prefill_first,
+    "chunked_prefill": _plan_chunked_prefill,
+}
+
+
+def simulate_expert(
+    profile: ReferenceProfile,
+    arrival_s: ArrayLike,
+    prompt_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    *,
+    request_id: Iterable[int] | None = None,
+    scheduler: str = "prefill_first",
+) -> ReferenceRun:
+    """Serve a trace on one expert until every request has completed or was rejected.
+
+    Args:
+      profile: the expert.
+      arrival_s: [T] seconds, never decreasing; simultaneous requests are in routing order.
+      prompt_tokens: [T] integers, at least 1.
+      output_tokens: [T] integers, at least 1.
+      request_id: [T] names for the outcomes; 0 .. T-1 if None.
+      scheduler: "prefill_first" (vLLM v0, the paper's) or "chunked_prefill" (vLLM v1).
+
+    Returns:
+      The outcomes in routing order, with the expert's totals.
+
+    Raises:
+      InputError: an unknown scheduler, unsorted arrivals, a length below 1, or impossible limits.
+
+    Source: the serving model of DESIGN section 3; vLLM (Kwon et al., SOSP 2023) and, for chunks,
+    Sarathi-Serve (Agrawal et al., OSDI 2024).
+    """
+    _check_limits(profile)
+    if scheduler not in _SCHEDULERS:
+        raise input_error(
+            f"unknown scheduler {scheduler!r}",
+            remedy=f"choose one of {', '.join(_SCHEDULERS)}",
+            field="scheduler",
+        )
+    plan = _SCHEDULERS[scheduler]
+    arrivals, prompts, outputs = _check_trace(arrival_s, prompt_tokens, output_tokens)
+    requests = [_Request(i, p, o) for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]
+    ids = list(range(len(requests))) if request_id is None else [int(i) for i in request_id]
+    if len(ids) != len(requests):
+        raise input_error(
+            f"{len(ids)} ids for {len(requests)} requests", remedy="give one each", field="request_id"
+        )
+
+    expert = _Expert(profile)
+    now_s = -np.inf
+    arrived = 0
+    iterations, busy_s, kv_token_s, peak_kv_tokens = 0, 0.0, 0.0, 0
+    boundaries_s: list[float] = []
+
+    while arrived < len(requests) or expert.waiting or expert.running:
+        # An idle expert sleeps until the next arrival (which may already lie behind: it came during the
+        # iteration that has just ended).
+        if not expert.waiting and not expert.running:
+            now_s = max(now_s, arrivals[arrived])
+        # All that arrived up to and including this instant. Those that came during the last iteration are
+        # judged only here, but by the same queue: between two starts nothing but arrivals changes it.
+        while arrived < len(requests) and arrivals[arrived] <= now_s:
+            expert.arrive(requests[arrived])
+            arrived += 1
+        if not expert.waiting and not expert.running:
+            continue  # every one of them was rejected
+
+        duration_s, gaining = plan(expert)
+        iterations += 1
+        busy_s += duration_s
+        kv_token_s += duration_s * expert.held_tokens()
+        boundaries_s.append(now_s)
+        now_s += duration_s
+        boundaries_s.append(now_s)
+
+        for request in gaining:
+            request.generated_tokens += 1
+            # A preempted request keeps its tokens, and with them the instant of its first.
+            if request.first_token_s is None:
+                request.first_token_s = now_s
+            if request.generated_tokens == request.output_tokens:
+                request.finish_s = now_s
+        peak_kv_tokens = max(peak_kv_tokens, expert.held_tokens())
+        expert.running = [r for r in expert.running if r.finish_s is None]
+
+    return ReferenceRun(
+        outcomes=[
+            _outcome(i, request, arrival, profile.network_rtt_s)
+            for i, request, arrival in zip(ids, requests, arrivals, strict=True)
+        ],
+        busy_s=busy_s,
+        kv_token_s=kv_token_s,
+        peak_kv_tokens=peak_kv_tokens,
+        iterations=iterations,
+        closest_tie_s=_closest_tie_s(arrivals, boundaries_s),
+    )
+
+
+def simulate_fleet(
+    profile: FleetProfile,
+    arrival_s: ArrayLike,
+    prompt_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    expert: ArrayLike,
+    scheduler: str = "prefill_first",
+) -> tuple[list[ReferenceOutcome], list[ReferenceRun]]:
+    """Serve a routed trace on a fleet: each expert works on its own share, unaware of the others.
+
+    Args:
+      profile: the fleet, leaves [N].
+      arrival_s: [T] seconds, never decreasing.
+      prompt_tokens: [T] integers.
+      output_tokens: [T, N] integers, the length of the answer that each expert would give.
+      expert: [T] integers in 0 .. N-1, or -1 where the router dropped the request.
+      scheduler: as in :func:`simulate_expert`, for every expert.
+
+    Returns:
+      The outcomes [T] in request order, ``request_id`` being 0 .. T-1, and the runs [N].
+
+    Raises:
+      InputError: as :func:`simulate_expert`; shapes that disagree; an index that is no expert.
+    """
+    num_experts = np.shape(profile.max_running)[-1]
+    arrivals, prompts = np.asarray(arrival_s, np.float64), np.asarray(prompt_tokens)
+    outputs, chosen = np.asarray(output_tokens), np.asarray(expert)
+    num = len(chosen)
+    if not arrivals.shape == prompts.shape == (num,) or outputs.shape != (num, num_experts):
+        raise input_error(
+            f"shapes {arrivals.shape}, {prompts.shape}, {outputs.shape} and {chosen.shape} disagree",
+            remedy="give arrival_s [T], prompt_tokens [T], output_tokens [T, N] and expert [T]",
+        )
+    if np.any((chosen < -1) | (chosen >= num_experts)):
+        raise input_error(
+            f"no expert {chosen.min()} or no expert {chosen.max()}",
+            remedy=f"use 0 .. {num_experts - 1}, or -1 for a dropped request",
+            field="expert",
+        )
+    # Here and not only below, where the share of one expert may happen to be sorted.
+    _check_sorted(arrivals)
+
+    outcomes = [ReferenceOutcome(i, DROPPED, None, None, 0) for i in range(num)]
+    runs = []
+    for n in range(num_experts):
+        (mine,) = np.nonzero(chosen == n)
+        run = simulate_expert(
+            ReferenceProfile.from_fleet(profile, n),
+            arrivals[mine],
+            prompts[mine],
+            outputs[mine, n],
+            request_id=mine.tolist(),
+            scheduler=scheduler,
+        )
+        run = replace(run, outcomes=[replace(o, expert=n) for o in run.outcomes])
+        for outcome in run.outcomes:
+            outcomes[outcome.request_id] = outcome
+        runs.append(run)
+    return outcomes, runs
+
+
+def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s: float) -> ReferenceOutcome:
+    if request.rejected:
+        return ReferenceOutcome(request_id, REJECTED, None, None, 0)
+    if request.first_token_s is None or request.finish_s is None:
+        raise AssertionError(f"request {request_id} was neither rejected nor served")
+    return ReferenceOutcome(
+        request_id,
+        COMPLETED,
+        ttft_s=request.first_token_s - arrival_s,
+        latency_s=request.finish_s - arrival_s + network_rtt_s,
+        preemptions=request.preemptions,
+    )
+
+
+def _closest_tie_s(arrivals: Sequence[float], boundaries: Sequence[float]) -> float:
+    """Smallest non-zero distance in seconds between any arrival and any boundary (sorted); inf if none."""
+    padded = np.concatenate([[-np.inf], boundaries, [np.inf]])
+    before = padded[np.searchsorted(padded, arrivals, side="left") - 1]  # the last one strictly before
+    after = padded[np.searchsorted(padded, arrivals, side="right")]  # the first one strictly after
+    return float(min(np.min(arrivals - before, initial=np.inf), np.min(after - arrivals, initial=np.inf)))
+
+
+def _check_limits(profile: ReferenceProfile) -> None:
+    for name in ("max_running", "max_waiting"):
+        if getattr(profile, name) < 1:
+            raise input_error(f"{getattr(profile, name)} is below 1", remedy="give at least 1", field=name)
+    if profile.max_batched_tokens < profile.max_running:
+        raise input_error(
+            f"{profile.max_batched_tokens} is below max_running {profile.max_running}",
+            remedy="raise max_batched_tokens or lower max_running",
+            field="max_batched_tokens",
+        )
+
+
+def _check_sorted(arrivals: np.ndarray) -> None:
+    if not np.all(np.isfinite(arrivals)):
+        raise input_error("an arrival that is not finite", remedy="remove it", field="arrival_s")
+    if np.any(np.diff(arrivals) < 0):
+        first = int(np.argmax(np.diff(arrivals) < 0)) + 1
+        raise input_error(
+            f"request {first} arrives at {arrivals[first]} s, before the one it follows",
+            remedy="sort the requests by arrival",
+            field="arrival_s",
+        )
+
+
+def _check_trace(
+    arrival_s: ArrayLike, prompt_tokens: ArrayLike, output_tokens: ArrayLike
+) -> tuple[list[float], list[int], list[int]]:
+    """Return the trace as Python numbers, or say what is wrong with it."""
+    arrivals = np.asarray(arrival_s, np.float64)
+    prompts, outputs = np.asarray(prompt_tokens), np.asarray(output_tokens)
+    if arrivals.ndim != 1 or prompts.shape != arrivals.shape or outputs.shape != arrivals.shape:
+        raise input_error(
+            f"shapes {arrivals.shape}, {prompts.shape} and {outputs.shape} disagree",
+            remedy="give arrival_s, prompt_tokens and output_tokens as [T]",
+        )
+    _check_sorted(arrivals)
+    for name, tokens in (("prompt_tokens", prompts), ("output_tokens", outputs)):
+        # Not only the sign: half a token would never be generated, and the loop would not end.
+        bad = (tokens < 1) | (tokens != np.floor(tokens))
+        if np.any(bad):
+            first = int(np.argmax(bad))
+            raise input_error(
+                f"request {first} has {tokens[first]}", remedy="give whole numbers of at least 1", field=name
+            )
+    return arrivals.tolist(), [int(t) for t in prompts], [int(t) for t in outputs]
