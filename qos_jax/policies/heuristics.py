@@ -1,0 +1,108 @@
+"""Routers that do not learn: the baselines, from random to greedy by projected impact."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.impact import paper_impact, projected_impact
+from qos_jax.routing.observation import Observation
+from qos_jax.routing.projection import left_given_survival
+
+
+@struct.dataclass
+class GreedyParams:
+    """Parameters of the greedy routers."""
+
+    margin: jax.Array  # [] float32, std of log latency per token for what the projection cannot know
+    drop_below: jax.Array  # [] float32, drop if no expert's net gain exceeds this; -inf = never drop
+
+
+def greedy_params(margin: float = 0.2, allow_drop: bool = False) -> GreedyParams:
+    """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from."""
+    return GreedyParams(
+        margin=jnp.float32(margin), drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf)
+    )
+
+
+def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
+    """Index of the highest of [N] scores, the first on ties; N (drop) if it is below ``drop_below``."""
+    drop = jnp.int32(scores.shape[0])
+    return jnp.where(jnp.max(scores) < drop_below, drop, jnp.argmax(scores).astype(jnp.int32))
+
+
+def _least(key: jax.Array, cost: jax.Array) -> jax.Array:
+    """Index of the lowest of [N] costs, drawn evenly among ties."""
+    tie = jax.random.uniform(key, cost.shape)
+    return jnp.argmin(jnp.where(cost == jnp.min(cost), tie, jnp.inf)).astype(jnp.int32)
+
+
+def _queue_length(seen: Observation) -> jax.Array:
+    return jnp.sum(seen.live, axis=-1, dtype=jnp.int32)
+
+
+def random(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """Any expert, evenly."""
+    return jax.random.randint(key, (), 0, seen.num_experts)
+
+
+def round_robin(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """Each expert in turn."""
+    return seen.step % seen.num_experts
+
+
+def shortest_queue(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """The expert with the fewest requests waiting and running, ties drawn."""
+    return _least(key, _queue_length(seen))
+
+
+def least_work(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """The expert with the fewest predicted output tokens still to come, ties drawn."""
+    left = left_given_survival(
+        seen.slot_predicted_output_tokens,
+        seen.slot_generated_tokens.astype(jnp.float32),
+        seen.length_log_std[:, None],
+    )
+    return _least(key, jnp.sum(jnp.where(seen.live, left, 0.0), axis=-1))
+
+
+def power_of_two(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """The shorter queue of two experts drawn evenly (Mitzenmacher 2001); the only one of one."""
+    pair_key, tie_key = jax.random.split(key)
+    drawn = jax.random.uniform(pair_key, (seen.num_experts,))
+    rank = jnp.sum(drawn[:, None] > drawn[None, :], axis=-1)
+    return _least(tie_key, jnp.where(rank < 2, _queue_length(seen), jnp.iinfo(jnp.int32).max))
+
+
+def best_quality(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """The expert of the highest predicted quality, whatever its load (the paper's "BERT router")."""
+    return jnp.argmax(seen.predicted_quality).astype(jnp.int32)
+
+
+def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax.Array:
+    """The highest predicted quality among those projected to meet L; failing all, the quickest."""
+    impact = projected_impact(seen, jnp.float32(0.0))
+    per_token_s = impact.latency_per_token_s
+    meets = (per_token_s <= seen.latency_limit_s) & seen.available
+    by_quality = jnp.argmax(jnp.where(meets, seen.predicted_quality, -1.0))
+    quickest = jnp.argmin(jnp.where(seen.available, per_token_s, jnp.inf))
+    return jnp.where(jnp.any(meets), by_quality, quickest).astype(jnp.int32)
+
+
+def impact_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
+    """Predicted quality less the paper's impact penalty: greedy by the paper's estimator."""
+    net = seen.predicted_quality - paper_impact(seen)
+    return best_of(jnp.where(seen.available, net, -jnp.inf), params.drop_below)
+
+
+def projected_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
+    """Expected own QoS less the expected QoS lost by others, by our projection: the one to beat."""
+    impact = projected_impact(seen, params.margin)
+    net = jnp.where(seen.available, impact.own_qos - impact.penalty, -jnp.inf)
+    return best_of(net, params.drop_below)
+
+
+def assigned(params: jax.Array, key: jax.Array, seen: Observation) -> jax.Array:
+    """Replay a given expert for each request: ``params`` is [T] int32, by order of arrival."""
+    return params[seen.step]

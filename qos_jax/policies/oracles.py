@@ -1,0 +1,48 @@
+"""Policies that see the truth: the ceiling, never competitors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from qos_jax.policies.heuristics import GreedyParams, best_of
+from qos_jax.routing.impact import true_impact
+from qos_jax.routing.observation import TrueObservation
+from qos_jax.serving import FleetProfile
+from qos_jax.serving.latency import decode_run_s, prefill_s
+from qos_jax.workload.request_table import RequestTable
+
+
+def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservation) -> jax.Array:
+    """``projected_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
+    impact = true_impact(truth, params.margin)
+    net = jnp.where(truth.seen.available, impact.own_qos - impact.penalty, -jnp.inf)
+    return best_of(net, params.drop_below)
+
+
+def upper_bound(profile: FleetProfile, table: RequestTable, latency_limit_s: jax.Array) -> jax.Array:
+    """Best QoS an empty fleet could give each request, [M] float32: no policy can exceed it.
+
+    An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations;
+    company only slows it. A request that no expert can hold, or answer within L, counts 0. (Under
+    chunked prefill a prompt beyond the token budget needs several iterations, so it bounds there too.)
+
+    Args:
+      profile: the fleet, leaves [N].
+      table: M requests.
+      latency_limit_s: [] float32, L, seconds per output token.
+    """
+
+    def of_one(prompt: jax.Array, output: jax.Array, quality: jax.Array) -> jax.Array:
+        prompt_f, output_f = prompt.astype(jnp.float32), output.astype(jnp.float32)
+        alone_s = prefill_s(profile, prompt_f, prompt_f * prompt_f) + decode_run_s(
+            profile, output_f - 1.0, jnp.ones_like(output_f), prompt_f + 1.0
+        )
+        per_token_s = (alone_s + profile.network_rtt_s) / output_f
+        # A float32 rounding of the sum must not turn a request that just meets L away.
+        good = (per_token_s <= latency_limit_s * (1.0 + 1e-5)) & (
+            prompt + output <= profile.kv_capacity_tokens
+        )
+        return jnp.max(jnp.where(good, quality, 0.0))
+
+    return jax.vmap(of_one)(table.prompt_tokens, table.output_tokens, table.quality)

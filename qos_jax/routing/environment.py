@@ -1,0 +1,157 @@
+"""The routing environment: one step is one arrival, one decision, and the time to the next arrival."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time, route
+from qos_jax.routing.observation import Observation, TrueObservation, observe, reveal
+from qos_jax.routing.params import EnvConfig, EnvParams, request_at
+from qos_jax.routing.reward import reward_for
+from qos_jax.workload.arrivals import ArrivalState, init_arrivals, next_gap
+
+
+@struct.dataclass
+class EnvState:
+    """The environment at the instant a request has arrived and is to be routed."""
+
+    fleet: FleetState
+    request: Request  # the arrived one
+    step: jax.Array  # [] int32, decisions taken
+    arrivals: ArrivalState | None  # where the arrival process stands (arrivals = "process")
+    completed: jax.Array  # [] int32, since reset
+    rejected: jax.Array  # [] int32
+    dropped: jax.Array  # [] int32
+
+    @property
+    def in_flight(self) -> jax.Array:
+        """[] int32, requests waiting or running; the arrived one, not yet routed, is not counted."""
+        return jnp.sum(self.fleet.serving.live, dtype=jnp.int32)
+
+
+@struct.dataclass
+class StepInfo:
+    """What a step did, for metrics and records."""
+
+    routed: Routed
+    passed: Passed
+    gap_s: jax.Array  # [] float32, seconds that passed; inf on the draining last step of a trace
+
+
+@struct.dataclass
+class TimeStep:
+    """Result of a step. ``observation`` is that of the state reached, the final one included."""
+
+    observation: Observation
+    reward: jax.Array  # [] float32
+    terminated: jax.Array  # [] bool, the trace has ended and every request has completed
+    truncated: jax.Array  # [] bool, max_steps decisions were taken and it has not ended by itself
+    info: StepInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingEnvironment:
+    """Routing of requests among N LLM experts, as pure functions; ``jax.vmap`` it over keys or params.
+
+    - Observation: :class:`Observation`, masked arrays of static shape; what routers may see.
+    - Action: int32 in 0..N-1, the expert; N drops the request where ``allow_drop``. Other numbers drop too.
+    - Reward: float32, see ``reward.py``; by default the QoS of requests completed since the last decision.
+    - End: ``terminated`` when a trace is exhausted: the last step drains, so every request is paid for.
+      ``truncated`` after ``max_steps`` decisions. No auto-reset; stepping an ended episode is undefined.
+    - Randomness: only arrivals and request contents are random, and neither depends on the actions, so
+      equal keys give every policy the same requests at the same times.
+
+    Source: arXiv 2508.00234, problem formulation; DESIGN section 4.
+    """
+
+    config: EnvConfig
+
+    def reset(self, key: jax.Array, params: EnvParams) -> tuple[EnvState, Observation]:
+        """Return an empty edge at the instant of the first arrival.
+
+        Raises:
+          ValueError: ``params`` lack the process or the episode that the configuration asks for.
+        """
+        arrivals_key, row_key = jax.random.split(key)
+        self._check(params)
+        if self.config.arrivals == "process":
+            arrivals = init_arrivals(arrivals_key, params.process)
+        else:
+            arrivals = None
+        zero = jnp.int32(0)
+        state = EnvState(
+            fleet=empty_fleet(self.config.serving),
+            request=self._request(row_key, params, zero),
+            step=zero,
+            arrivals=arrivals,
+            completed=zero,
+            rejected=zero,
+            dropped=zero,
+        )
+        return state, self.observation(params, state)
+
+    def step(
+        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
+    ) -> tuple[EnvState, TimeStep]:
+        """Route the arrived request, let time pass to the next arrival, pay for what completed."""
+        config = self.config
+        arrivals_key, row_key = jax.random.split(key)
+        before = self.true_observation(params, state)
+        fleet, routed = route(params.profile, state.fleet, state.request, state.step, action)
+        if config.arrivals == "process":
+            gap_s, arrivals = next_gap(arrivals_key, params.process, state.arrivals)
+            terminated = jnp.bool_(False)
+        else:
+            gap_s, arrivals = params.episode.gap_after_s[state.step], None
+            terminated = state.step + 1 >= params.episode.gap_after_s.shape[0]
+            gap_s = jnp.where(terminated, jnp.inf, gap_s)
+        fleet, passed = pass_time(config.serving, params.profile, fleet, gap_s, params.latency_limit_s)
+        reached = EnvState(
+            fleet=fleet,
+            request=self._request(row_key, params, state.step + 1),
+            step=state.step + 1,
+            arrivals=arrivals,
+            completed=state.completed + jnp.sum(passed.completed_count),
+            rejected=state.rejected + routed.rejected,
+            dropped=state.dropped + routed.dropped,
+        )
+        after = self.true_observation(params, reached)
+        return reached, TimeStep(
+            observation=after.seen,
+            reward=reward_for(config.reward, params, before, action, passed, after, terminated),
+            terminated=terminated,
+            truncated=(reached.step >= config.max_steps) & ~terminated,
+            info=StepInfo(routed=routed, passed=passed, gap_s=gap_s),
+        )
+
+    def observation(self, params: EnvParams, state: EnvState) -> Observation:
+        """What a router may see of ``state``."""
+        return observe(
+            params.profile,
+            params.latency_limit_s,
+            params.length_log_std,
+            state.fleet,
+            state.request,
+            state.step,
+        )
+
+    def true_observation(self, params: EnvParams, state: EnvState) -> TrueObservation:
+        """What an oracle may see of ``state``."""
+        return reveal(self.observation(params, state), state.fleet, state.request)
+
+    def _check(self, params: EnvParams) -> None:
+        given = params.process if self.config.arrivals == "process" else params.episode
+        if given is None:
+            needs = "process" if self.config.arrivals == "process" else "episode"
+            raise ValueError(f"arrivals = {self.config.arrivals!r} needs params.{needs}")
+
+    def _request(self, key: jax.Array, params: EnvParams, step: jax.Array) -> Request:
+        """The request that arrives as number ``step``; past a trace's end, its last one again."""
+        if self.config.arrivals == "trace":
+            last = params.episode.row.shape[0] - 1
+            return request_at(params.table, params.episode.row[jnp.minimum(step, last)])
+        return request_at(params.table, jax.random.randint(key, (), 0, params.table.prompt_tokens.shape[0]))

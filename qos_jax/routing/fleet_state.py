@@ -1,0 +1,194 @@
+"""The edge as the simulator sees it: experts, what their requests are about, and one step of both."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.serving import (
+    FleetProfile,
+    ServingConfig,
+    ServingState,
+    advance,
+    arrive,
+    empty_state,
+    evict,
+    insert,
+    place,
+)
+
+
+@struct.dataclass
+class Request:
+    """One request and what each of N experts would make of it."""
+
+    prompt_tokens: jax.Array  # [] int32
+    output_tokens: jax.Array  # [N] int32, TRUE answer length: the simulator's, never a router's
+    quality: jax.Array  # [N] float32 in [0, 1], TRUE quality
+    predicted_output_tokens: jax.Array  # [N] float32, the predictor's median
+    predicted_quality: jax.Array  # [N] float32 in [0, 1]
+
+
+@struct.dataclass
+class FleetState:
+    """N experts with K slots each, and the content of the request in each slot, at its expert."""
+
+    serving: ServingState
+    prompt_tokens: jax.Array  # [N, K] int32
+    output_tokens: jax.Array  # [N, K] int32, true
+    quality: jax.Array  # [N, K] float32, true
+    predicted_output_tokens: jax.Array  # [N, K] float32
+    predicted_quality: jax.Array  # [N, K] float32
+
+    @property
+    def generated_tokens(self) -> jax.Array:
+        """[N, K] int32, tokens generated, the one in the making counted."""
+        return self.serving.context_tokens - self.prompt_tokens
+
+
+@struct.dataclass
+class Outcome:
+    """How a completed request ended."""
+
+    request_id: jax.Array  # int32, -1 = no request
+    expert: jax.Array  # int32
+    ttft_s: jax.Array  # float32, seconds, at the server
+    latency_s: jax.Array  # float32, seconds, E2E, network included
+    preemptions: jax.Array  # int32
+
+
+@struct.dataclass
+class Routed:
+    """What became of one routing decision."""
+
+    accepted: jax.Array  # [] bool
+    rejected: jax.Array  # [] bool, sent to an expert that had no room
+    dropped: jax.Array  # [] bool, sent to none
+    # The outcome that left its slot to make room: each completed request leaves once, here or in
+    # `remaining_outcomes`, so a run's records cost one row a step.
+    evicted: Outcome
+
+
+@struct.dataclass
+class Passed:
+    """What happened while time passed."""
+
+    completed: jax.Array  # [N, K] bool, slots whose request completed
+    completed_count: jax.Array  # [N] int32
+    within_limit: jax.Array  # [N] int32, of these, latency per token <= L
+    qos: jax.Array  # [N] float32, sum of their QoS
+    busy_s: jax.Array  # [N] float32, seconds
+    kv_token_s: jax.Array  # [N] float32, tokens x seconds
+    rounds: jax.Array  # [] int32
+
+
+def empty_fleet(config: ServingConfig) -> FleetState:
+    """Return the edge before any request."""
+    shape = (config.num_experts, config.slots)
+    return FleetState(
+        serving=empty_state(config),
+        prompt_tokens=jnp.zeros(shape, jnp.int32),
+        output_tokens=jnp.ones(shape, jnp.int32),
+        quality=jnp.zeros(shape, jnp.float32),
+        predicted_output_tokens=jnp.ones(shape, jnp.float32),
+        predicted_quality=jnp.zeros(shape, jnp.float32),
+    )
+
+
+def route(
+    profile: FleetProfile, state: FleetState, request: Request, request_id: jax.Array, action: jax.Array
+) -> tuple[FleetState, Routed]:
+    """Send ``request`` to expert ``action``; N, or any other number outside 0..N-1, drops it.
+
+    Args:
+      profile: the fleet, leaves [N].
+      state: the edge at the instant of arrival.
+      request: the request.
+      request_id: [] int32, counts up with arrivals.
+      action: [] int32.
+    """
+    num_experts = state.prompt_tokens.shape[0]
+    placement = place(profile, state.serving, action, request.prompt_tokens, request.output_tokens)
+    serving = state.serving
+    gone = evict(
+        placement,
+        Outcome(
+            request_id=serving.request_id,
+            expert=jnp.broadcast_to(
+                jnp.arange(num_experts, dtype=jnp.int32)[:, None], serving.request_id.shape
+            ),
+            ttft_s=serving.ttft_s,
+            latency_s=serving.latency_s,
+            preemptions=serving.preemptions,
+        ),
+    )
+    gone = gone.replace(request_id=jnp.where(placement.accepted, gone.request_id, -1))
+    content = state.replace(serving=None)
+    newcomer = FleetState(
+        serving=None,
+        prompt_tokens=request.prompt_tokens,
+        output_tokens=request.output_tokens,
+        quality=request.quality,
+        predicted_output_tokens=request.predicted_output_tokens,
+        predicted_quality=request.predicted_quality,
+    )
+    routed_state = insert(placement, content, newcomer).replace(
+        serving=arrive(placement, serving, request_id, request.prompt_tokens, request.output_tokens)
+    )
+    dropped = (action < 0) | (action >= num_experts)
+    return routed_state, Routed(
+        accepted=placement.accepted,
+        rejected=~placement.accepted & ~dropped,
+        dropped=dropped,
+        evicted=gone,
+    )
+
+
+def pass_time(
+    config: ServingConfig,
+    profile: FleetProfile,
+    state: FleetState,
+    gap_s: jax.Array,
+    latency_limit_s: jax.Array,
+) -> tuple[FleetState, Passed]:
+    """Let ``gap_s`` seconds pass (``inf`` drains) and score what completed against the limit L.
+
+    Args:
+      config: static sizes and the scheduler.
+      profile: the fleet, leaves [N].
+      state: the edge now.
+      gap_s: [] float32, seconds.
+      latency_limit_s: [] float32, L, seconds per output token.
+    """
+    serving, progress = advance(config, profile, state.serving, gap_s)
+    per_token_s = serving.latency_s / state.output_tokens.astype(jnp.float32)
+    good = progress.completed & (per_token_s <= latency_limit_s)
+    return state.replace(serving=serving), Passed(
+        completed=progress.completed,
+        completed_count=jnp.sum(progress.completed, axis=-1, dtype=jnp.int32),
+        within_limit=jnp.sum(good, axis=-1, dtype=jnp.int32),
+        qos=jnp.sum(jnp.where(good, state.quality, 0.0), axis=-1),
+        busy_s=progress.busy_s,
+        kv_token_s=progress.kv_token_s,
+        rounds=progress.rounds,
+    )
+
+
+def remaining_outcomes(state: FleetState) -> Outcome:
+    """Outcomes still in the slots, [N, K] each; ``request_id`` -1 where there is none.
+
+    With the evicted ones of every :func:`route` they are all completed requests, each once.
+    """
+    serving = state.serving
+    known = ~serving.live & (serving.request_id >= 0)
+    num_experts = serving.request_id.shape[0]
+    return Outcome(
+        request_id=jnp.where(known, serving.request_id, -1),
+        expert=jnp.broadcast_to(
+            jnp.arange(num_experts, dtype=jnp.int32)[:, None], serving.request_id.shape
+        ),
+        ttft_s=serving.ttft_s,
+        latency_s=serving.latency_s,
+        preemptions=serving.preemptions,
+    )

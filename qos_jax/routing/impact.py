@@ -1,0 +1,141 @@
+"""What routing the newcomer to each expert would gain, and cost those already there."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.observation import Observation, TrueObservation
+from qos_jax.routing.projection import Outlook, predicted_outlook, project, true_outlook
+
+
+@struct.dataclass
+class Impact:
+    """The projected effect of the newcomer at each of N experts."""
+
+    latency_per_token_s: jax.Array  # [N] float32, seconds / token, the newcomer's own
+    own_chance: jax.Array  # [N] float32, its chance to meet L, 0 where it would be rejected
+    own_qos: jax.Array  # [N] float32, predicted quality x chance
+    pushed: jax.Array  # [N] float32, expected number of requests there pushed past L
+    penalty: jax.Array  # [N] float32, expected QoS those lose
+
+
+def projected_impact(seen: Observation, margin: jax.Array) -> Impact:
+    """Impact by the closed form with predicted lengths, without and with the newcomer (DESIGN section 4).
+
+    A request meets L with the chance that its latency per token, log-normal about the projected one,
+    stays below L. Two errors make its spread: its own length (std ``length_log_std``), weighed by how
+    far latency per token depends on it, and ``margin`` for what else may come.
+
+    Args:
+      seen: the observation.
+      margin: [] float32 >= 0, std of log latency per token beyond the newcomer's own length; 0 with
+        exact lengths is a hard test.
+    """
+    return _impact(
+        seen,
+        predicted_outlook(seen),
+        seen.predicted_quality,
+        seen.slot_predicted_quality,
+        seen.length_log_std,
+        margin,
+    )
+
+
+def true_impact(truth: TrueObservation, margin: jax.Array) -> Impact:
+    """The same with true lengths and qualities, for oracles; only later arrivals are unknown to it."""
+    return _impact(
+        truth.seen,
+        true_outlook(truth),
+        truth.quality,
+        truth.slot_quality,
+        jnp.zeros_like(truth.seen.length_log_std),
+        margin,
+    )
+
+
+def _impact(
+    seen: Observation,
+    outlook: Outlook,
+    quality: jax.Array,
+    slot_quality: jax.Array,
+    length_log_std: jax.Array,
+    margin: jax.Array,
+) -> Impact:
+    limit_s = seen.latency_limit_s
+    projection = project(outlook)
+    tokens = jnp.maximum(outlook.output_tokens, 1.0)
+    left_share = outlook.left_tokens / tokens
+    column_std = length_log_std[:, None]
+
+    def chance(latency_s: jax.Array) -> jax.Array:
+        std = _log_std(projection.decode_s / latency_s, left_share, column_std, margin)
+        return _chance(latency_s / tokens, std, limit_s)
+
+    live = outlook.live
+    lost = jnp.where(live, chance(projection.latency_s) - chance(projection.delayed_s), 0.0)
+    new_tokens = jnp.maximum(outlook.new_output_tokens, 1.0)
+    new_per_token_s = projection.new_latency_s / new_tokens
+    new_share = projection.new_decode_s / projection.new_latency_s
+    own = _chance(new_per_token_s, _log_std(new_share, 1.0, length_log_std, margin), limit_s)
+    fits = outlook.new_prompt_tokens + 1.0 <= seen.profile.kv_capacity_tokens.astype(jnp.float32)
+    own = jnp.where(seen.available & fits, own, 0.0)
+    return Impact(
+        latency_per_token_s=new_per_token_s,
+        own_chance=own,
+        own_qos=quality * own,
+        pushed=jnp.sum(lost, axis=-1),
+        penalty=jnp.sum(lost * slot_quality, axis=-1),
+    )
+
+
+def _log_std(
+    decode_share: jax.Array, left_share: jax.Array | float, length_log_std: jax.Array, margin: jax.Array
+) -> jax.Array:
+    """Std of log latency per token: d log(latency / tokens) / d log(left) x its std, and the margin."""
+    sensitivity = decode_share - left_share
+    return jnp.sqrt(jnp.square(sensitivity * length_log_std) + jnp.square(margin))
+
+
+def _chance(per_token_s: jax.Array, log_std: jax.Array, limit_s: jax.Array) -> jax.Array:
+    """Chance that a log-normal latency per token with this median is at most the limit."""
+    slack = jnp.log(limit_s / jnp.maximum(per_token_s, 1e-9))
+    # Floored, so that exact lengths without margin make a hard test that still counts equality as met.
+    return jax.scipy.special.ndtr((slack + 1e-6) / jnp.maximum(log_std, 1e-7))
+
+
+def paper_impact(seen: Observation) -> jax.Array:
+    """The paper's action impact estimator: QoS lost on each expert if the newcomer runs there, [N].
+
+    For each request j running there, extra latency per token
+    ``[k1 p + k2 sum_{k=1}^{min(left_j, d) - 1} (p + k)] / output_j``, k1 = prefill_per_token_s,
+    k2 = decode_per_context_token_s, p the newcomer's prompt, d its predicted length; j is pushed past
+    L if (elapsed / generated) <= L < that + extra. Lost: the sum of their predicted qualities.
+    Source: arXiv 2508.00234, action impact estimator, as in DESIGN section 4.
+    """
+    profile = seen.profile
+    prompt = seen.prompt_tokens.astype(jnp.float32)
+    generated = seen.slot_generated_tokens.astype(jnp.float32)
+    left = left_or_one(seen.slot_predicted_output_tokens, generated)
+    together = jnp.maximum(jnp.minimum(left, seen.predicted_output_tokens[:, None]) - 1.0, 0.0)
+    decode_s = profile.decode_per_context_token_s[:, None] * (
+        together * prompt + 0.5 * together * (together + 1.0)
+    )
+    extra_s = (profile.prefill_per_token_s[:, None] * prompt + decode_s) / (generated + left)
+    now_s = seen.age_s / jnp.maximum(generated, 1.0)
+    pushed = seen.running & (now_s <= seen.latency_limit_s) & (now_s + extra_s > seen.latency_limit_s)
+    return jnp.sum(jnp.where(pushed, seen.slot_predicted_quality, 0.0), axis=-1)
+
+
+def left_or_one(predicted_tokens: jax.Array, generated_tokens: jax.Array) -> jax.Array:
+    """Tokens left by the point prediction, at least 1: the paper's reading, kept for its estimator."""
+    return jnp.maximum(predicted_tokens - generated_tokens, 1.0)
+
+
+def qos_in_flight(truth: TrueObservation) -> jax.Array:
+    """Phi of DESIGN section 4: QoS all requests in flight reach if nothing else arrives, [] float32."""
+    outlook = true_outlook(truth)
+    per_token_s = project(outlook).latency_s / jnp.maximum(outlook.output_tokens, 1.0)
+    good = outlook.live & (per_token_s <= truth.seen.latency_limit_s)
+    return jnp.sum(jnp.where(good, truth.slot_quality, 0.0))

@@ -1,0 +1,100 @@
+"""What a router may see, and what only an oracle may: two types, so that none can cheat by mistake."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.fleet_state import FleetState, Request
+from qos_jax.serving import FleetProfile
+
+
+@struct.dataclass
+class Observation:
+    """What a router sees when a request arrives: predictions, queues, profiles; no true outcome.
+
+    N experts with K slots each; a slot is live if its request is waiting or running.
+    """
+
+    step: jax.Array  # [] int32, requests that arrived before this one
+    prompt_tokens: jax.Array  # [] int32, of the arrived request
+    predicted_output_tokens: jax.Array  # [N] float32, the predictor's median
+    predicted_quality: jax.Array  # [N] float32 in [0, 1]
+    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
+    profile: FleetProfile  # leaves [N]
+    available: jax.Array  # [N] bool, the waiting queue has room
+    lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
+    live: jax.Array  # [N, K] bool, waiting or running
+    running: jax.Array  # [N, K] bool
+    age_s: jax.Array  # [N, K] float32, seconds since arrival
+    slot_prompt_tokens: jax.Array  # [N, K] int32
+    slot_generated_tokens: jax.Array  # [N, K] int32, the one in the making counted
+    slot_prefill_left_tokens: jax.Array  # [N, K] int32, of a partly prefilled prompt
+    slot_predicted_output_tokens: jax.Array  # [N, K] float32
+    slot_predicted_quality: jax.Array  # [N, K] float32
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts N."""
+        return int(self.live.shape[-2])
+
+    @property
+    def waiting(self) -> jax.Array:
+        """[N, K] bool: queued, and not in the batch."""
+        return self.live & ~self.running
+
+
+@struct.dataclass
+class TrueObservation:
+    """An observation with the truth beside it: for oracles, which show the ceiling."""
+
+    seen: Observation
+    output_tokens: jax.Array  # [N] int32, true answer length of the arrived request
+    quality: jax.Array  # [N] float32, true quality
+    slot_output_tokens: jax.Array  # [N, K] int32, true
+    slot_quality: jax.Array  # [N, K] float32, true
+
+
+def observe(
+    profile: FleetProfile,
+    latency_limit_s: jax.Array,
+    length_log_std: jax.Array,
+    state: FleetState,
+    request: Request,
+    step: jax.Array,
+) -> Observation:
+    """Return what the router sees of ``state`` when ``request`` arrives as number ``step``."""
+    serving = state.serving
+    waiting = jnp.sum(serving.waiting, axis=-1, dtype=jnp.int32)
+    return Observation(
+        step=step,
+        prompt_tokens=request.prompt_tokens,
+        predicted_output_tokens=request.predicted_output_tokens,
+        predicted_quality=request.predicted_quality,
+        latency_limit_s=latency_limit_s,
+        length_log_std=length_log_std,
+        profile=profile,
+        available=waiting < profile.max_waiting,
+        lead_s=serving.lead_s,
+        live=serving.live,
+        running=serving.running,
+        age_s=serving.age_s,
+        slot_prompt_tokens=state.prompt_tokens,
+        slot_generated_tokens=state.generated_tokens,
+        slot_prefill_left_tokens=serving.prefill_left_tokens,
+        slot_predicted_output_tokens=state.predicted_output_tokens,
+        slot_predicted_quality=state.predicted_quality,
+    )
+
+
+def reveal(seen: Observation, state: FleetState, request: Request) -> TrueObservation:
+    """Return the observation with the truth that an oracle may see."""
+    return TrueObservation(
+        seen=seen,
+        output_tokens=request.output_tokens,
+        quality=request.quality,
+        slot_output_tokens=state.output_tokens,
+        slot_quality=state.quality,
+    )

@@ -1,0 +1,113 @@
+"""What an environment is made of: static sizes and choices, and the traced numbers a sweep varies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.fleet_state import Request
+from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.workload.arrivals import ArrivalProcess
+from qos_jax.workload.request_table import RequestTable
+
+REWARDS = ("qos", "paper", "potential")
+ARRIVALS = ("process", "trace")
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """Static choices of an environment; hashable. A change of any recompiles.
+
+    Raises:
+      ValueError: an unknown name, or ``max_steps`` below 1.
+    """
+
+    serving: ServingConfig
+    arrivals: str = "process"  # "process" draws arrivals without end; "trace" replays an Episode, then ends
+    max_steps: int = 1000  # decisions until the time limit (truncation)
+    reward: str = "qos"  # "qos", "paper" or "potential", see reward.py
+    allow_drop: bool = False  # whether action N (drop the request) is valid
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("arrivals", self.arrivals, ARRIVALS),
+            ("reward", self.reward, REWARDS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps = {self.max_steps}: must be at least 1")
+
+    @property
+    def num_actions(self) -> int:
+        """N experts, and one more to drop if allowed."""
+        return self.serving.num_experts + int(self.allow_drop)
+
+
+@struct.dataclass
+class Episode:
+    """T arrivals to replay: when, and which row of the request table each is."""
+
+    gap_after_s: jax.Array  # [T] float32, seconds from this arrival to the next; the last inf = drain
+    row: jax.Array  # [T] int32, row of the request table
+
+
+@struct.dataclass
+class EnvParams:
+    """Every number of an environment that may be swept; all leaves traced."""
+
+    profile: FleetProfile  # leaves [N]
+    table: RequestTable  # leaves [M] and [M, N], what requests are about
+    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    length_log_std: jax.Array  # [N] float32, known std of log(true) - log(predicted) output tokens
+    impact_weight: jax.Array  # [] float32, weight of the paper's impact penalty
+    discount: jax.Array  # [] float32, gamma of the potential-based reward
+    process: ArrivalProcess | None = None  # for arrivals = "process"
+    episode: Episode | None = None  # for arrivals = "trace"
+
+
+def make_params(
+    profile: FleetProfile,
+    table: RequestTable,
+    latency_limit_s: float | jax.Array,
+    length_log_std: jax.Array,
+    *,
+    process: ArrivalProcess | None = None,
+    episode: Episode | None = None,
+    impact_weight: float | jax.Array = 1.0,
+    discount: float | jax.Array = 0.99,
+) -> EnvParams:
+    """Return :class:`EnvParams` on device, numbers as float32.
+
+    Raises:
+      ValueError: neither or both of ``process`` and ``episode``, or a table for another number of experts.
+    """
+    if (process is None) == (episode is None):
+        raise ValueError("give either process or episode")
+    num_experts = profile.max_running.shape[-1]
+    if table.quality.shape[-1] != num_experts:
+        raise ValueError(f"the table has {table.quality.shape[-1]} experts, the fleet {num_experts}")
+    return EnvParams(
+        profile=jax.tree.map(jnp.asarray, profile),
+        table=jax.tree.map(jnp.asarray, table),
+        latency_limit_s=jnp.asarray(latency_limit_s, jnp.float32),
+        length_log_std=jnp.asarray(length_log_std, jnp.float32),
+        impact_weight=jnp.asarray(impact_weight, jnp.float32),
+        discount=jnp.asarray(discount, jnp.float32),
+        process=process,
+        episode=None if episode is None else jax.tree.map(jnp.asarray, episode),
+    )
+
+
+def request_at(table: RequestTable, row: jax.Array) -> Request:
+    """Row ``row`` ([] int32) of the table as a request."""
+    return Request(
+        prompt_tokens=table.prompt_tokens[row],
+        output_tokens=table.output_tokens[row],
+        quality=table.quality[row],
+        predicted_output_tokens=table.predicted_output_tokens[row],
+        predicted_quality=table.predicted_quality[row],
+    )
