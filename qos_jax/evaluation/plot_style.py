@@ -12,6 +12,7 @@ from qos_jax.files import atomic_write
 # Okabe and Ito's colours (safe for colour-blind readers), the yellow darkened to be legible on white.
 _BLUE, _ORANGE, _GREEN, _VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _PINK, _SKY, _BLACK, _GREY, _OLIVE = "#CC79A7", "#56B4E9", "#000000", "#8C8C8C", "#9A8B00"
+_PURPLE = "#6A3D9A"
 _COLOURS = (_BLUE, _ORANGE, _GREEN, _VERMILLION, _PINK, _SKY, _BLACK, _OLIVE)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -52,7 +53,7 @@ _POLICIES = {
 def policy_styles(names: Sequence[str]) -> dict[str, Style]:
     """Return a style per policy: a fixed one for those known, the next of a cycle for others."""
     others = sorted(set(names) - _POLICIES.keys())
-    cycle = {name: _cycled((_BLUE, _VERMILLION, _GREEN, _PINK, _BLACK), i) for i, name in enumerate(others)}
+    cycle = {name: _cycled((_BLUE, _VERMILLION, _GREEN, _PURPLE), i) for i, name in enumerate(others)}
     return {name: _POLICIES.get(name) or cycle[name] for name in names}
 
 

@@ -59,7 +59,7 @@ def progress(
         now = clock()
         if now - last >= interval_s and done < total:
             last = now
-            rate = done / (now - start)
+            rate = done / max(now - start, 1e-9)
             eta = f"{(total - done) / rate:,.0f} s" if rate > 0 else "unknown"
             print(f"{lead}{done:,}/{total:,} {unit} {rate:,.0f}/s ETA {eta}", file=out, flush=True)
 

@@ -71,14 +71,15 @@ def comparison_table(
       results: one per policy, workload, rate and limit; those that share workload, rate and limit must
         come from identical requests, seed by seed.
       baseline: the policy to compare with, present on every workload and rate.
-      metrics: names to compare; all those the results hold by default.
+      metrics: names to compare; by default those of ``METRICS`` that every result holds.
       resamples: bootstrap resamples.
       seed: seed of the resampling.
 
     Raises:
       InputError: if the baseline is missing somewhere, a result comes twice or the numbers of seeds differ.
     """
-    names = tuple(metrics if metrics is not None else results[0].metrics) if results else ()
+    held = [result.metrics for result in results]
+    names = tuple(metrics or (name for name in METRICS if all(name in each for each in held)))
     by_case: dict[tuple[str, float, float], dict[str, np.ndarray]] = {}
     for result in results:
         case = by_case.setdefault(_case(result), {})
