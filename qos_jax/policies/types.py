@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,9 +43,21 @@ class Policy:
         """Whether it sees the truth."""
         return self.oracle is not None
 
-    def act(self, params: Any, key: jax.Array, truth: TrueObservation) -> jax.Array:
-        """Choose an expert, [] int32; a router is handed only what it may see."""
+    def act_function(self) -> Oracle:
+        """A function of (params, key, :class:`TrueObservation`), the same object for equal policies.
+
+        A router is handed only the part it may see. Being the same object, it is a static argument
+        that does not recompile.
+        """
         if self.oracle is not None:
-            return self.oracle(params, key, truth)
+            return self.oracle
         assert self.router is not None
-        return self.router(params, key, truth.seen)
+        return _blindfold(self.router)
+
+
+@functools.cache
+def _blindfold(router: Router) -> Oracle:
+    def act(params: Any, key: jax.Array, truth: TrueObservation) -> jax.Array:
+        return router(params, key, truth.seen)
+
+    return act
