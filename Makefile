@@ -1,0 +1,51 @@
+# Everything a user or a developer runs; each target makes the virtual environment it needs.
+#
+#   make demo    compare all routers on a six-expert edge fleet: tables, plots and a run folder in runs/demo
+#   make test    the test suite
+#   make lint    style, types and the floors of the imports
+#   make bench   speed of the simulator
+#   make clean   remove the virtual environment and the caches
+#
+# PYTHON=python3.12 chooses the interpreter that .venv is made with (3.11 or later).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+DEMO_FLAGS ?= --policies=all --workloads=poisson,azure_conv --seeds=16 --out=runs/demo --overwrite
+BENCH_FLAGS ?=
+TEST_FLAGS ?=
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed-plot
+	$(BIN)/python -m launch.evaluate $(DEMO_FLAGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-plot
+	$(BIN)/python -m launch.benchmark $(BENCH_FLAGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find launch qos_jax tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamp files: an extra is installed once, and again only when pyproject.toml changes.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "qos_jax needs Python 3.11 or later, $(PYTHON) is older; run: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml
+	$(PIP) install --editable '.[$*]'
+	touch $@
