@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -39,13 +40,14 @@ class PredictionError:
 
 
 def measure_prediction_error(table: RequestTable) -> PredictionError:
-    """Return the prediction error of a table, measured over its rows (host code, NumPy leaves [N])."""
-    true_log = np.log(np.asarray(table.output_tokens, dtype=np.float64))
-    length = true_log - np.log(np.asarray(table.predicted_output_tokens, dtype=np.float64))
-    quality = np.asarray(table.quality, np.float64) - np.asarray(table.predicted_quality, np.float64)
+    """Return the prediction error of a table, measured over its rows; jittable."""
+    length = jnp.log(jnp.asarray(table.output_tokens, jnp.float32)) - jnp.log(
+        jnp.asarray(table.predicted_output_tokens, jnp.float32)
+    )
+    quality = jnp.asarray(table.quality, jnp.float32) - jnp.asarray(table.predicted_quality, jnp.float32)
     return PredictionError(
-        length_log_std=length.std(axis=0).astype(np.float32),
-        quality_std=np.sqrt(np.mean(quality**2, axis=0)).astype(np.float32),
+        length_log_std=jnp.std(length, axis=0),
+        quality_std=jnp.sqrt(jnp.mean(jnp.square(quality), axis=0)),
     )
 
 

@@ -1,0 +1,144 @@
+"""Read the requests of one run from a CSV file: arrivals, the request table and an optional assignment."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from absl import logging
+
+from qos_jax.errors import input_error
+from qos_jax.workload import text_table
+from qos_jax.workload.fleet import DROP_NAME
+from qos_jax.workload.request_table import RequestTable
+from qos_jax.workload.text_table import Path, TextTable, near_match
+from qos_jax.workload.trace_readers import check_order
+
+DROPPED = -1  # the value of ``Requests.expert`` for a request that is refused
+TRUTH_OF = {"predicted_output_tokens": "output_tokens", "predicted_quality": "quality"}
+REQUIRED_PER_EXPERT = tuple(TRUTH_OF.values())
+MIN_PREDICTED_TOKENS = 1e-3  # a predicted median below it is a mistake, and 0 has no logarithm
+
+Reader = Callable[[TextTable, str], np.ndarray]
+
+
+class Requests(NamedTuple):
+    """T requests in order of arrival, as one run takes them."""
+
+    arrival_s: npt.NDArray[np.float64]  # [T] float64, seconds, >= 0, non-decreasing
+    table: RequestTable  # M = T rows, NumPy leaves
+    expert: npt.NDArray[np.int32] | None  # [T] int32 expert index, -1 = drop; None without such a column
+
+
+def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
+    """Read requests from CSV.
+
+    Columns: ``arrival_s``, ``prompt_tokens``; ``output_tokens`` and ``quality``, each either once for all
+    experts or as ``name.EXPERT`` for every expert; likewise, optionally, ``predicted_output_tokens`` (medians)
+    and ``predicted_quality``, which default to the truth with a logged warning; optionally ``expert``, the
+    expert each request is assigned to by name, where an empty cell or ``drop`` refuses it.
+
+    Args:
+      path: the file; lines that start with ``#`` are comments.
+      expert_names: the N names of the fleet, in its order.
+
+    Raises:
+      InputError: naming file, row, field and remedy of the first fault found.
+    """
+    chunks = text_table.read_chunks(path)
+    first = next(chunks)
+    sources = _check_columns(first, expert_names)
+    readers: dict[str, Reader] = {
+        "output_tokens": lambda t, c: text_table.integers(t, c, minimum=1),
+        "quality": _unit_interval,
+        "predicted_output_tokens": lambda t, c: text_table.floats(
+            t, c, minimum=MIN_PREDICTED_TOKENS, maximum=text_table.MAX_INT32
+        ).astype(np.float32),
+        "predicted_quality": _unit_interval,
+    }
+    parts: dict[str, list[np.ndarray]] = {}
+    last_s = 0.0
+    for table in itertools.chain([first], chunks):
+        arrival_s = text_table.floats(table, "arrival_s", minimum=0.0)
+        check_order(table, arrival_s, last_s)
+        last_s = arrival_s[-1] if len(arrival_s) else last_s
+        read: dict[str, np.ndarray] = {
+            "arrival_s": arrival_s,
+            "prompt_tokens": text_table.integers(table, "prompt_tokens", minimum=1),
+        }
+        for field, columns in sources.items():
+            by_column = {c: readers[field](table, c) for c in dict.fromkeys(columns)}
+            read[field] = np.stack([by_column[c] for c in columns], axis=1)
+        if "expert" in table.columns:
+            read["expert"] = _expert_indices(table, expert_names)
+        for field, values in read.items():
+            parts.setdefault(field, []).append(values)
+    data = {field: np.concatenate(values) for field, values in parts.items()}
+    if len(data["arrival_s"]) == 0:
+        raise input_error("holds no request", file=path, remedy="give at least one row")
+    for field, truth in TRUTH_OF.items():
+        if field not in data:
+            logging.warning("%s: no column %s, so the router is given the true %s", path, field, truth)
+            data[field] = data[truth].astype(np.float32)
+    arrival_s, expert = data.pop("arrival_s"), data.pop("expert", None)
+    fields: dict[str, Any] = data
+    return Requests(arrival_s, RequestTable(**fields), expert)
+
+
+def _unit_interval(table: TextTable, column: str) -> np.ndarray:
+    return text_table.floats(table, column, minimum=0.0, maximum=1.0).astype(np.float32)
+
+
+def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return, per field given, the column of each expert; refuse unknown, missing and doubled columns."""
+    per_expert = (*REQUIRED_PER_EXPERT, *TRUTH_OF)
+    sources: dict[str, list[str]] = {}
+    for column in table.columns:
+        field, dot, expert = column.partition(".")
+        if dot and field in per_expert and expert not in names:
+            raise input_error(
+                f"no expert {expert!r} in the fleet{near_match(expert, names)}",
+                file=table.file,
+                field=column,
+                remedy=f"use one of {', '.join(names)}",
+            )
+    for field in per_expert:
+        own = [f"{field}.{name}" for name in names]
+        given = [column for column in own if column in table.columns]
+        if field in table.columns and given:
+            raise input_error(
+                f"is given both for all experts and as {given[0]!r}",
+                file=table.file,
+                field=field,
+                remedy="keep one of the two",
+            )
+        if given and len(given) < len(own):
+            missing = next(column for column in own if column not in table.columns)
+            raise input_error(
+                "column is missing", file=table.file, field=missing, remedy="give one for every expert"
+            )
+        if given or field in table.columns:
+            sources[field] = own if given else [field] * len(names)
+    required = ["arrival_s", "prompt_tokens", *(f for f in REQUIRED_PER_EXPERT if f not in sources)]
+    optional = ["expert", *per_expert, *(c for columns in sources.values() for c in columns)]
+    text_table.check_columns(table, required, optional)
+    return sources
+
+
+def _expert_indices(table: TextTable, names: Sequence[str]) -> npt.NDArray[np.int32]:
+    index = {name: i for i, name in enumerate(names)} | {"": DROPPED, DROP_NAME: DROPPED}
+    cells = table.columns["expert"]
+    try:
+        return np.array([index[cell] for cell in cells], dtype=np.int32)
+    except KeyError:
+        row = next(k for k, cell in enumerate(cells) if cell not in index)
+        raise input_error(
+            f"no expert {cells[row]!r} in the fleet{near_match(cells[row], names)}",
+            file=table.file,
+            row=table.line[row],
+            field="expert",
+            remedy=f"use one of {', '.join(names)}, or {DROP_NAME}",
+        ) from None
