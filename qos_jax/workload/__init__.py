@@ -13,36 +13,85 @@ from qos_jax.workload.arrivals import (
     sample_gaps,
 )
 from qos_jax.workload.fleet import Fleet, read_fleet, take, validate_fleet, write_fleet
+from qos_jax.workload.predictor_error import predictor_error
+from qos_jax.workload.profiles import (
+    LengthHistogram,
+    RateProfile,
+    arrivals_like,
+    data_folder,
+    default_latency_limit_s,
+    fleet_path,
+    load_calibration,
+    load_length_histogram,
+    load_rate_profile,
+    sample_lengths,
+    workload_names,
+)
 from qos_jax.workload.request_table import (
     PredictionError,
     RequestTable,
     measure_prediction_error,
     validate_request_table,
 )
+from qos_jax.workload.requests import DROPPED, Requests, read_requests
+from qos_jax.workload.synthetic import sample_table, table_for_trace
+from qos_jax.workload.synthetic_params import (
+    SyntheticParams,
+    experts_named,
+    load_params,
+    sample_experts,
+    save_params,
+    select_experts,
+)
 from qos_jax.workload.trace import Trace, scale_rate, split, window
+from qos_jax.workload.trace_readers import read_trace
 
 __all__ = [
+    "DROPPED",
     "ArrivalProcess",
     "ArrivalState",
     "Fleet",
+    "LengthHistogram",
     "PredictionError",
+    "RateProfile",
     "RequestTable",
+    "Requests",
+    "SyntheticParams",
     "Trace",
+    "arrivals_like",
+    "data_folder",
+    "default_latency_limit_s",
     "diurnal",
+    "experts_named",
+    "fleet_path",
     "gamma",
     "init_arrivals",
+    "load_calibration",
+    "load_length_histogram",
+    "load_params",
+    "load_rate_profile",
     "make_process",
     "measure_prediction_error",
     "mmpp",
     "next_gap",
     "poisson",
+    "predictor_error",
     "read_fleet",
+    "read_requests",
+    "read_trace",
+    "sample_experts",
     "sample_gaps",
+    "sample_lengths",
+    "sample_table",
+    "save_params",
     "scale_rate",
+    "select_experts",
     "split",
+    "table_for_trace",
     "take",
     "validate_fleet",
     "validate_request_table",
     "window",
+    "workload_names",
     "write_fleet",
 ]

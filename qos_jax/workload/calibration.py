@@ -7,6 +7,7 @@ are found by bisection, on a fixed sample.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from qos_jax.errors import input_error
-from qos_jax.workload import synthetic
+from qos_jax.workload import profiles, synthetic
 from qos_jax.workload.request_table import RequestTable
-from qos_jax.workload.synthetic_params import SyntheticParams
+from qos_jax.workload.synthetic_params import SyntheticParams, save_params
+from qos_jax.workload.text_table import Path
+from qos_jax.workload.trace_readers import read_trace
 
 EXCLUDED_TASKS = ("alpacaeval",)  # derives from a non-commercial set: never in anything shipped
 LATENT_LIMIT = 6.0  # thresholds beyond it are certain in any sample
@@ -55,7 +58,7 @@ def fit_tables(
     fits = []
     for name in tasks:
         rows = task == name
-        fits.append(_fit_task(score[rows], out_tokens[rows], prompt_tokens[rows]))
+        fits.append(fit_task(score[rows], out_tokens[rows], prompt_tokens[rows]))
     kept = np.array([np.sum(task == name) for name in tasks], dtype=np.float64)
     n = len(names)
     leaves: dict[str, Any] = {field: np.stack([fit[field] for fit in fits]) for field in fits[0]}
@@ -68,7 +71,7 @@ def fit_tables(
     return _fit_predictor(SyntheticParams(**arrays, expert_names=tuple(names)))
 
 
-def _fit_task(score: Array, out_tokens: Array, prompt_tokens: Array) -> dict[str, Any]:
+def fit_task(score: Array, out_tokens: Array, prompt_tokens: Array) -> dict[str, Any]:
     """Fit the figures of one task; an expert without answers gets the mean of the others' figures."""
     present: npt.NDArray[np.bool_] = np.logical_not(np.isnan(score).all(axis=0))
     seen, tokens = score[:, present], out_tokens[:, present]
@@ -128,7 +131,7 @@ def _fit_lengths(normal: Array, log_tokens: Array) -> tuple[float, float, float,
 def _fit_shared_quality(levels: Array, threshold: Array) -> float:
     """Return rho that gives the average covariance of the experts' qualities seen in the table."""
     others = ~np.eye(levels.shape[1], dtype=bool)
-    target = np.cov(levels.T, bias=True)[others].mean()
+    target = np.asarray(np.cov(levels.T, bias=True))[others].mean()
 
     def excess(rho: float) -> float:
         shift = (np.sqrt(rho) * _NODES[:, None, None] - threshold[None]) / np.sqrt(1 - rho)
@@ -208,8 +211,8 @@ def table_figures(table: RequestTable) -> dict[str, float]:
         "best_single": quality.mean(axis=0).max(),
         "oracle": quality.max(axis=1).mean(),
         "prompt_share": (between - within) / (between + (n - 1) * within),
-        "score_corr": np.corrcoef(quality.T)[pairs].mean(),
-        "length_corr": np.corrcoef(log_tokens.T)[pairs].mean(),
+        "score_corr": np.asarray(np.corrcoef(quality.T))[pairs].mean(),
+        "length_corr": np.asarray(np.corrcoef(log_tokens.T))[pairs].mean(),
         "length_score_corr_min": min(length_score),
         "length_score_corr_max": max(length_score),
         "auc": _auc(quality.ravel() > 0.5, predicted.ravel()),
@@ -227,3 +230,69 @@ def _auc(positive: npt.NDArray[np.bool_], value: Array) -> float:
     rank = stats.rankdata(value)
     ones, zeros = positive.sum(), (~positive).sum()
     return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+
+
+def read_lookahead(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of ``scores_lengths.npz``: score, out_tokens, prompt_tokens, dataset, models.
+
+    Raises:
+      InputError: the file is missing, or lacks an array.
+    """
+    path = pathlib.Path(folder) / "scores_lengths.npz"
+    fields = ("score", "out_tokens", "prompt_tokens", "dataset", "models")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {field: content[field] for field in fields}
+    except (OSError, ValueError, KeyError) as error:
+        remedy = f"give the folder with scores_lengths.npz of {', '.join(fields)}"
+        raise input_error(f"cannot be read ({error})", file=path, remedy=remedy) from None
+
+
+def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) -> list[pathlib.Path]:
+    """Write calibration/lookahead6.json, rates/*.csv and lengths/*.csv into ``out``; return what was written.
+
+    Args:
+      out: the data folder.
+      lookahead_dir: folder of the real table, or None to leave the calibration as it is.
+      traces: ``NAME=FILE`` each; all of them, since rates/summary.csv is written whole.
+
+    Raises:
+      InputError: nothing to do, a malformed NAME=FILE, or any fault of a file.
+    """
+    if lookahead_dir is None and not traces:
+        raise input_error("nothing to do", remedy="give --lookahead_dir or --trace=NAME=FILE")
+    folder, written = pathlib.Path(out), []
+    if lookahead_dir is not None:
+        table = read_lookahead(lookahead_dir)
+        arrays = [np.asarray(table[f], np.float64) for f in ("score", "out_tokens", "prompt_tokens")]
+        params = fit_tables(arrays[0], arrays[1], arrays[2], table["dataset"], table["models"].tolist())
+        sample = synthetic.sample_table(jax.random.key(FIT_SEED + 1), params, FIT_ROWS)
+        notes = {
+            "source": "huangcb01/lookahead-routing (evaluation logs), MIT; alpacaeval rows left out",
+            "made_by": "python -m launch.fit_tables --lookahead_dir=FOLDER",
+            "tasks": [str(t) for t in np.unique(table["dataset"]) if t not in EXCLUDED_TASKS],
+            "figures_of_a_sample": {name: round(v, 4) for name, v in table_figures(sample).items()},
+        }
+        written.append(folder / "calibration" / "lookahead6.json")
+        save_params(written[-1], params, notes)
+    summary = []
+    for item in traces:
+        name, equals, file = item.partition("=")
+        if not (name and equals and file):
+            raise input_error(f"{item!r} is not NAME=FILE", field="trace", remedy="write e.g. code=trace.csv")
+        trace = read_trace(file)
+        profile = profiles.derive_rate_profile(trace)
+        source = f"Derived by launch.fit_tables from {trace.name}; see README.md for its licence."
+        numbers = [f"{v:.6g}" for v in (profile.mean_rate_per_s, profile.bin_s, profile.gap_cv)]
+        summary.append([name, profile.requests, *numbers])
+        written.append(folder / "rates" / f"{name}.csv")
+        rates = [[k, f"{rate:.6g}"] for k, rate in enumerate(profile.relative_rate)]
+        profiles.write_table(written[-1], profiles.RATE_COLUMNS, rates, [source])
+        written.append(folder / "lengths" / f"{name}.csv")
+        cells = profiles.derive_length_cells(trace).tolist()
+        profiles.write_table(written[-1], profiles.LENGTH_COLUMNS, cells, [source])
+    if summary:
+        written.append(folder / "rates" / "summary.csv")
+        note = "Rates over whole bins; gap_cv: of the gaps with the bins' rates divided out."
+        profiles.write_table(written[-1], profiles.SUMMARY_COLUMNS, summary, [note])
+    return written

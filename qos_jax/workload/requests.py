@@ -37,9 +37,9 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     """Read requests from CSV.
 
     Columns: ``arrival_s``, ``prompt_tokens``; ``output_tokens`` and ``quality``, each either once for all
-    experts or as ``name.EXPERT`` for every expert; likewise, optionally, ``predicted_output_tokens`` (medians)
-    and ``predicted_quality``, which default to the truth with a logged warning; optionally ``expert``, the
-    expert each request is assigned to by name, where an empty cell or ``drop`` refuses it.
+    experts or as ``name.EXPERT`` for every expert; likewise, optionally, ``predicted_output_tokens``
+    (medians) and ``predicted_quality``, which default to the truth with a logged warning; optionally
+    ``expert``, the expert each request is assigned to by name, where an empty cell or ``drop`` refuses it.
 
     Args:
       path: the file; lines that start with ``#`` are comments.

@@ -140,7 +140,7 @@ def sample_experts(key: jax.Array, params: SyntheticParams, num_experts: int) ->
     """Return ``num_experts`` experts drawn from the calibrated population.
 
     Whole shuffles of the population first, so up to N experts are distinct; those beyond N are repeats moved
-    by half the population's own spread in ability (thresholds) and verbosity (log lengths), alike in all tasks.
+    by half the population's own spread in ability (thresholds) and verbosity (log lengths).
     """
     order_key, ability_key, verbosity_key = jax.random.split(key, 3)
     population = params.num_experts

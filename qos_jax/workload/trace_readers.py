@@ -1,9 +1,9 @@
 """Readers of public trace formats: Azure LLM inference 2023/2024, Mooncake, BurstGPT and a generic CSV.
 
 Recorded traces hold failed requests. A row with no prompt token or no output token cannot be served: the
-readers of the recorded formats leave it out, count it in ``Trace.skipped_rows`` and log the count; the generic
-CSV, which people write by hand, refuses it. Recorded rows out of time order are sorted (stably); the generic
-CSV refuses them too.
+readers of the recorded formats leave it out, count it in ``Trace.skipped_rows`` and log the count; the
+generic CSV, which people write by hand, refuses it. Recorded rows out of time order are sorted (stably); the
+generic CSV refuses them too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,216 @@
+"""Shipped figures of public traces: rate profiles, length histograms, latency limits; load and sample."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax import struct
+
+from qos_jax.errors import input_error
+from qos_jax.files import atomic_write
+from qos_jax.workload import arrivals, text_table
+from qos_jax.workload.synthetic_params import SyntheticParams, load_params
+from qos_jax.workload.text_table import Path
+from qos_jax.workload.trace import Trace
+
+BIN_S = 60.0  # of a rate profile
+BINS_PER_OCTAVE = 4  # of a length histogram
+SUMMARY_COLUMNS = ("name", "requests", "mean_rate_per_s", "bin_s", "gap_cv")
+RATE_COLUMNS = ("bin", "relative_rate")
+LENGTH_COLUMNS = ("prompt_low", "prompt_high", "output_low", "output_high", "count")
+LIMIT_COLUMNS = ("fleet", "latency_limit_s", "reason")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RateProfile:
+    """How a trace's arrivals vary in time.
+
+    Attributes:
+      name: of the trace.
+      requests: number of requests it was derived from.
+      mean_rate_per_s: its native arrival rate.
+      relative_rate: [P] rate per bin over the mean rate; mean 1.
+      bin_s: seconds per bin.
+      gap_cv: coefficient of variation of the gaps once the bins' rates are divided out.
+    """
+
+    name: str
+    requests: int
+    mean_rate_per_s: float
+    relative_rate: npt.NDArray[np.float64]
+    bin_s: float
+    gap_cv: float
+
+
+@struct.dataclass
+class LengthHistogram:
+    """Joint histogram of prompt and output tokens over C cells, each [low, high) in whole tokens."""
+
+    low: jax.Array  # [C, 2] float32, tokens (prompt, output), inclusive
+    high: jax.Array  # [C, 2] float32, tokens, exclusive
+    log_weight: jax.Array  # [C] float32, log of the share of requests
+
+
+def data_folder() -> pathlib.Path:
+    """Return the ``data`` folder of the clone this package lies in.
+
+    Raises:
+      InputError: there is none, as when the package was installed without the repository.
+    """
+    folder = pathlib.Path(__file__).resolve().parents[2] / "data"
+    if not folder.is_dir():
+        raise input_error(
+            "no such folder", file=folder, remedy="run from a clone of the repository, or name your own files"
+        )
+    return folder
+
+
+def workload_names() -> tuple[str, ...]:
+    """Return the names of the shipped workloads, such as ``azure_conv``."""
+    return tuple(next(text_table.read_chunks(data_folder() / "rates" / "summary.csv")).columns["name"])
+
+
+def load_rate_profile(name: str) -> RateProfile:
+    """Load the shipped rate profile ``name``; InputError naming the near match if there is none."""
+    folder = data_folder() / "rates"
+    summary = next(text_table.read_chunks(folder / "summary.csv"))
+    text_table.check_columns(summary, SUMMARY_COLUMNS)
+    names = summary.columns["name"]
+    _check_name(name, names)
+    row = names.index(name)
+    numbers = {c: float(text_table.floats(summary, c, above=0.0)[row]) for c in SUMMARY_COLUMNS[1:]}
+    table = next(text_table.read_chunks(folder / f"{name}.csv"))
+    text_table.check_columns(table, RATE_COLUMNS)
+    return RateProfile(
+        name=name,
+        requests=int(numbers["requests"]),
+        mean_rate_per_s=numbers["mean_rate_per_s"],
+        relative_rate=text_table.floats(table, "relative_rate", minimum=0.0),
+        bin_s=numbers["bin_s"],
+        gap_cv=numbers["gap_cv"],
+    )
+
+
+def arrivals_like(
+    profile: RateProfile, rate_per_s: float | jax.Array | None = None
+) -> arrivals.ArrivalProcess:
+    """Return a process with the profile's shape and gap CV, at ``rate_per_s`` or the native rate."""
+    rate = profile.mean_rate_per_s if rate_per_s is None else rate_per_s
+    return arrivals.diurnal(rate, profile.relative_rate, profile.bin_s, cv=profile.gap_cv)
+
+
+def load_length_histogram(name: str) -> LengthHistogram:
+    """Load the shipped length histogram ``name``; InputError naming the near match if there is none."""
+    _check_name(name, list(workload_names()))
+    table = next(text_table.read_chunks(data_folder() / "lengths" / f"{name}.csv"))
+    text_table.check_columns(table, LENGTH_COLUMNS)
+    low, high = (
+        np.stack([text_table.integers(table, f"{side}_{end}", minimum=1) for side in ("prompt", "output")], 1)
+        for end in ("low", "high")
+    )
+    count = text_table.floats(table, "count", above=0.0)
+    return LengthHistogram(
+        low=jnp.asarray(low, jnp.float32),
+        high=jnp.asarray(high, jnp.float32),
+        log_weight=jnp.asarray(np.log(count / count.sum()), jnp.float32),
+    )
+
+
+def sample_lengths(key: jax.Array, histogram: LengthHistogram, num_rows: int) -> tuple[jax.Array, jax.Array]:
+    """Draw prompt and output tokens jointly: two [M] int32; log-uniform within a cell."""
+    cell_key, within_key = jax.random.split(key)
+    cell = jax.random.categorical(cell_key, histogram.log_weight, shape=(num_rows,))
+    low, high = histogram.low[cell], histogram.high[cell]  # [M, 2]
+    within = jax.random.uniform(within_key, (num_rows, 2))
+    drawn = jnp.floor(low * (high / low) ** within)
+    tokens = jnp.clip(drawn, low, high - 1).astype(jnp.int32)
+    return tokens[:, 0], tokens[:, 1]
+
+
+def load_calibration() -> SyntheticParams:
+    """Load the shipped figures of the synthetic request tables (six experts)."""
+    return load_params(data_folder() / "calibration" / "lookahead6.json")
+
+
+def fleet_path(name: str) -> pathlib.Path:
+    """Return the path of the shipped fleet ``name``, such as ``edge6``."""
+    return data_folder() / "fleets" / f"{name}.csv"
+
+
+def default_latency_limit_s(fleet: Path) -> float:
+    """Return the latency limit, seconds per token, stated for a shipped fleet given by path or name.
+
+    Raises:
+      InputError: the fleet is not one of those of ``data/fleets/limits.csv``.
+    """
+    table = next(text_table.read_chunks(data_folder() / "fleets" / "limits.csv"))
+    text_table.check_columns(table, LIMIT_COLUMNS)
+    name = os.path.basename(fleet).removesuffix(".csv")
+    names = table.columns["fleet"]
+    if name not in names:
+        raise input_error(
+            f"no default latency limit for fleet {name!r}{text_table.near_match(name, names)}",
+            field="latency_limit_s",
+            remedy="give one, in seconds per token",
+        )
+    return float(text_table.floats(table, "latency_limit_s", above=0.0)[names.index(name)])
+
+
+def derive_rate_profile(trace: Trace, bin_s: float = BIN_S) -> RateProfile:
+    """Derive a rate profile from a trace, over its whole bins.
+
+    Raises:
+      InputError: the trace is shorter than one bin.
+    """
+    bins = int(trace.duration_s // bin_s)
+    if bins < 1:
+        raise input_error("is shorter than one bin", file=trace.name, remedy=f"give at least {bin_s:g} s")
+    at = trace.arrival_s[trace.arrival_s < bins * bin_s]
+    counts = np.histogram(at, bins=np.arange(bins + 1) * bin_s)[0]
+    edges = np.concatenate([[0.0], np.cumsum(counts)])
+    gaps = np.diff(np.interp(at, np.arange(bins + 1) * bin_s, edges))  # operational time, mean 1
+    return RateProfile(
+        name=trace.name,
+        requests=len(at),
+        mean_rate_per_s=len(at) / (bins * bin_s),
+        relative_rate=counts / counts.mean(),
+        bin_s=bin_s,
+        gap_cv=float(gaps.std() / gaps.mean()),
+    )
+
+
+def derive_length_cells(trace: Trace) -> npt.NDArray[np.int64]:
+    """Return the non-empty cells of a trace's joint length histogram: [C, 5] as ``LENGTH_COLUMNS``."""
+    sides = []
+    for tokens in (trace.prompt_tokens, trace.output_tokens):
+        octaves = int(np.ceil(np.log2(tokens.max() + 1)))
+        edges = np.unique(np.ceil(2.0 ** (np.arange(octaves * BINS_PER_OCTAVE + 1) / BINS_PER_OCTAVE)))
+        at = np.searchsorted(edges, tokens, side="right") - 1
+        sides.append(np.stack([edges[at], edges[at + 1]], axis=1))
+    cells, counts = np.unique(np.concatenate(sides, axis=1), axis=0, return_counts=True)
+    return np.concatenate([cells, counts[:, None]], axis=1).astype(np.int64)
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: list[list[Any]], comments: list[str]) -> None:
+    """Write a small CSV of figures, comments first."""
+    with atomic_write(path) as stream:
+        stream.writelines(f"# {comment}\n" for comment in comments)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerows([columns, *rows])
+
+
+def _check_name(name: str, names: list[str]) -> None:
+    if name not in names:
+        raise input_error(
+            f"no workload {name!r} is shipped{text_table.near_match(name, names)}",
+            field="workload",
+            remedy=f"use one of {', '.join(names)}, or give a trace file",
+        )

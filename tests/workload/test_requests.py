@@ -1,0 +1,74 @@
+"""Requests read quickly and exactly; every fault is named."""
+
+import time
+
+import numpy as np
+import pytest
+
+from qos_jax.errors import InputError
+from qos_jax.workload import read_requests, validate_request_table
+
+NAMES = ("llama-3.1", "gemma")
+HEAD = "arrival_s,prompt_tokens,output_tokens,quality"
+
+
+def read(tmp_path, text):
+    path = tmp_path / "r.csv"
+    path.write_text(text)
+    return read_requests(path, NAMES)
+
+
+def test_shared_columns_and_defaults(tmp_path, caplog):
+    arrival_s, table, expert = read(tmp_path, f"{HEAD}\n0.5,10,20,1\n0.5,11,21,0.25\n")
+    np.testing.assert_array_equal(arrival_s, [0.5, 0.5])
+    np.testing.assert_array_equal(table.output_tokens, [[20, 20], [21, 21]])
+    np.testing.assert_array_equal(table.predicted_output_tokens, [[20, 20], [21, 21]])
+    np.testing.assert_array_equal(table.predicted_quality, table.quality)
+    assert expert is None
+    assert table.predicted_output_tokens.dtype == np.float32
+    validate_request_table(table)
+
+
+def test_columns_per_expert_and_assignment(tmp_path):
+    head = (
+        "arrival_s,prompt_tokens,output_tokens.gemma,output_tokens.llama-3.1,quality,predicted_quality,expert"
+    )
+    requests = read(tmp_path, f"{head}\n0,10,20,30,1,0.5,gemma\n1,10,20,30,1,0.5,\n2,1,2,3,1,1,drop\n")
+    np.testing.assert_array_equal(requests.table.output_tokens, [[30, 20], [30, 20], [3, 2]])
+    np.testing.assert_array_equal(requests.expert, [1, -1, -1])
+    assert requests.table.predicted_quality[0, 0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("arrival_s,prompt_tokens,quality\n0,1,1\n", "field 'output_tokens': column is missing"),
+        (f"{HEAD},output_tokens.gemma\n0,1,1,1,1\n", "both"),
+        ("arrival_s,prompt_tokens,quality,output_tokens.gemma\n0,1,1,1\n", "output_tokens.llama-3.1"),
+        (f"{HEAD},predicted_quality.gema\n0,1,1,1,1\n", "did you mean 'gemma'"),
+        (f"{HEAD},colour\n0,1,1,1,1\n", "unknown"),
+        (f"{HEAD}\n", "no request"),
+        (f"{HEAD}\n0,1,1,1.5\n", "row 2, field 'quality'"),
+        (f"{HEAD}\n0,1,0,1\n", "row 2, field 'output_tokens'"),
+        (f"{HEAD}\n0,1.5,1,1\n", "row 2, field 'prompt_tokens'"),
+        (f"{HEAD}\n-1,1,1,1\n", "row 2, field 'arrival_s'"),
+        (f"{HEAD}\n1,1,1,1\n# note\n0.5,1,1,1\n", "row 4, field 'arrival_s'"),
+        (f"{HEAD}\nnan,1,1,1\n", "not finite"),
+        (f"{HEAD}\n0,1,1\n", "3 cells"),
+        (f"{HEAD},predicted_output_tokens\n0,1,1,1,0\n", "predicted_output_tokens"),
+        (f"{HEAD},expert\n0,1,1,1,gemmma\n", "did you mean 'gemma'"),
+    ],
+)
+def test_faults_are_named(tmp_path, text, fault):
+    with pytest.raises(InputError, match=fault) as error:
+        read(tmp_path, text)
+    assert "r.csv" in str(error.value)
+
+
+def test_a_hundred_thousand_rows_take_seconds(tmp_path):
+    rows = [f"{k / 8},{k % 1000 + 1},{k % 300 + 1},0.5" for k in range(100_000)]
+    start = time.monotonic()
+    requests = read(tmp_path, "\n".join([HEAD, *rows]))
+    assert time.monotonic() - start < 10
+    assert requests.table.num_rows == 100_000
+    assert requests.arrival_s[-1] == 99_999 / 8
