@@ -24,9 +24,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text = "b" not in mode
     try:
-        with os.fdopen(handle, mode, **text) as stream:
+        with open(handle, mode, encoding="utf-8" if text else None, newline="" if text else None) as stream:
             yield stream
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)

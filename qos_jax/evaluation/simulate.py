@@ -27,10 +27,10 @@ from qos_jax.routing.observation import observe, reveal
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload.request_table import RequestTable
 
-# Runs stepped together. On CPU a block this size stays in cache and its loop waits only for its own
-# slowest run; on an accelerator all runs go in one block.
+# Runs stepped together on a CPU: a block this size stays in cache, and its event loop waits only for its
+# own slowest run. On an accelerator all runs go in one block.
 CPU_BLOCK_RUNS = 64
-CHUNK_REQUESTS = 1024
+CHUNK_REQUESTS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +88,10 @@ class Snapshot:
     kv_tokens: jax.Array  # [N] int32, context of the running requests
 
 
-@functools.partial(jax.jit, static_argnames=("config", "policy_function", "block", "keep_snapshots"))
+@functools.partial(jax.jit, static_argnames=("config", "policy_function", "keep_snapshots"))
 def _run_chunk(
     config: ServingConfig,
     policy_function: Callable[..., jax.Array],
-    block: int,
     keep_snapshots: bool,
     policy_params: Any,
     profile: FleetProfile,
@@ -102,7 +101,7 @@ def _run_chunk(
     fleet: FleetState,
     arriving: _Arriving,
 ) -> tuple[_Carry, _Logged, Snapshot | None]:
-    """Step R runs (leading axis, a multiple of ``block``) through a chunk of requests each."""
+    """Step the runs of a block (leading axis) through a chunk of requests each."""
 
     def one_run(
         limit_s: jax.Array, log_std: jax.Array, seed: jax.Array, fleet: FleetState, arriving: _Arriving
@@ -137,10 +136,7 @@ def _run_chunk(
         zeros = jnp.zeros((config.num_experts,), jnp.float32)
         return jax.lax.scan(step, _Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)
 
-    inputs = (latency_limit_s, length_log_std, seed, fleet, arriving)
-    blocked = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), inputs)
-    results = jax.lax.map(lambda block_inputs: jax.vmap(one_run)(*block_inputs), blocked)
-    carry, (logged, snapshots) = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+    carry, (logged, snapshots) = jax.vmap(one_run)(latency_limit_s, length_log_std, seed, fleet, arriving)
     return carry, logged, snapshots
 
 
@@ -159,64 +155,81 @@ def simulate(
     policy: Policy,
     runs: Runs,
     *,
+    block_runs: int | None = None,
     chunk_requests: int = CHUNK_REQUESTS,
     keep_snapshots: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
     """Route every request of every run by ``policy``, drain, and return what became of each.
 
-    All runs advance together in one vmapped program, a chunk of requests at a time; device memory is
-    bounded by R x ``chunk_requests``. Equal runs give every policy the same requests at the same times.
+    Runs advance together in vmapped blocks, a chunk of requests at a time, so device memory is bounded
+    by ``block_runs`` x ``chunk_requests`` and every block uses one compiled program. Equal runs give
+    every policy the same requests at the same times.
 
     Args:
       config: static sizes and the scheduler.
       policy: who routes.
       runs: what arrives.
+      block_runs: runs stepped together; by default 64 on a CPU, all elsewhere.
       chunk_requests: requests of each run on the device at once.
       keep_snapshots: also return the experts' load before each arrival.
-      on_progress: called after each chunk with the number of requests just routed, over all runs.
+      on_progress: called after each chunk with the number of requests just routed.
 
     Raises:
       RuntimeError: a request is unaccounted for (a defect: arrived = completed + rejected + dropped).
     """
     num_runs, num_requests = runs.shape
-    block = min(num_runs, CPU_BLOCK_RUNS) if jax.default_backend() == "cpu" else num_runs
-    padded = -(-num_runs // block) * block
-    lanes = np.minimum(np.arange(padded), num_runs - 1)  # padding repeats the last run
-    chunk = min(chunk_requests, num_requests)
-    policy_function = policy.act_function()
+    if block_runs is None:
+        block_runs = CPU_BLOCK_RUNS if jax.default_backend() == "cpu" else num_runs
+    block_runs = min(block_runs, num_runs)
     profile = jax.tree.map(jnp.asarray, runs.profile)
-    per_run = (
-        jnp.asarray(runs.latency_limit_s[lanes], jnp.float32),
-        jnp.asarray(runs.length_log_std[lanes], jnp.float32),
-        jnp.asarray(runs.seed[lanes], jnp.uint32),
-    )
-    one_fleet = empty_fleet(config)
-    fleet = jax.tree.map(lambda x: jnp.broadcast_to(x, (padded, *x.shape)), one_fleet)
+    policy_function = policy.act_function()
     ledger = _Ledger(num_runs, num_requests, config.num_experts)
     snapshots = []
-    for start in range(0, num_requests, chunk):
-        stop = min(start + chunk, num_requests)
-        carry, logged, snapshot = _run_chunk(
-            config,
-            policy_function,
-            block,
-            keep_snapshots,
-            policy.params,
-            profile,
-            *per_run,
-            fleet,
-            _arriving(runs, lanes, start, stop, chunk),
+    for first in range(0, num_runs, block_runs):
+        # The last block is filled up with repeats of the last run, whose results are left out.
+        lanes = np.minimum(np.arange(first, first + block_runs), num_runs - 1)
+        real = slice(first, min(first + block_runs, num_runs))
+        per_run = (
+            jnp.asarray(runs.latency_limit_s[lanes], jnp.float32),
+            jnp.asarray(runs.length_log_std[lanes], jnp.float32),
+            jnp.asarray(runs.seed[lanes], jnp.uint32),
         )
-        fleet = carry.fleet
-        ledger.add(jax.device_get(carry.replace(fleet=None)), jax.device_get(logged), start, stop)
+        fleet = jax.tree.map(lambda x: jnp.broadcast_to(x, (block_runs, *x.shape)), empty_fleet(config))
+        kept = []
+        for start in range(0, num_requests, chunk_requests):
+            stop = min(start + chunk_requests, num_requests)
+            carry, logged, snapshot = _run_chunk(
+                config,
+                policy_function,
+                keep_snapshots,
+                policy.params,
+                profile,
+                *per_run,
+                fleet,
+                _arriving(runs, lanes, start, stop, chunk_requests),
+            )
+            fleet = carry.fleet
+            carry, logged, snapshot = jax.device_get(
+                (dataclasses.replace(carry, fleet=None), logged, snapshot)
+            )
+            ledger.add(carry, logged, real, slice(start, stop))
+            if keep_snapshots:
+                kept.append(_cut(snapshot, real.stop - first, stop - start))
+            if on_progress is not None:
+                on_progress((stop - start) * (real.stop - first))
+        ledger.settle(jax.device_get(_remaining(fleet)), real)
         if keep_snapshots:
-            snapshots.append(jax.tree.map(lambda x: x[:num_runs, : stop - start], jax.device_get(snapshot)))
-        if on_progress is not None:
-            on_progress((stop - start) * num_runs)
-    ledger.settle(jax.device_get(jax.vmap(remaining_outcomes)(fleet)))
-    kept = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *snapshots) if snapshots else None
-    return ledger.result(runs, kept)
+            snapshots.append(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept))
+    all_kept = jax.tree.map(lambda *parts: np.concatenate(parts), *snapshots) if snapshots else None
+    return ledger.result(runs, all_kept)
+
+
+_remaining = jax.jit(jax.vmap(remaining_outcomes))
+
+
+def _cut(tree: Any, runs: int, requests: int) -> Any:
+    return jax.tree.map(lambda x: x[:runs, :requests], tree)
 
 
 def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) -> _Arriving:
@@ -263,24 +276,25 @@ class _Ledger:
         self.kv_token_s = np.zeros((num_runs, num_experts))
         self.rounds = np.zeros(num_runs, np.int64)
 
-    def add(self, carry: _Carry, logged: _Logged, start: int, stop: int) -> None:
-        runs, size = self.status.shape[0], stop - start
-        self.busy_s += carry.busy_s[:runs]
-        self.kv_token_s += carry.kv_token_s[:runs]
-        self.rounds += carry.rounds[:runs]
-        self.expert[:, start:stop] = logged.expert[:runs, :size]
-        self.status[:, start:stop] = logged.status[:runs, :size]
-        self.settle(logged.evicted)
+    def add(self, carry: _Carry, logged: _Logged, run: slice, request: slice) -> None:
+        """Enter what a block's runs ``run`` did while their requests ``request`` arrived."""
+        runs, size = run.stop - run.start, request.stop - request.start
+        self.busy_s[run] += carry.busy_s[:runs]
+        self.kv_token_s[run] += carry.kv_token_s[:runs]
+        self.rounds[run] += carry.rounds[:runs]
+        self.expert[run, request] = logged.expert[:runs, :size]
+        self.status[run, request] = logged.status[:runs, :size]
+        self.settle(logged.evicted, run)
 
-    def settle(self, outcome: Outcome) -> None:
-        """Enter outcomes, leading axis the runs, ``request_id`` -1 where there is none."""
-        runs = self.status.shape[0]
+    def settle(self, outcome: Outcome, run: slice) -> None:
+        """Enter outcomes of a block's runs ``run``, ``request_id`` -1 where there is none."""
+        runs = run.stop - run.start
         flat = jax.tree.map(lambda x: np.asarray(x)[:runs].reshape(runs, -1), outcome)
-        run, place = np.nonzero(flat.request_id >= 0)
-        request = flat.request_id[run, place]
-        self.ttft_s[run, request] = flat.ttft_s[run, place]
-        self.latency_s[run, request] = flat.latency_s[run, place]
-        self.preemptions[run, request] = flat.preemptions[run, place]
+        lane, place = np.nonzero(flat.request_id >= 0)
+        at = (lane + run.start, flat.request_id[lane, place])
+        self.ttft_s[at] = flat.ttft_s[lane, place]
+        self.latency_s[at] = flat.latency_s[lane, place]
+        self.preemptions[at] = flat.preemptions[lane, place]
 
     def result(self, runs: Runs, snapshots: Snapshot | None) -> SimulationResult:
         completed = np.isfinite(self.latency_s)
@@ -297,7 +311,7 @@ class _Ledger:
                 status=self.status,
                 expert=np.where(dropped, -1, self.expert),
                 arrival_s=runs.arrival_s,
-                prompt_tokens=runs.requests.prompt_tokens,
+                prompt_tokens=np.asarray(runs.requests.prompt_tokens),
                 output_tokens=output,
                 ttft_s=self.ttft_s,
                 latency_s=self.latency_s,

@@ -21,9 +21,7 @@ class GreedyParams:
 
 def greedy_params(margin: float = 0.2, allow_drop: bool = False) -> GreedyParams:
     """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from."""
-    return GreedyParams(
-        margin=jnp.float32(margin), drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf)
-    )
+    return GreedyParams(margin=jnp.float32(margin), drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf))
 
 
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:

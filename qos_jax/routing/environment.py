@@ -10,7 +10,7 @@ from flax import struct
 
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time, route
 from qos_jax.routing.observation import Observation, TrueObservation, observe, reveal
-from qos_jax.routing.params import EnvConfig, EnvParams, request_at
+from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
 from qos_jax.routing.reward import reward_for
 from qos_jax.workload.arrivals import ArrivalState, init_arrivals, next_gap
 
@@ -22,7 +22,7 @@ class EnvState:
     fleet: FleetState
     request: Request  # the arrived one
     step: jax.Array  # [] int32, decisions taken
-    arrivals: ArrivalState | None  # where the arrival process stands (arrivals = "process")
+    arrivals: ArrivalState | None  # where the process stands; None in a replay
     completed: jax.Array  # [] int32, since reset
     rejected: jax.Array  # [] int32
     dropped: jax.Array  # [] int32
@@ -74,14 +74,10 @@ class RoutingEnvironment:
         """Return an empty edge at the instant of the first arrival.
 
         Raises:
-          ValueError: ``params`` lack the process or the episode that the configuration asks for.
+          ValueError: ``params`` have neither a process nor an episode.
         """
         arrivals_key, row_key = jax.random.split(key)
-        self._check(params)
-        if self.config.arrivals == "process":
-            arrivals = init_arrivals(arrivals_key, params.process)
-        else:
-            arrivals = None
+        arrivals = None if params.process is None else init_arrivals(arrivals_key, params.process)
         zero = jnp.int32(0)
         state = EnvState(
             fleet=empty_fleet(self.config.serving),
@@ -102,13 +98,13 @@ class RoutingEnvironment:
         arrivals_key, row_key = jax.random.split(key)
         before = self.true_observation(params, state)
         fleet, routed = route(params.profile, state.fleet, state.request, state.step, action)
-        if config.arrivals == "process":
+        if params.process is not None and state.arrivals is not None:
             gap_s, arrivals = next_gap(arrivals_key, params.process, state.arrivals)
             terminated = jnp.bool_(False)
         else:
-            gap_s, arrivals = params.episode.gap_after_s[state.step], None
-            terminated = state.step + 1 >= params.episode.gap_after_s.shape[0]
-            gap_s = jnp.where(terminated, jnp.inf, gap_s)
+            episode = _episode(params)
+            terminated = state.step + 1 >= episode.gap_after_s.shape[0]
+            gap_s, arrivals = jnp.where(terminated, jnp.inf, episode.gap_after_s[state.step]), None
         fleet, passed = pass_time(config.serving, params.profile, fleet, gap_s, params.latency_limit_s)
         reached = EnvState(
             fleet=fleet,
@@ -143,15 +139,17 @@ class RoutingEnvironment:
         """What an oracle may see of ``state``."""
         return reveal(self.observation(params, state), state.fleet, state.request)
 
-    def _check(self, params: EnvParams) -> None:
-        given = params.process if self.config.arrivals == "process" else params.episode
-        if given is None:
-            needs = "process" if self.config.arrivals == "process" else "episode"
-            raise ValueError(f"arrivals = {self.config.arrivals!r} needs params.{needs}")
-
     def _request(self, key: jax.Array, params: EnvParams, step: jax.Array) -> Request:
         """The request that arrives as number ``step``; past a trace's end, its last one again."""
-        if self.config.arrivals == "trace":
-            last = params.episode.row.shape[0] - 1
-            return request_at(params.table, params.episode.row[jnp.minimum(step, last)])
-        return request_at(params.table, jax.random.randint(key, (), 0, params.table.prompt_tokens.shape[0]))
+        if params.process is not None:
+            row = jax.random.randint(key, (), 0, params.table.prompt_tokens.shape[0])
+        else:
+            rows = _episode(params).row
+            row = rows[jnp.minimum(step, rows.shape[0] - 1)]
+        return request_at(params.table, row)
+
+
+def _episode(params: EnvParams) -> Episode:
+    if params.episode is None:
+        raise ValueError("params have neither a process nor an episode: build them with make_params")
+    return params.episode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -32,7 +34,7 @@ class Request:
 
 @struct.dataclass
 class FleetState:
-    """N experts with K slots each, and the content of the request in each slot, at its expert."""
+    """N experts with K slots each, and what :class:`Request` says of each slot's request at its expert."""
 
     serving: ServingState
     prompt_tokens: jax.Array  # [N, K] int32
@@ -123,18 +125,12 @@ def route(
             preemptions=serving.preemptions,
         ),
     )
-    gone = gone.replace(request_id=jnp.where(placement.accepted, gone.request_id, -1))
-    content = state.replace(serving=None)
-    newcomer = FleetState(
-        serving=None,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.output_tokens,
-        quality=request.quality,
-        predicted_output_tokens=request.predicted_output_tokens,
-        predicted_quality=request.predicted_quality,
-    )
-    routed_state = insert(placement, content, newcomer).replace(
-        serving=arrive(placement, serving, request_id, request.prompt_tokens, request.output_tokens)
+    gone = dataclasses.replace(gone, request_id=jnp.where(placement.accepted, gone.request_id, -1))
+    newcomer = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
+    content = insert(placement, {name: getattr(state, name) for name in newcomer}, newcomer)
+    routed_state = FleetState(
+        serving=arrive(placement, serving, request_id, request.prompt_tokens, request.output_tokens),
+        **content,
     )
     dropped = (action < 0) | (action >= num_experts)
     return routed_state, Routed(
@@ -164,7 +160,7 @@ def pass_time(
     serving, progress = advance(config, profile, state.serving, gap_s)
     per_token_s = serving.latency_s / state.output_tokens.astype(jnp.float32)
     good = progress.completed & (per_token_s <= latency_limit_s)
-    return state.replace(serving=serving), Passed(
+    return dataclasses.replace(state, serving=serving), Passed(
         completed=progress.completed,
         completed_count=jnp.sum(progress.completed, axis=-1, dtype=jnp.int32),
         within_limit=jnp.sum(good, axis=-1, dtype=jnp.int32),
@@ -185,9 +181,7 @@ def remaining_outcomes(state: FleetState) -> Outcome:
     num_experts = serving.request_id.shape[0]
     return Outcome(
         request_id=jnp.where(known, serving.request_id, -1),
-        expert=jnp.broadcast_to(
-            jnp.arange(num_experts, dtype=jnp.int32)[:, None], serving.request_id.shape
-        ),
+        expert=jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32)[:, None], serving.request_id.shape),
         ttft_s=serving.ttft_s,
         latency_s=serving.latency_s,
         preemptions=serving.preemptions,

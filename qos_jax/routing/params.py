@@ -14,7 +14,6 @@ from qos_jax.workload.arrivals import ArrivalProcess
 from qos_jax.workload.request_table import RequestTable
 
 REWARDS = ("qos", "paper", "potential")
-ARRIVALS = ("process", "trace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,18 +25,13 @@ class EnvConfig:
     """
 
     serving: ServingConfig
-    arrivals: str = "process"  # "process" draws arrivals without end; "trace" replays an Episode, then ends
     max_steps: int = 1000  # decisions until the time limit (truncation)
     reward: str = "qos"  # "qos", "paper" or "potential", see reward.py
     allow_drop: bool = False  # whether action N (drop the request) is valid
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("arrivals", self.arrivals, ARRIVALS),
-            ("reward", self.reward, REWARDS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(known)}")
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward {self.reward!r} is unknown: use one of {', '.join(REWARDS)}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps = {self.max_steps}: must be at least 1")
 
@@ -57,7 +51,11 @@ class Episode:
 
 @struct.dataclass
 class EnvParams:
-    """Every number of an environment that may be swept; all leaves traced."""
+    """Every number of an environment that may be swept; all leaves traced.
+
+    Either ``process`` is set, which draws arrivals without end and rows of the table evenly, or
+    ``episode``, which is replayed and then ends.
+    """
 
     profile: FleetProfile  # leaves [N]
     table: RequestTable  # leaves [M] and [M, N], what requests are about
@@ -65,8 +63,8 @@ class EnvParams:
     length_log_std: jax.Array  # [N] float32, known std of log(true) - log(predicted) output tokens
     impact_weight: jax.Array  # [] float32, weight of the paper's impact penalty
     discount: jax.Array  # [] float32, gamma of the potential-based reward
-    process: ArrivalProcess | None = None  # for arrivals = "process"
-    episode: Episode | None = None  # for arrivals = "trace"
+    process: ArrivalProcess | None = None
+    episode: Episode | None = None
 
 
 def make_params(

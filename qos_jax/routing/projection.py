@@ -1,4 +1,4 @@
-"""When would everything in flight complete if nothing else arrived, without and with a newcomer?"""
+"""Project when everything in flight would complete if nothing else arrived, without and with a newcomer."""
 
 from __future__ import annotations
 
@@ -228,9 +228,7 @@ def _decode_s(
     return profile.decode_base_s[:, None] * until + jnp.sum(shared, axis=-1)
 
 
-def _start_iterations(
-    queued: jax.Array, batch: jax.Array, needs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _start_iterations(queued: jax.Array, batch: jax.Array, needs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Iteration at which each queued request joins: the next place to fall free, FIFO.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -75,7 +76,8 @@ def advance(
 
     start = _Loop(batch, (state.lead_s < gap_s) & jnp.any(batch.live, axis=-1), jnp.int32(0))
     batch, _, rounds = jax.lax.while_loop(lambda loop: jnp.any(loop.active), body, start)
-    advanced = state.replace(
+    advanced = dataclasses.replace(
+        state,
         live=batch.live,
         running=batch.running,
         age_s=jnp.where(batch.live, state.age_s + gap_s, state.age_s),
@@ -128,7 +130,8 @@ def _prompt_iteration(
     gained = phase.gained.astype(jnp.int32)
     left = batch.left_tokens - gained
     at_s = age_s + offset_s[:, None]
-    batch = batch.replace(
+    batch = dataclasses.replace(
+        batch,
         running=phase.running,
         context_tokens=batch.context_tokens + gained,
         left_tokens=left,
@@ -163,12 +166,12 @@ def _decode_run(
     offset_s = batch.offset_s + latency.decode_run_s(profile, iterations_f, size_f, held_f)
     grown = jnp.where(batch.running, iterations[:, None], 0)
     left = batch.left_tokens - grown
-    batch = batch.replace(
+    batch = dataclasses.replace(
+        batch,
         context_tokens=batch.context_tokens + grown,
         left_tokens=left,
         offset_s=offset_s,
-        kv_token_s=batch.kv_token_s
-        + latency.decode_run_kv_token_s(profile, iterations_f, size_f, held_f),
+        kv_token_s=batch.kv_token_s + latency.decode_run_kv_token_s(profile, iterations_f, size_f, held_f),
     )
     finished = decodes[:, None] & batch.running & (left == 0)
     return _complete(profile, batch, finished, age_s + offset_s[:, None], gap_s)
@@ -182,7 +185,8 @@ def _complete(
     The others hold their slot until the iteration in progress ends, after the next arrival.
     """
     freed = finished & (batch.offset_s <= gap_s)[:, None]
-    return batch.replace(
+    return dataclasses.replace(
+        batch,
         live=batch.live & ~freed,
         running=batch.running & ~freed,
         latency_s=jnp.where(finished, at_s + profile.network_rtt_s[:, None], batch.latency_s),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TypeVar
 
 import jax
@@ -98,18 +99,17 @@ def arrive(
       prompt_tokens: [] int32.
       output_tokens: [N] int32.
     """
-    slots = state.replace(lead_s=None)
-    newcomer = ServingState(
-        request_id=request_id,
-        live=jnp.bool_(True),
-        running=jnp.bool_(False),
-        age_s=jnp.float32(0.0),
-        context_tokens=prompt_tokens,
-        left_tokens=output_tokens,
-        prefill_left_tokens=jnp.int32(0),
-        ttft_s=jnp.float32(-1.0),
-        latency_s=jnp.float32(-1.0),
-        preemptions=jnp.int32(0),
-        lead_s=None,
-    )
-    return insert(placement, slots, newcomer).replace(lead_s=state.lead_s)
+    newcomer = {
+        "request_id": request_id,
+        "live": jnp.bool_(True),
+        "running": jnp.bool_(False),
+        "age_s": jnp.float32(0.0),
+        "context_tokens": prompt_tokens,
+        "left_tokens": output_tokens,
+        "prefill_left_tokens": jnp.int32(0),
+        "ttft_s": jnp.float32(-1.0),
+        "latency_s": jnp.float32(-1.0),
+        "preemptions": jnp.int32(0),
+    }
+    slots = {name: getattr(state, name) for name in newcomer}
+    return dataclasses.replace(state, **insert(placement, slots, newcomer))

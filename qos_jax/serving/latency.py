@@ -35,7 +35,7 @@ def decode_run_s(
     """Seconds of m decode iterations of an unchanging batch: T(m) of DESIGN section 3 while m <= min r.
 
     The context grows by ``batch`` tokens an iteration, so
-    ``T(m) = m * (decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * (held + B (m - 1) / 2))``.
+    ``T(m) = m (decode_base_s + decode_per_seq_s B + decode_per_context_token_s (held + B (m - 1) / 2))``.
 
     Args:
       profile: the fleet, leaves [N].

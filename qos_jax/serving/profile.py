@@ -18,7 +18,9 @@ class FleetProfile:
 
     max_running: jax.Array  # [N] int32, requests batched at once, >= 1
     max_waiting: jax.Array  # [N] int32, requests queued before rejection, >= 1
-    max_batched_tokens: jax.Array  # [N] int32, prompt tokens (chunked: all tokens) an iteration, >= max_running
+    max_batched_tokens: (
+        jax.Array
+    )  # [N] int32, prompt tokens (chunked: all tokens) an iteration, >= max_running
     kv_capacity_tokens: jax.Array  # [N] int32, tokens the KV cache holds
     prefill_base_s: jax.Array  # [N] float32, seconds
     prefill_per_token_s: jax.Array  # [N] float32, seconds / token

@@ -58,7 +58,7 @@ def masked_sum(mask: jax.Array, values: jax.Array) -> jax.Array:
 
 
 def count(mask: jax.Array) -> jax.Array:
-    """Number of True along the last axis: [N, K] bool -> [N] int32."""
+    """Count the True along the last axis: [N, K] bool -> [N] int32."""
     return jnp.sum(mask, axis=-1, dtype=jnp.int32)
 
 
@@ -133,7 +133,6 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
     resumed = jnp.minimum(masked_sum(partial, batch.prefill_left_tokens), budget)
     spare = (budget - resumed)[:, None]
     waiting = batch.live & ~batch.running
-    size = count(batch.running)
     held = masked_sum(batch.running, batch.context_tokens)
     # Prefill tokens of the waiting ones ahead; if any was preempted, the test of memory fails for all.
     ahead = footprint - held[:, None] - rank - batch.context_tokens
