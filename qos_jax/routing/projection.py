@@ -138,7 +138,7 @@ def project(outlook: Outlook) -> Projection:
     new_queued_s = new_prefill + profile.prefill_base_s
 
     last = start + needs
-    context = prompt + waiting  # the prefill adds a token to who waits
+    context = prompt + waiting.astype(jnp.float32)  # the prefill adds a token to who waits
     decode_s = _decode_s(profile, last, start, needs, context, live)
     # A queued request is prefilled in an iteration of its own, which holds up all who end later.
     own = jnp.eye(live.shape[-1], dtype=bool)[None]

@@ -10,7 +10,7 @@ from qos_jax.workload.request_table import PredictionError
 from qos_jax.workload.synthetic import capped_log_tokens, posterior_variance, score_residual_std
 from qos_jax.workload.synthetic_params import SyntheticParams
 
-NUM_NODES = 64  # midpoints in probability; the cap makes the integrand jump, so not Gauss-Hermite
+NUM_NODES = 32  # midpoints in probability; the cap makes the integrand jump, so not Gauss-Hermite
 
 
 def predictor_error(params: SyntheticParams) -> PredictionError:

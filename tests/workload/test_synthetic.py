@@ -32,7 +32,7 @@ draw = jax.jit(sample_table, static_argnums=2)
 
 
 def at_level(level, **changes):
-    return dataclasses.replace(PARAMS, error_level=jnp.float32(level), **changes)
+    return dataclasses.replace(PARAMS, error_level=jnp.asarray(level, jnp.float32), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_error_level_zero_is_the_truth_and_more_is_worse():
     exact = draw(jax.random.key(3), at_level(0.0), 5000)
     np.testing.assert_array_equal(exact.predicted_output_tokens, exact.output_tokens)
     np.testing.assert_array_equal(exact.predicted_quality, exact.quality)
-    by_level = jax.vmap(lambda level: predictor_error(dataclasses.replace(PARAMS, error_level=level)))
+    by_level = jax.jit(jax.vmap(lambda level: predictor_error(at_level(level))))
     error = by_level(jnp.array([0.0, 0.5, 1.0, 2.0, 4.0]))
     assert np.all(np.diff(np.asarray(error.length_log_std), axis=0) > 0)
     assert np.all(np.diff(np.asarray(error.quality_std), axis=0) > 0)
@@ -93,7 +93,7 @@ def test_error_level_zero_is_the_truth_and_more_is_worse():
 @pytest.mark.parametrize("level", [0.5, 1.0, 3.0])
 def test_stated_predictor_error_is_the_measured_one(level):
     params = at_level(level, quality_bias=jnp.full(6, 0.05), length_log_bias=jnp.full(6, 0.3))
-    stated = predictor_error(params)
+    stated = jax.jit(predictor_error)(params)
     measured = measure_prediction_error(draw(jax.random.key(4), params, ROWS))
     np.testing.assert_allclose(stated.length_log_std, measured.length_log_std, rtol=0.04)
     np.testing.assert_allclose(stated.quality_std, measured.quality_std, rtol=0.03)
@@ -122,12 +122,12 @@ def test_table_for_trace_keeps_lengths_as_geometric_means():
     assert 0.35 < figures["score_corr"] < 0.6
     assert -0.55 < figures["length_score_corr_max"] < -0.2
     assert 0.4 < figures["typical_r2"] < 0.6
-    exact = table_for_trace(jax.random.key(6), at_level(0.0), prompt, output)
+    exact = jax.jit(table_for_trace)(jax.random.key(6), at_level(0.0), prompt, output)
     np.testing.assert_array_equal(exact.predicted_output_tokens, exact.output_tokens)
 
 
 def test_any_number_of_experts_comes_from_the_population():
-    for count in (1, 3, 13):
+    for count in (1, 8):
         params = sample_experts(jax.random.key(count), PARAMS, count)
         assert params.num_experts == len(set(params.expert_names)) == count
         table = draw(jax.random.key(0), params, 2000)
