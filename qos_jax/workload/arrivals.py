@@ -163,8 +163,10 @@ def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tu
     return _walk(walk_key, process, state, _unit_gaps(draw_key, process, ()))
 
 
-def sample_gaps(key: jax.Array, process: ArrivalProcess, num_gaps: int) -> jax.Array:
-    """Draw ``num_gaps`` consecutive gaps from a fresh state: [T] float32, seconds."""
+def sample_gaps(
+    key: jax.Array, process: ArrivalProcess, num_gaps: int, start_bin: int | jax.Array = 0
+) -> jax.Array:
+    """Draw ``num_gaps`` consecutive gaps from a fresh state: [T] float32, seconds; ``num_gaps`` static."""
     init_key, draw_key, walk_key = jax.random.split(key, 3)
     units = _unit_gaps(draw_key, process, (num_gaps,))
     if not process.is_mmpp and process.profile.shape[0] == 1:
@@ -175,7 +177,7 @@ def sample_gaps(key: jax.Array, process: ArrivalProcess, num_gaps: int) -> jax.A
         return state, gap_s
 
     keys = jax.random.split(walk_key, num_gaps)
-    return jax.lax.scan(one, init_arrivals(init_key, process), (keys, units))[1]
+    return jax.lax.scan(one, init_arrivals(init_key, process, start_bin), (keys, units))[1]
 
 
 def _unit_gaps(key: jax.Array, process: ArrivalProcess, shape: tuple[int, ...]) -> jax.Array:

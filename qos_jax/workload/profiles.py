@@ -21,7 +21,8 @@ from qos_jax.workload.synthetic_params import SyntheticParams, load_params
 from qos_jax.workload.text_table import Path
 from qos_jax.workload.trace import Trace
 
-BIN_S = 60.0  # of a rate profile
+BIN_CHOICES_S = (60.0, 30.0, 10.0, 5.0)  # of a rate profile, coarse first
+MAX_GAP_CV = 1.5  # gamma gaps of a higher CV pile up at one instant, as real arrivals do not
 BINS_PER_OCTAVE = 4  # of a length histogram
 SUMMARY_COLUMNS = ("name", "requests", "mean_rate_per_s", "bin_s", "gap_cv")
 RATE_COLUMNS = ("bin", "relative_rate")
@@ -164,7 +165,19 @@ def default_latency_limit_s(fleet: Path) -> float:
     return float(text_table.floats(table, "latency_limit_s", above=0.0)[names.index(name)])
 
 
-def derive_rate_profile(trace: Trace, bin_s: float = BIN_S) -> RateProfile:
+def choose_bin_s(trace: Trace) -> float:
+    """Return the coarsest bin of ``BIN_CHOICES_S`` whose gap CV is at most ``MAX_GAP_CV``, or the finest.
+
+    A trace with silences (Azure code: minutes without a request) has a CV of gaps that no renewal process
+    should carry: finer bins put the silences into the profile, where they belong.
+    """
+    for bin_s in BIN_CHOICES_S:
+        if trace.duration_s >= bin_s and derive_rate_profile(trace, bin_s).gap_cv <= MAX_GAP_CV:
+            return bin_s
+    return BIN_CHOICES_S[-1]
+
+
+def derive_rate_profile(trace: Trace, bin_s: float) -> RateProfile:
     """Derive a rate profile from a trace, over its whole bins.
 
     Raises:

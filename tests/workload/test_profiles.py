@@ -55,16 +55,26 @@ def test_conversation_lengths_and_arrivals_are_those_of_the_trace():
     assert gaps.std() / gaps.mean() == pytest.approx(1.09, abs=0.06)
 
 
+def test_code_arrivals_are_bursty_without_piling_up():
+    profile = load_rate_profile("azure_code")
+    gaps = np.asarray(
+        jax.jit(sample_gaps, static_argnums=2)(jax.random.key(1), arrivals_like(profile), 20_000), np.float64
+    )
+    assert 1 / gaps.mean() == pytest.approx(2.57, rel=0.1)
+    assert gaps.std() / gaps.mean() == pytest.approx(13.15, rel=0.15)
+    assert np.mean(gaps < 1e-5) < 0.1  # the median real gap is 0.06 s
+
+
 def test_derived_figures_of_a_known_trace():
     arrival_s = np.concatenate([np.arange(0, 60, 1.0), np.arange(60, 120, 0.5), [125.0]])
     whole = np.full(len(arrival_s), 7, np.int32)
     trace = Trace(arrival_s, whole, whole, "t")
-    profile = profiles.derive_rate_profile(trace)
+    profile = profiles.derive_rate_profile(trace, 60.0)
     np.testing.assert_allclose(profile.relative_rate, [2 / 3, 4 / 3])
     assert profile.gap_cv < 0.05
     np.testing.assert_array_equal(profiles.derive_length_cells(trace), [[7, 8, 7, 8, len(arrival_s)]])
     with pytest.raises(InputError, match="shorter"):
-        profiles.derive_rate_profile(Trace(np.array([0.0, 1.0]), whole[:2], whole[:2], "t"))
+        profiles.derive_rate_profile(Trace(np.array([0.0, 1.0]), whole[:2], whole[:2], "t"), 60.0)
 
 
 def test_latency_limit_follows_its_rule():
