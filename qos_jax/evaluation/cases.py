@@ -1,0 +1,242 @@
+"""The cases that routers are compared on: a workload at a rate, with the requests of every seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.evaluation.simulate import Runs
+from qos_jax.workload import (
+    ArrivalProcess,
+    Fleet,
+    RequestTable,
+    SyntheticParams,
+    Trace,
+    arrivals_like,
+    diurnal,
+    gamma,
+    load_length_histogram,
+    load_rate_profile,
+    measure_prediction_error,
+    mmpp,
+    poisson,
+    sample_gaps,
+    sample_lengths,
+    sample_table,
+    scale_rate,
+    table_for_trace,
+)
+from qos_jax.workload.capacity import capacity_per_s
+
+SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
+RECORDED = ("azure_conv", "azure_code")
+TRACE = "trace"
+WORKLOADS = (*SYNTHETIC, *RECORDED, TRACE)
+
+_DIURNAL_BINS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseConfig:
+    """Which cases to build.
+
+    Raises:
+      InputError: a value out of its range, naming the field, which is also the flag's name.
+    """
+
+    workloads: tuple[str, ...] = ("poisson", "azure_conv")
+    arrival_rates: tuple[float, ...] = ()  # requests / s, for every workload; empty = by load, or native
+    loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity, for synthetic workloads
+    seeds: int = 16  # independent draws of requests, arrivals and predictions
+    seed: int = 0  # of them all
+    num_requests: int = 2048  # requests of a run; a trace is run whole
+    error_level: float = 1.0  # of the predictions: 0 = perfect, 1 = as real predictors, more = worse
+    gap_cv: float = 3.0  # of the "gamma" workload
+    burst_factor: float = 4.0  # of "mmpp": rate in bursts over rate in calm
+    burst_mean_s: float = 10.0
+    calm_mean_s: float = 30.0
+    diurnal_swing: float = 0.8  # of "diurnal": rates run from 1 - swing to 1 + swing over a run
+
+    def __post_init__(self) -> None:
+        if not self.workloads:
+            raise input_error("is empty", field="workloads", remedy=f"name some of {', '.join(WORKLOADS)}")
+        for name in self.workloads:
+            if name not in WORKLOADS:
+                near = difflib.get_close_matches(name, WORKLOADS, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise input_error(
+                    f"workload {name!r} is unknown",
+                    field="workloads",
+                    remedy=f"{hint}use some of {', '.join(WORKLOADS)}",
+                )
+        for field in ("workloads", "arrival_rates", "loads"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise input_error("names something twice", field=field, remedy="name each once")
+        for field in ("arrival_rates", "loads"):
+            if not all(np.isfinite(value) and value > 0 for value in getattr(self, field)):
+                raise input_error(
+                    "holds a number that is not finite and above 0", field=field, remedy="give positive ones"
+                )
+        if not self.loads and not self.arrival_rates:
+            raise input_error("is empty", field="loads", remedy="give loads or arrival_rates")
+        for field in ("seeds", "num_requests"):
+            if getattr(self, field) < 1:
+                raise input_error(f"{getattr(self, field)} is below 1", field=field, remedy="give at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise input_error(f"{self.seed} is out of range", field="seed", remedy="use 0 to 2^32 - 1")
+        if not np.isfinite(self.error_level) or self.error_level < 0:
+            raise input_error(
+                f"{self.error_level} is not a number >= 0", field="error_level", remedy="mend it"
+            )
+        for field in ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"):
+            if not np.isfinite(getattr(self, field)) or getattr(self, field) <= 0:
+                raise input_error(
+                    f"{getattr(self, field)} is not a finite number above 0", field=field, remedy="give one"
+                )
+        if not 0 <= self.diurnal_swing < 1:
+            raise input_error(
+                f"{self.diurnal_swing} is out of range", field="diurnal_swing", remedy="use 0 to below 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One workload at one mean arrival rate; run s of ``runs`` is seed s, the same for every policy."""
+
+    workload: str
+    arrival_rate_per_s: float  # requests / s, of the whole fleet
+    runs: Runs  # S runs
+
+
+def build_cases(
+    config: CaseConfig,
+    fleet: Fleet,
+    calibration: SyntheticParams,
+    latency_limit_s: float,
+    trace: Trace | None = None,
+) -> list[Case]:
+    """Draw the requests and arrivals of every case; the same seeds give the same requests at every rate.
+
+    - ``poisson``, ``gamma``, ``mmpp``, ``diurnal``: synthetic arrivals and requests (``sample_table``).
+    - ``azure_conv``, ``azure_code``: the shipped figures of those traces: rate profile, burstiness and
+      joint length histogram; qualities and predictions as in ``table_for_trace``.
+    - ``trace``: the recorded arrivals and lengths themselves; seeds draw qualities and predictions.
+
+    Args:
+      config: which cases.
+      fleet: N experts.
+      calibration: figures of the same N experts.
+      latency_limit_s: L, seconds per output token.
+      trace: for the workload ``trace``.
+
+    Raises:
+      InputError: the workload ``trace`` without a trace; a fleet that can hold none of the requests.
+    """
+    calibration = dataclasses.replace(calibration, error_level=jnp.float32(config.error_level))
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    cases = []
+    for workload in config.workloads:
+        if workload == TRACE:
+            if trace is None:
+                raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
+            table = _recorded_tables(keys, calibration, trace)
+            native_per_s: float | None = trace.rate_per_s
+        else:
+            table = _drawn_tables(workload, keys, calibration, config.num_requests)
+            native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
+        _check_room(fleet, table, workload)
+        error = measure_prediction_error(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), table))
+        rates = config.arrival_rates or (
+            tuple(load * float(capacity_per_s(fleet.profile, table).sum()) for load in config.loads)
+            if native_per_s is None
+            else (native_per_s,)
+        )
+        for rate_per_s in rates:
+            if workload == TRACE and trace is not None:
+                scaled = scale_rate(trace, rate_per_s / trace.rate_per_s)
+                arrival_s = np.broadcast_to(scaled.arrival_s, (config.seeds, scaled.num_requests))
+            else:
+                process = _process(workload, rate_per_s, config)
+                arrival_s = _drawn_arrivals(keys, process, config.num_requests)
+            runs = Runs(
+                profile=fleet.profile,
+                latency_limit_s=np.full(config.seeds, latency_limit_s, np.float32),
+                length_log_std=np.broadcast_to(
+                    np.asarray(error.length_log_std), (config.seeds, fleet.num_experts)
+                ),
+                arrival_s=arrival_s,
+                requests=table,
+                seed=(config.seed + np.arange(config.seeds)).astype(np.uint32),
+            )
+            cases.append(Case(workload, float(rate_per_s), runs))
+    return cases
+
+
+def _drawn_tables(
+    workload: str, keys: jax.Array, calibration: SyntheticParams, num_requests: int
+) -> RequestTable:
+    """Tables of requests drawn for each key: NumPy leaves [S, T] and [S, T, N]."""
+    if workload in RECORDED:
+        histogram = load_length_histogram(workload)
+
+        def draw(key: jax.Array) -> RequestTable:
+            length_key, table_key = jax.random.split(jax.random.fold_in(key, 0))
+            prompt, output = sample_lengths(length_key, histogram, num_requests)
+            return table_for_trace(table_key, calibration, prompt, output)
+    else:
+
+        def draw(key: jax.Array) -> RequestTable:
+            return sample_table(jax.random.fold_in(key, 0), calibration, num_requests)
+
+    return _on_host(draw, keys)
+
+
+def _recorded_tables(keys: jax.Array, calibration: SyntheticParams, trace: Trace) -> RequestTable:
+    prompt, output = jnp.asarray(trace.prompt_tokens), jnp.asarray(trace.output_tokens)
+    return _on_host(
+        lambda key: table_for_trace(jax.random.fold_in(key, 0), calibration, prompt, output), keys
+    )
+
+
+def _on_host(draw: Callable[[jax.Array], RequestTable], keys: jax.Array) -> RequestTable:
+    return jax.tree.map(np.asarray, jax.device_get(jax.jit(jax.vmap(draw))(keys)))
+
+
+def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalProcess:
+    if workload == "poisson":
+        return poisson(rate_per_s)
+    if workload == "gamma":
+        return gamma(rate_per_s, config.gap_cv)
+    if workload == "mmpp":
+        return mmpp(rate_per_s, config.burst_factor, config.burst_mean_s, config.calm_mean_s)
+    if workload == "diurnal":
+        phase = (np.arange(_DIURNAL_BINS) + 0.5) / _DIURNAL_BINS
+        shape = 1.0 - config.diurnal_swing * np.cos(2.0 * np.pi * phase)
+        return diurnal(rate_per_s, shape, config.num_requests / rate_per_s / _DIURNAL_BINS)
+    return arrivals_like(load_rate_profile(workload), rate_per_s)
+
+
+def _drawn_arrivals(keys: jax.Array, process: ArrivalProcess, num_requests: int) -> np.ndarray:
+    """Arrival times from the first one on: [S, T] float64, seconds, summed in float64."""
+    gaps = jax.jit(jax.vmap(lambda key: sample_gaps(jax.random.fold_in(key, 1), process, num_requests)))
+    gap_s = np.asarray(gaps(keys), np.float64)
+    gap_s[:, 0] = 0.0
+    return np.cumsum(gap_s, axis=1)
+
+
+def _check_room(fleet: Fleet, table: RequestTable, workload: str) -> None:
+    footprint = np.asarray(table.prompt_tokens)[..., None] + np.asarray(table.output_tokens)
+    if not np.any(footprint <= np.asarray(fleet.profile.kv_capacity_tokens)):
+        raise input_error(
+            f"no expert's KV cache holds any request of workload {workload!r} "
+            f"(the smallest needs {int(footprint.min())} tokens)",
+            field="kv_capacity_tokens",
+            remedy="raise it in the fleet's file",
+        )
