@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.impact import paper_impact, projected_impact
+from qos_jax.routing.impact import Impact, paper_impact, projected_impact
 from qos_jax.routing.observation import Observation
 from qos_jax.routing.projection import left_given_survival
 
@@ -16,12 +16,36 @@ class GreedyParams:
     """Parameters of the greedy routers."""
 
     margin: jax.Array  # [] float32, std of log latency per token for what the projection cannot know
+    congestion_price: jax.Array  # [] float32, QoS charged for a place on an expert whose batch is full
     drop_below: jax.Array  # [] float32, drop if no expert's net gain exceeds this; -inf = never drop
 
 
-def greedy_params(margin: float = 0.2, allow_drop: bool = False) -> GreedyParams:
-    """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from."""
-    return GreedyParams(margin=jnp.float32(margin), drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf))
+def greedy_params(
+    margin: float = 0.3, congestion_price: float = 0.15, allow_drop: bool = False
+) -> GreedyParams:
+    """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from.
+
+    The defaults were chosen on synthetic load (Poisson at 40, 75 and 110% of capacity, 8 seeds from 100
+    on, which no reported figure uses): without the price, greed fills the best expert up to the brink
+    of L and pays at the next burst.
+    """
+    return GreedyParams(
+        margin=jnp.float32(margin),
+        congestion_price=jnp.float32(congestion_price),
+        drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf),
+    )
+
+
+def net_gain(params: GreedyParams, seen: Observation, impact: Impact) -> jax.Array:
+    """QoS expected from routing to each expert, less what it costs those there and those to come, [N].
+
+    Those to come are not known; they are charged for by ``congestion_price`` times the cube of the share
+    of the batch that is taken or waited for, so that little is charged on an expert with room. -inf
+    where the queue is full.
+    """
+    occupancy = _queue_length(seen).astype(jnp.float32) / seen.profile.max_running.astype(jnp.float32)
+    gain = impact.own_qos - impact.penalty - params.congestion_price * occupancy**3
+    return jnp.where(seen.available, gain, -jnp.inf)
 
 
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
@@ -96,9 +120,8 @@ def impact_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> ja
 
 def projected_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
     """Expected own QoS less the expected QoS lost by others, by our projection: the one to beat."""
-    impact = projected_impact(seen, params.margin)
-    net = jnp.where(seen.available, impact.own_qos - impact.penalty, -jnp.inf)
-    return best_of(net, params.drop_below)
+    gain = net_gain(params, seen, projected_impact(seen, params.margin))
+    return best_of(gain, params.drop_below)
 
 
 def assigned(params: jax.Array, key: jax.Array, seen: Observation) -> jax.Array:

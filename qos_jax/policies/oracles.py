@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.heuristics import GreedyParams, best_of
+from qos_jax.policies.heuristics import GreedyParams, best_of, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import FleetProfile
@@ -15,9 +15,8 @@ from qos_jax.workload.request_table import RequestTable
 
 def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservation) -> jax.Array:
     """``projected_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
-    impact = true_impact(truth, params.margin)
-    net = jnp.where(truth.seen.available, impact.own_qos - impact.penalty, -jnp.inf)
-    return best_of(net, params.drop_below)
+    gain = net_gain(params, truth.seen, true_impact(truth, params.margin))
+    return best_of(gain, params.drop_below)
 
 
 def upper_bound(profile: FleetProfile, table: RequestTable, latency_limit_s: jax.Array) -> jax.Array:

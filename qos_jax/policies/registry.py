@@ -38,7 +38,7 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
       assignment: [T] int32, for ``assigned``.
 
     Raises:
-      InputError: an unknown name, or ``assigned`` without an assignment.
+      InputError: an unknown name, one of ``BOUNDS``, or ``assigned`` without an assignment.
     """
     if name == "assigned":
         if assignment is None:
@@ -53,15 +53,20 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
             router=heuristics.assigned,
             params=jnp.asarray(assignment, jnp.int32),
         )
+    greedy = heuristics.greedy_params(allow_drop=allow_drop)
     if name in ORACLES:
         function = getattr(oracles, name)
-        greedy = heuristics.greedy_params(margin=0.1, allow_drop=allow_drop)
         return Policy(name=name, summary=_summary(function), oracle=function, params=greedy)
     if name in HEURISTICS:
         function = getattr(heuristics, name)
-        greedy = heuristics.greedy_params(allow_drop=allow_drop)
         params = greedy if name in ("impact_greedy", "projected_greedy") else None
         return Policy(name=name, summary=_summary(function), router=function, params=params)
+    if name in BOUNDS:
+        raise input_error(
+            f"{name!r} is a bound computed without simulating, so it routes nothing",
+            field="policy",
+            remedy=f"use one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}",
+        )
     raise unknown_policy(name)
 
 
