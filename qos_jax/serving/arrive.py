@@ -47,7 +47,9 @@ def place(
     """
     num_experts, slots = state.live.shape
     waiting = jnp.sum(state.waiting, axis=-1, dtype=jnp.int32)
-    room = (waiting < profile.max_waiting) & (prompt_tokens + output_tokens <= profile.kv_capacity_tokens)
+    # Not as a sum: prompt + output of a mistaken request may exceed int32.
+    fits = output_tokens <= profile.kv_capacity_tokens - prompt_tokens
+    room = (waiting < profile.max_waiting) & fits
     chosen = (jnp.arange(num_experts) == expert) & room
     evicted = jnp.argmin(state.live, axis=-1).astype(jnp.int32)
     slot = jnp.arange(slots, dtype=jnp.int32)

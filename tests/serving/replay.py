@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,74 +19,125 @@ from qos_jax.serving import (
     place,
 )
 
+COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
+
+
+class Trace(NamedTuple):
+    """T requests, each at a given expert (-1 = dropped)."""
+
+    arrival_s: np.ndarray  # [T] float64
+    expert: np.ndarray  # [T]
+    prompt_tokens: np.ndarray  # [T]
+    output_tokens: np.ndarray  # [T, N]
+
+    @property
+    def gap_after_s(self) -> np.ndarray:
+        """[T] float32; the last is infinite, to drain."""
+        return np.append(np.diff(self.arrival_s), np.inf).astype(np.float32)
+
 
 def _outcome(state):
     return (state.request_id, state.ttft_s, state.latency_s, state.preemptions)
 
 
+def route_one(config, profile, carry, x):
+    """Route one request and let time pass to the next: a step of a scan."""
+    state, request_id = carry
+    gap_s, expert, prompt, output = x
+    placement = place(profile, state, expert, prompt, output)
+    gone = evict(placement, _outcome(state))
+    gone = (jnp.where(placement.accepted, gone[0], -1), *gone[1:])
+    state = arrive(placement, state, request_id, prompt, output)
+    state, progress = advance(config, profile, state, gap_s)
+    return (state, request_id + 1), (placement.accepted, gone, state, progress)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def scan_requests(config: ServingConfig, profile: FleetProfile, gap_s, expert, prompt, output):
-    """Route T requests; returns final state and, per step, acceptance, the evicted outcome and progress."""
+def scan_requests(
+    config: ServingConfig, profile: FleetProfile, state, first_id, gap_s, expert, prompt, output
+):
+    """Route T requests from ``state``; returns the final state and, per step, what left and what happened."""
 
     def step(carry, x):
-        state, request_id = carry
-        gap_s, expert, prompt, output = x
-        placement = place(profile, state, expert, prompt, output)
-        gone = evict(placement, _outcome(state))
-        gone = (jnp.where(placement.accepted, gone[0], -1), *gone[1:])
-        state = arrive(placement, state, request_id, prompt, output)
-        state, progress = advance(config, profile, state, gap_s)
+        carry, (accepted, gone, state, progress) = route_one(config, profile, carry, x)
         sums = (
             progress.busy_s,
             progress.kv_token_s,
-            jnp.sum(progress.completed),
-            jnp.sum(state.live),
+            jnp.sum(progress.completed, dtype=jnp.int32),
+            jnp.sum(state.live, dtype=jnp.int32),
             progress.rounds,
         )
-        return (state, request_id + 1), (placement.accepted, gone, sums)
+        return carry, (accepted, gone, sums)
 
-    (state, _), out = jax.lax.scan(
-        step, (empty_state(config), jnp.int32(0)), (gap_s, expert, prompt, output)
-    )
+    (state, _), out = jax.lax.scan(step, (state, first_id), (gap_s, expert, prompt, output))
     return state, out
 
 
-def replay(config: ServingConfig, profile: FleetProfile, arrival_s, expert, prompt, output):
-    """Replay T requests and drain; ``output`` is [T, N]. Returns a dict of NumPy arrays by request."""
-    arrival_s = np.asarray(arrival_s, np.float64)
-    count = arrival_s.size
-    gap_s = np.append(np.diff(arrival_s), np.inf).astype(np.float32)
-    state, (accepted, gone, sums) = jax.device_get(
-        scan_requests(
-            config,
-            jax.tree.map(jnp.asarray, profile),
-            jnp.asarray(gap_s),
-            jnp.asarray(expert, jnp.int32),
-            jnp.asarray(prompt, jnp.int32),
-            jnp.asarray(output, jnp.int32),
-        )
+@functools.partial(jax.jit, static_argnums=0)
+def scan_states(config: ServingConfig, profile: FleetProfile, gap_s, expert, prompt, output):
+    """As :func:`scan_requests` from an empty fleet; returns every state and every progress, [T, ...]."""
+
+    def step(carry, x):
+        carry, (accepted, _, state, progress) = route_one(config, profile, carry, x)
+        return carry, (accepted, state, progress)
+
+    start = (empty_state(config), jnp.int32(0))
+    return jax.lax.scan(step, start, (gap_s, expert, prompt, output))[1]
+
+
+def on_device(trace: Trace):
+    """The arguments of the scans: gaps, experts, prompts, outputs."""
+    return (
+        jnp.asarray(trace.gap_after_s),
+        jnp.asarray(trace.expert, jnp.int32),
+        jnp.asarray(trace.prompt_tokens, jnp.int32),
+        jnp.asarray(trace.output_tokens, jnp.int32),
     )
+
+
+def replay(config: ServingConfig, profile: FleetProfile, trace: Trace, chunk: int | None = None):
+    """Replay a trace and drain, ``chunk`` requests a call. Returns a dict of NumPy arrays by request."""
+    count = len(trace.arrival_s)
+    chunk = chunk or count
+    assert count % chunk == 0
+    profile = jax.tree.map(jnp.asarray, profile)
+    state, parts = empty_state(config), []
+    columns = on_device(trace)
+    for start in range(0, count, chunk):
+        part = [column[start : start + chunk] for column in columns]
+        state, out = scan_requests(config, profile, state, jnp.int32(start), *part)
+        parts.append(out)
+    return gather(
+        trace, jax.device_get(state), jax.tree.map(lambda *p: np.concatenate(p), *jax.device_get(parts))
+    )
+
+
+def gather(trace: Trace, state, out):
+    """Sort what a scan left behind by request: a dict of NumPy arrays."""
+    accepted, gone, sums = out
+    count = len(trace.arrival_s)
     left = tuple(np.asarray(x).ravel() for x in _outcome(state))
     request_id, ttft_s, latency_s, preemptions = (
         np.concatenate([g, x]) for g, x in zip(gone, left, strict=True)
     )
-    known = request_id >= 0
+    known = (request_id >= 0) & np.concatenate([np.ones(count, bool), ~np.asarray(state.live).ravel()])
+    ids = request_id[known]
+    assert np.unique(ids).size == ids.size, "a request left twice"
+    status = np.where(np.asarray(trace.expert) < 0, DROPPED, REJECTED).astype(object)
+    status[ids] = COMPLETED
     result = {
-        "completed": np.zeros(count, bool),
+        "status": status,
         "accepted": np.asarray(accepted),
         "ttft_s": np.full(count, np.nan),
         "latency_s": np.full(count, np.nan),
         "preemptions": np.zeros(count, int),
-        "records": int(known.sum()),
-        "still_live": int(state.live.sum()),
+        "still_live": int(np.sum(state.live)),
         "busy_s": sums[0].astype(np.float64).sum(axis=0),
         "kv_token_s": sums[1].astype(np.float64).sum(axis=0),
         "completed_after": sums[2].cumsum(),
         "in_flight_after": sums[3],
         "rounds": sums[4],
     }
-    ids = request_id[known]
-    result["completed"][ids] = True
     result["ttft_s"][ids] = ttft_s[known]
     result["latency_s"][ids] = latency_s[known]
     result["preemptions"][ids] = preemptions[known]

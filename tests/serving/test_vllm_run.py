@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert
+from tests.serving.replay import Trace
+from tests.serving.replay import replay as replay_closed_form
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 RUN = DATA / "vllm_rtx4090" / "requests.jsonl"
@@ -49,8 +52,26 @@ def with_reference(profile, arrival_s, prompt_tokens, output_tokens):
     return np.array([o.ttft_s for o in run.outcomes]), np.array([o.latency_s for o in run.outcomes])
 
 
+def with_closed_form(profile, arrival_s, prompt_tokens, output_tokens):
+    """Return the same by the closed form in JAX."""
+    fleet = FleetProfile(
+        **{
+            name: np.asarray([value], np.int32 if isinstance(value, int) else np.float32)
+            for name, value in vars(profile).items()
+        }
+    )
+    config = ServingConfig(1, profile.max_running, profile.max_waiting, "chunked_prefill")
+    trace = Trace(np.asarray(arrival_s), np.zeros(len(arrival_s), int), prompt_tokens, output_tokens[:, None])
+    got = replay_closed_form(config, fleet, trace)
+    assert np.all(got["status"] == "completed")
+    return got["ttft_s"], got["latency_s"]
+
+
 # Each takes (profile, arrival_s, prompt_tokens, output_tokens) and returns (ttft_s, latency_s).
-SIMULATORS = [pytest.param(with_reference, id="reference")]
+SIMULATORS = [
+    pytest.param(with_reference, id="reference"),
+    pytest.param(with_closed_form, id="closed_form"),
+]
 
 
 def replay(simulate, kv_capacity_tokens):
@@ -84,3 +105,10 @@ def test_closer_without_the_half_block_each_running_request_wastes(simulate):
     *of_means, per_request = replay(simulate, kv_capacity_tokens=41_108)
     assert np.abs(of_means).max() < 0.02  # measured: -0.8%, -1.6%, -1.0%
     assert per_request < 0.03  # measured: 2.5%
+
+
+@pytest.mark.parametrize("kv_capacity_tokens", [41_408, 41_108])
+def test_closed_form_gives_the_figures_of_the_reference(kv_capacity_tokens):
+    by_reference = replay(with_reference, kv_capacity_tokens)
+    by_closed_form = replay(with_closed_form, kv_capacity_tokens)
+    np.testing.assert_allclose(by_closed_form, by_reference, rtol=0.0, atol=1e-3)
