@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,17 +24,20 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
-            _end(f"unexpected argument {argv[1]!r}; flags are written --name=value", EXIT_BAD_INPUT)
+            _refuse(f"unexpected argument {argv[1]!r}; flags are written --name=value")
         try:
             main()
         except InputError as error:
-            _end(str(error), EXIT_BAD_INPUT)
+            _refuse(str(error))
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            _end(f"{place}{error.strerror or error}; mend that and run again", EXIT_BAD_INPUT)
+            _refuse(f"{place}{error.strerror or error}; mend that and run again")
         except KeyboardInterrupt:
-            _end("stopped; files already complete are kept", EXIT_INTERRUPTED)
+            print("stopped; files already complete are kept", file=sys.stderr)
+            _exit_now(EXIT_INTERRUPTED)
 
+    # JAX logs every kind of device it did not find at INFO, which absl shows.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     app.run(guarded, flags_parser=_parse)
 
 
@@ -41,10 +46,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(argv))
     except flags.Error as error:
         text = " ".join(str(error).split())
-        _end(f"{text}; see --help", EXIT_BAD_INPUT)
+        _refuse(f"{text}; see --help")
         raise
 
 
-def _end(message: str, code: int) -> None:
-    print(f"error: {message}" if code == EXIT_BAD_INPUT else message, file=sys.stderr)
-    sys.exit(code)
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+def _exit_now(code: int) -> None:
+    """End the process without finalizing Python, which crashes while XLA still computes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,273 @@
+"""One run of given requests through a fleet: loaded and checked, simulated, written to its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.evaluation import plot_style, plots
+from qos_jax.evaluation.metrics import METRICS, summarise
+from qos_jax.evaluation.records import (
+    COMPLETED,
+    REJECTED,
+    RequestRecords,
+    write_records_csv,
+)
+from qos_jax.evaluation.run_folder import RunFolder
+from qos_jax.evaluation.simulate import Runs, SimulationResult, simulate
+from qos_jax.policies import REPLAYS, Policy, policy
+from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.workload import Fleet, Requests, measure_prediction_error, read_fleet, read_requests
+from qos_jax.workload.text_table import near_match
+
+MAX_SEED = 2**32 - 1
+CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleRunConfig:
+    """Everything that determines the records of a run.
+
+    Raises:
+      InputError: no file, an unknown scheduler, a limit that is not a positive time, a seed out of range.
+    """
+
+    fleet: str  # CSV file, see workload.read_fleet
+    requests: str  # CSV file, see workload.read_requests
+    policy: str  # a name of the registry
+    latency_limit_s: float  # L, seconds per output token
+    scheduler: str = "prefill_first"  # or "chunked_prefill"
+    seed: int = 0  # of the policy's own randomness
+    allow_drop: bool = False  # whether the greedy policies may drop a request
+
+    def __post_init__(self) -> None:
+        for name in ("fleet", "requests"):
+            if not getattr(self, name):
+                raise input_error("is empty", field=name, remedy="give the path of a CSV file")
+        if self.scheduler not in SCHEDULERS:
+            raise input_error(
+                f"{self.scheduler!r} is unknown{near_match(self.scheduler, SCHEDULERS)}",
+                field="scheduler",
+                remedy=f"use one of {', '.join(SCHEDULERS)}",
+            )
+        with np.errstate(over="ignore", under="ignore"):
+            limit_s = float(np.float32(self.latency_limit_s))  # as the policies compute with it
+        if not (math.isfinite(limit_s) and limit_s > 0):
+            raise input_error(
+                f"{self.latency_limit_s} is not a positive, finite time",
+                field="latency_limit_s",
+                remedy="give seconds per output token, such as 0.05",
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise input_error(
+                f"{self.seed} is out of range",
+                field="seed",
+                remedy=f"give a whole number from 0 to {MAX_SEED}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class SingleRun:
+    """A run that has passed every check, ready to simulate; make one with :func:`load_run`."""
+
+    config: SingleRunConfig
+    fleet: Fleet
+    requests: Requests
+    policy: Policy
+
+
+def load_run(config: SingleRunConfig) -> SingleRun:
+    """Read the files of a run and check that they fit together; nothing is written or compiled.
+
+    Raises:
+      InputError: naming file, row, field and remedy of the first fault found.
+    """
+    replayed = config.policy in REPLAYS
+    router = None if replayed else policy(config.policy, allow_drop=config.allow_drop)
+    fleet = read_fleet(config.fleet)
+    requests = read_requests(config.requests, fleet.names)
+    if router is None:
+        if requests.expert is None:
+            raise input_error(
+                f"column is missing, and the policy {config.policy!r} replays it",
+                file=config.requests,
+                field="expert",
+                remedy="give the name of an expert for each request, or choose another policy",
+            )
+        router = policy(config.policy, assignment=jnp.asarray(requests.expert))
+    _check_capacity(config, fleet, requests)
+    return SingleRun(config, fleet, requests, router)
+
+
+def simulate_requests(
+    fleet: Fleet,
+    requests: Requests,
+    router: Policy,
+    latency_limit_s: float,
+    *,
+    scheduler: str = "prefill_first",
+    seed: int = 0,
+    keep_snapshots: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> SimulationResult:
+    """Route T requests to N experts by a policy, and return what became of each.
+
+    The error of the predicted lengths, which a router may know, is the one measured on these requests.
+
+    Args:
+      fleet: the experts.
+      requests: what arrives, and when.
+      router: who routes.
+      latency_limit_s: L, seconds per output token.
+      scheduler: of every expert, one of ``serving.SCHEDULERS``.
+      seed: of the policy's own randomness, 0 to 2**32 - 1.
+      keep_snapshots: also return the experts' load before each arrival.
+      on_progress: called every few hundred requests with the number just routed.
+
+    Returns:
+      The result of one run: records [1, T], totals [1, N].
+    """
+    config = ServingConfig(
+        num_experts=fleet.num_experts,
+        running_slots=fleet.running_slots,
+        waiting_slots=fleet.waiting_slots,
+        scheduler=scheduler,
+    )
+    error = measure_prediction_error(requests.table)
+    runs = Runs(
+        profile=fleet.profile,
+        latency_limit_s=np.array([latency_limit_s], np.float32),
+        length_log_std=np.asarray(error.length_log_std)[None],
+        arrival_s=requests.arrival_s[None],
+        requests=jax.tree.map(lambda x: np.asarray(x)[None], requests.table),
+        seed=np.array([seed], np.uint32),
+    )
+    return simulate(config, router, runs, keep_snapshots=keep_snapshots, on_progress=on_progress)
+
+
+def execute_run(
+    run: SingleRun, folder: RunFolder, *, plot: bool, on_progress: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """Simulate a run and write ``records.csv``, ``summary.json`` and, with ``plot``, ``plots/``.
+
+    Every file is written whole or not at all; the same run gives the same bytes.
+
+    Returns:
+      The content of ``summary.json``: the configuration, every metric by name, and the experts.
+    """
+    config = run.config
+    result = simulate_requests(
+        run.fleet,
+        run.requests,
+        run.policy,
+        config.latency_limit_s,
+        scheduler=config.scheduler,
+        seed=config.seed,
+        keep_snapshots=plot,
+        on_progress=on_progress,
+    )
+    records = result.records.at(0)
+    summary = summarise_run(run, result)
+    write_records_csv(folder.file("records.csv"), _chunks(records), run.fleet.names, config.latency_limit_s)
+    if plot:
+        for name, figure in _figures(run, result):
+            plot_style.save_figure(figure, folder.file(f"plots/{name}.png"))
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
+    """Return the configuration of a run, its metrics by name, and what each expert did."""
+    figures = summarise(result.records, result.totals, run.fleet.profile, run.config.latency_limit_s)
+    counts = {name for name, metric in METRICS.items() if metric.unit == "requests"}
+    metrics = {
+        name: int(values[0]) if name in counts else float(values[0]) for name, values in figures.items()
+    }
+    records, makespan_s = result.records.at(0), float(result.totals.makespan_s[0])
+    experts = []
+    for index, name in enumerate(run.fleet.names):
+        status = records.status[records.expert == index]
+        capacity = float(run.fleet.profile.kv_capacity_tokens[index])
+        experts.append(
+            {
+                "expert": name,
+                "routed": int(status.size),
+                "completed": int(np.sum(status == COMPLETED)),
+                "rejected": int(np.sum(status == REJECTED)),
+                "busy_share": _share(result.totals.busy_s[0, index], makespan_s),
+                "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
+            }
+        )
+    return {
+        **dataclasses.asdict(run.config),
+        **metrics,
+        "makespan_s": makespan_s,
+        "experts": experts,
+    }
+
+
+def plots_available() -> bool:
+    """Return whether Matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:
+    """Refuse requests of which the fleet can hold none, or whose tokens cannot be counted."""
+    capacity = np.asarray(fleet.profile.kv_capacity_tokens, np.int64)
+    prompt = np.asarray(requests.table.prompt_tokens, np.int64)
+    total = prompt[:, None] + np.asarray(requests.table.output_tokens, np.int64)  # [T, N]
+    if not np.any(total <= capacity):
+        raise input_error(
+            f"the largest is {capacity.max()} tokens, and no expert can hold any of the {len(prompt)} "
+            f"requests of {config.requests}: prompt + output is {total.min()} tokens at least",
+            file=config.fleet,
+            field="kv_capacity_tokens",
+            remedy="give an expert more, or bring shorter requests",
+        )
+    if total.max() > np.iinfo(np.int32).max:
+        at = int(np.argmax(total.max(axis=1)))
+        raise input_error(
+            f"request {at} has {total.max()} prompt and output tokens",
+            file=config.requests,
+            field="output_tokens",
+            remedy=f"keep their sum below {np.iinfo(np.int32).max}",
+        )
+
+
+def _chunks(records: RequestRecords) -> Iterator[RequestRecords]:
+    """Yield records [T] some thousands at a time."""
+    fields = [field.name for field in dataclasses.fields(records)]
+    for start in range(0, records.status.size, CSV_CHUNK_REQUESTS):
+        part = slice(start, start + CSV_CHUNK_REQUESTS)
+        yield RequestRecords(**{name: getattr(records, name)[part] for name in fields})
+
+
+def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, Any]]:
+    """Yield name and figure of each plot of a run."""
+    assert result.snapshots is not None
+    load = result.snapshots
+    yield (
+        "timeline",
+        plots.timeline(
+            run.requests.arrival_s - run.requests.arrival_s[0],
+            np.asarray(load.running[0]),
+            np.asarray(load.waiting[0]),
+            np.asarray(load.kv_tokens[0]) / np.asarray(run.fleet.profile.kv_capacity_tokens),
+            run.fleet.names,
+        ),
+    )
+    records = {run.config.policy: result.records.at(0)}
+    yield "latency_cdf", plots.latency_cdf(records, run.config.latency_limit_s)
+
+
+def _share(part: float, whole: float) -> float:
+    """Return part / whole, NaN where there is no whole."""
+    return float(part) / whole if whole > 0 else math.nan

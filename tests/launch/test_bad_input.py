@@ -1,0 +1,391 @@
+"""Bad input to the launchers: one line that names the place and the remedy, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOOD_FLAGS = {
+    "launch.simulate": {"policy": "random", "latency_limit_s": "0.05"},
+}
+
+
+@dataclasses.dataclass
+class Given:
+    """A launcher's good input, for a case to spoil: two files and the flags."""
+
+    folder: Path
+    flags: dict[str, str]
+    extra: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def arguments(self) -> list[str]:
+        return [*(f"--{name}={value}" for name, value in self.flags.items()), *self.extra]
+
+    def path(self, file: str) -> Path:
+        return self.folder / file
+
+    def replace(self, file: str, old: str, new: str) -> None:
+        text = self.path(file).read_text()
+        assert old in text
+        self.path(file).write_text(text.replace(old, new, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One kind of bad input."""
+
+    id: str
+    spoil: Callable[[Given], object]
+    says: tuple[str, ...]  # texts of the error, in this order
+
+
+def _cell(id_: str, file: str, old: str, new: str, row: int | None, field: str, *says: str) -> Case:
+    """A case in which ``old`` became ``new``, and which must name file, row and field."""
+    place = (f"{file}, ", *((f"row {row}, ",) if row else ()), f"field '{field}': ")
+    return Case(id_, lambda given: given.replace(file, old, new), (*place, *says))
+
+
+def _write(id_: str, file: str, content: bytes, *says: str) -> Case:
+    return Case(id_, lambda given: given.path(file).write_bytes(content), (file, *says))
+
+
+def _flag(id_: str, name: str, value: str, *says: str) -> Case:
+    return Case(id_, lambda given: given.flags.update({name: value}), says)
+
+
+def _without(name: str) -> Case:
+    return Case(
+        f"no --{name}", lambda given: given.flags.pop(name), (f"--{name}", "must have a value", "; see")
+    )
+
+
+def _as_folder(given: Given, file: str) -> None:
+    given.path(file).unlink()
+    given.path(file).mkdir()
+
+
+def _files(file: str) -> list[Case]:
+    """What can be wrong with any table, whatever it holds."""
+    return [
+        Case(f"{file} missing", lambda g: g.path(file).unlink(), (file, "no such file", "; check the path")),
+        Case(f"{file} a folder", lambda g: _as_folder(g, file), (file, "cannot be read", "; ")),
+        _write(f"{file} empty", file, b"", "is empty", "header"),
+        _write(f"{file} blank", file, b"\n  \n# nothing\n", "is empty", "header"),
+        _write(f"{file} binary", file, b"\x93NUMPY\x01\x00\xff\xfe" * 20, "is not plain text", "UTF-8"),
+        _write(f"{file} in UTF-16", file, "expert,a\n1,2\n".encode("utf-16"), "is not plain text", "UTF-8"),
+        _write(f"{file} one huge cell", file, b'a,b\n1,"' + b"x" * 200_000, "field larger than"),
+    ]
+
+
+FLEET_CASES = [
+    *_files("fleet.csv"),
+    Case(
+        "fleet: missing column",
+        lambda g: _drop_last_column(g.path("fleet.csv")),
+        ("fleet.csv, field 'idle_power_w': ", "missing"),
+    ),
+    _cell(
+        "fleet: misspelt column",
+        "fleet.csv",
+        "max_waiting",
+        "max_wating",
+        None,
+        "max_waiting",
+        "'max_wating'",
+    ),
+    Case(
+        "fleet: unknown column",
+        lambda g: g.path("fleet.csv").write_text(g.path("fleet.csv").read_text().replace("\n", ",1\n")),
+        ("fleet.csv, field '1': ", "unknown"),
+    ),
+    _cell("fleet: column twice", "fleet.csv", "max_waiting", "max_running", 1, "max_running", "twice"),
+    Case(
+        "fleet: a cell too few",
+        lambda g: g.replace("fleet.csv", ",0.01,200,40", ",200,40"),
+        ("fleet.csv, row 3: ", "13 cells", "14", "; "),
+    ),
+    Case(
+        "fleet: no expert",
+        lambda g: g.path("fleet.csv").write_text(g.path("fleet.csv").read_text().split("\n")[0] + "\n"),
+        ("fleet.csv: ", "no expert", "; "),
+    ),
+    _cell("fleet: not a number", "fleet.csv", "0.005,300", "5ms,300", 2, "network_rtt_s", "'5ms'"),
+    _cell("fleet: empty cell", "fleet.csv", "0.005,300", ",300", 2, "network_rtt_s", "is empty"),
+    _cell("fleet: NaN", "fleet.csv", "0.005,300", "nan,300", 2, "network_rtt_s", "not finite"),
+    _cell("fleet: infinite", "fleet.csv", "0.005,300", "inf,300", 2, "network_rtt_s", "not finite"),
+    _cell("fleet: negative", "fleet.csv", "0.005,300", "-0.005,300", 2, "network_rtt_s", "range", ">= 0"),
+    _cell("fleet: decode takes no time", "fleet.csv", "0.03,0.002", "0,0.002", 3, "decode_base_s", "> 0"),
+    _cell("fleet: part of a slot", "fleet.csv", "ant,2,", "ant,2.5,", 2, "max_running", "'2.5'"),
+    _cell("fleet: no slot", "fleet.csv", "ant,2,", "ant,0,", 2, "max_running", "'0'", ">= 1"),
+    _cell("fleet: beyond int32", "fleet.csv", ",64,60,", ",64,6e9,", 2, "kv_capacity_tokens", "6e9"),
+    _cell("fleet: expert twice", "fleet.csv", "bee,", "ant,", 3, "expert", "'ant'", "twice"),
+    _cell("fleet: expert without a name", "fleet.csv", "bee,", ",", 3, "expert", "empty"),
+    _cell("fleet: expert called drop", "fleet.csv", "bee,", "Drop,", 3, "expert", "reserved"),
+    _cell(
+        "fleet: budget below slots",
+        "fleet.csv",
+        "bee,3,1,16",
+        "bee,3,1,2",
+        3,
+        "max_batched_tokens",
+        "max_running 3",
+    ),
+    _cell("fleet: busy below idle", "fleet.csv", "200,40", "30,40", 3, "busy_power_w", "idle_power_w"),
+]
+
+REQUEST_CASES = [
+    *_files("requests.csv"),
+    _cell(
+        "requests: missing column",
+        "requests.csv",
+        "prompt_tokens",
+        "prompt",
+        None,
+        "prompt_tokens",
+        "missing",
+    ),
+    _cell(
+        "requests: misspelt column", "requests.csv", ",expert", ",exprt", None, "exprt", "unknown", "'expert'"
+    ),
+    _cell("requests: column twice", "requests.csv", "quality.bee", "quality.ant", 1, "quality.ant", "twice"),
+    Case(
+        "requests: column without a name",
+        lambda g: g.replace("requests.csv", ",expert", ","),
+        ("requests.csv, row 1: ", "column 10 has no name", "; "),
+    ),
+    _cell("requests: shared and own", "requests.csv", ",expert", ",quality", None, "quality", "both"),
+    _cell(
+        "requests: no such expert", "requests.csv", "quality.bee", "quality.bea", None, "quality.bea", "'bee'"
+    ),
+    Case(
+        "requests: not every expert",
+        lambda g: g.path("requests.csv").write_text(
+            "arrival_s,prompt_tokens,output_tokens,quality.ant\n0,1,1,1\n"
+        ),
+        ("requests.csv, field 'quality.bee': ", "missing", "; "),
+    ),
+    Case(
+        "requests: a cell too many",
+        lambda g: g.replace("requests.csv", "0.9,ant", "0.9,ant,"),
+        ("requests.csv, row 2: ", "11 cells", "10", "; "),
+    ),
+    Case(
+        "requests: a quote left open",
+        lambda g: g.replace("requests.csv", "0.05,30", '"0.05,30'),
+        ("requests.csv, row 4: ", "1 cells", "; "),
+    ),
+    Case(
+        "requests: header only",
+        lambda g: g.path("requests.csv").write_text("arrival_s,prompt_tokens,output_tokens,quality\n"),
+        ("requests.csv: ", "no request", "; "),
+    ),
+    _cell("requests: not a number", "requests.csv", "0.05,30", "later,30", 3, "arrival_s", "'later'"),
+    _cell(
+        "requests: NUL in a cell", "requests.csv", "0.05,30", "0.05\x00,30", 3, "arrival_s", "not a number"
+    ),
+    _cell("requests: empty cell", "requests.csv", "0.05,30", "0.05,", 3, "prompt_tokens", "empty"),
+    _cell("requests: NaN", "requests.csv", "0.25,0.75", "nan,0.75", 3, "quality.ant", "not finite"),
+    _cell("requests: infinite", "requests.csv", "0.5,10", "inf,10", 4, "arrival_s", "not finite"),
+    _cell("requests: before the start", "requests.csv", "0.0,20", "-1,20", 2, "arrival_s", ">= 0"),
+    _cell("requests: out of order", "requests.csv", "0.5,10", "0.04,10", 4, "arrival_s", "sort"),
+    _cell("requests: no prompt", "requests.csv", "0.05,30", "0.05,0", 3, "prompt_tokens", ">= 1"),
+    _cell("requests: no output", "requests.csv", "30,25,8", "30,25,0", 3, "output_tokens.bee", ">= 1"),
+    _cell(
+        "requests: half a token", "requests.csv", "30,25,8", "30,25.5,8", 3, "output_tokens.ant", "integer"
+    ),
+    _cell("requests: beyond int32", "requests.csv", "30,25,8", "30,3e9,8", 3, "output_tokens.ant", "range"),
+    _cell("requests: quality above 1", "requests.csv", "0.25,0.75", "0.25,75", 3, "quality.bee", "<= 1"),
+    _cell("requests: quality below 0", "requests.csv", "0.25,0.75", "-0.1,0.75", 3, "quality.ant", ">= 0"),
+    _cell(
+        "requests: predicted above 1",
+        "requests.csv",
+        "0.3,0.7",
+        "0.3,1.01",
+        3,
+        "predicted_quality.bee",
+        "<= 1",
+    ),
+    _cell(
+        "requests: nothing predicted",
+        "requests.csv",
+        ",12,0.3",
+        ",0,0.3",
+        3,
+        "predicted_output_tokens",
+        "range",
+    ),
+    _cell("requests: at no such expert", "requests.csv", "0.7,bee", "0.7,bees", 3, "expert", "'bee'"),
+    Case(
+        "requests: more tokens than int32 counts",
+        lambda g: g.replace("requests.csv", "0.05,30,25", "0.05,2e9,2e9"),
+        ("requests.csv", "field 'output_tokens'", "4000000000", "; "),
+    ),
+    Case(
+        "no expert holds any request",
+        lambda g: g.path("requests.csv").write_text(
+            "arrival_s,prompt_tokens,output_tokens,quality,predicted_output_tokens,predicted_quality\n"
+            "0,80,11,1,11,1\n1,200,10,1,10,1\n"
+        ),
+        ("fleet.csv, field 'kv_capacity_tokens': ", "90", "91 tokens", "; "),
+    ),
+]
+
+
+def _holding(given: Given, content: dict[str, str]) -> None:
+    out = Path(given.flags["out"])
+    out.mkdir()
+    for name, text in content.items():
+        (out / name).write_text(text)
+
+
+OUT_CASES = [
+    Case(
+        "out is a file",
+        lambda g: Path(g.flags["out"]).write_text("mine"),
+        ("out", "is a file", "; ", "--out"),
+    ),
+    Case(
+        "out lies in a file",
+        lambda g: g.flags.update(out=str(g.path("fleet.csv") / "x")),
+        ("fleet.csv/x: ", "cannot be written", "; ", "--out"),
+    ),
+    Case(
+        "out holds other files",
+        lambda g: _holding(g, {"thesis.tex": "precious"}),
+        ("out: ", "not of a run", "; ", "--out", "--overwrite"),
+    ),
+    Case(
+        "out holds another run",
+        lambda g: _holding(g, {"config.json": '{"seed": -5}', "records.csv": "precious"}),
+        ("out: ", "another run", "; ", "--out", "--overwrite"),
+    ),
+    Case(
+        "out has too long a name",
+        lambda g: g.flags.update(out=g.flags["out"] + "x" * 300),
+        ("xxx: ", "too long", "; "),
+    ),
+]
+
+FLAG_CASES = [
+    _without("fleet"),
+    _without("latency_limit_s"),
+    _without("out"),
+    _flag("empty --fleet", "fleet", "", "'fleet'", "empty"),
+    _flag("limit not a number", "latency_limit_s", "50ms", "--latency_limit_s", "50ms"),
+    _flag("limit 0", "latency_limit_s", "0", "'latency_limit_s'", "positive"),
+    _flag("limit negative", "latency_limit_s", "-0.05", "'latency_limit_s'", "positive"),
+    _flag("limit NaN", "latency_limit_s", "nan", "'latency_limit_s'", "finite"),
+    _flag("limit infinite", "latency_limit_s", "inf", "'latency_limit_s'", "finite"),
+    _flag("limit 0 in float32", "latency_limit_s", "1e-60", "'latency_limit_s'", "positive"),
+    _flag("unknown scheduler", "scheduler", "fcfs", "--scheduler", "prefill_first|chunked_prefill"),
+    _flag("negative seed", "seed", "-1", "--seed", "range"),
+    _flag("half a seed", "seed", "0.5", "--seed", "0.5"),
+    _flag("seed beyond uint32", "seed", "4294967296", "--seed", "range"),
+    _flag("unknown flag", "schedulr", "prefill_first", "'schedulr'", "scheduler"),
+    Case("stray argument", lambda g: g.extra.append("fleet.csv"), ("unexpected argument 'fleet.csv'", "; ")),
+]
+
+SIMULATE_CASES = [
+    _without("requests"),
+    _without("policy"),
+    _flag("unknown policy", "policy", "projected_gredy", "'policy'", "did you mean 'projected_greedy'"),
+    _flag("a bound for a policy", "policy", "upper_bound", "'policy'", "bound", "random"),
+    Case(
+        "assigned to nothing",
+        lambda g: (g.flags.update(policy="assigned"), _drop_last_column(g.path("requests.csv"))),
+        ("requests.csv, field 'expert': ", "'assigned'", "; "),
+    ),
+    Case(
+        "files swapped",
+        lambda g: g.flags.update(fleet=g.flags["requests"], requests=g.flags["fleet"]),
+        ("requests.csv, field ", "missing", "; "),
+    ),
+]
+
+
+def _drop_last_column(path: Path) -> None:
+    path.write_text("".join(line.rpartition(",")[0] + "\n" for line in path.read_text().splitlines()))
+
+
+CASES = {
+    "launch.simulate": [*FLEET_CASES, *REQUEST_CASES, *OUT_CASES, *FLAG_CASES, *SIMULATE_CASES],
+}
+PAIRS = [
+    pytest.param(module, case, id=f"{module.removeprefix('launch.')}: {case.id}")
+    for module, cases in CASES.items()
+    for case in cases
+]
+
+
+@pytest.fixture
+def given(request: pytest.FixtureRequest, tmp_path: Path, inputs: Path) -> Given:
+    """Good input of the launcher under test."""
+    module = request.node.callspec.params["module"]
+    files = {"fleet": str(inputs / "fleet.csv"), "requests": str(inputs / "requests.csv")}
+    return Given(inputs, {**files, "out": str(tmp_path / "out"), **GOOD_FLAGS[module]})
+
+
+def _tree(folder: Path) -> dict[str, bytes | None]:
+    """Return every file and folder below ``folder``, with the files' content."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def _check_refused(code: int, out: str, err: str, says: tuple[str, ...]) -> None:
+    assert code == 2, err
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, f"more than one line: {err}"
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    rest = err
+    for text in says:
+        assert text in rest, f"{text!r} is not where expected in: {err}"
+        rest = rest[rest.index(text) + len(text) :]
+    assert "; " in err
+    assert err.rpartition("; ")[2].strip()
+
+
+@pytest.mark.parametrize(("module", "case"), PAIRS)
+def test_refused_in_one_line(launch, given: Given, tmp_path: Path, module: str, case: Case):
+    case.spoil(given)
+    before = _tree(tmp_path)
+    ended = launch(module, *given.arguments)
+    _check_refused(ended.code, ended.out, ended.err, case.says)
+    assert _tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("module", CASES)
+def test_enough_kinds(module: str):
+    assert len({case.id for case in CASES[module]}) >= 25
+
+
+@pytest.mark.parametrize(
+    ("module", "case_id"),
+    [
+        ("launch.simulate", "unknown flag"),
+        ("launch.simulate", "requests: quality above 1"),
+        ("launch.simulate", "assigned to nothing"),
+    ],
+)
+def test_refused_by_a_real_process(given: Given, tmp_path: Path, module: str, case_id: str):
+    case = next(case for case in CASES[module] if case.id == case_id)
+    case.spoil(given)
+    before = _tree(tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-m", module, *given.arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    _check_refused(ended.returncode, ended.stdout, ended.stderr, case.says)
+    assert _tree(tmp_path) == before

@@ -1,0 +1,254 @@
+"""``launch.simulate`` end to end: records as the reference has them, a summary that follows, whole files."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qos_jax.evaluation import METRICS, records
+from qos_jax.serving import SCHEDULERS
+from tests.launch import golden
+
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-4
+FLEET = golden.FOLDER / "fleet.csv"
+FIGURES = ("ttft_s", "latency_s", "latency_per_token_s", "quality", "qos")
+
+
+def arguments(out: Path, **flags: object) -> list[str]:
+    given = {
+        "fleet": FLEET,
+        "requests": golden.FOLDER / "requests.csv",
+        "policy": "assigned",
+        "latency_limit_s": golden.LIMIT_S,
+        "plot": False,
+        "out": out,
+    }
+    return [f"--{name}={value}" for name, value in (given | flags).items()]
+
+
+def assert_same_records(actual: list[dict[str, str]], expected: list[dict[str, str]]) -> None:
+    """Equal but for the figures, which may be ``TOLERANCE`` apart."""
+    assert len(actual) == len(expected)
+    for mine, wanted in zip(actual, expected, strict=True):
+        where = f"{mine} is not {wanted}"
+        for name, value in wanted.items():
+            if name in FIGURES and value:
+                assert float(mine[name]) == pytest.approx(float(value), rel=TOLERANCE), where
+            else:
+                assert mine[name] == value, where
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_golden(launch, tmp_path, scheduler):
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", scheduler=scheduler))
+    assert ended.code == 0, ended.err
+    expected = golden.read_records(golden.FOLDER / f"records_{scheduler}.csv")
+    assert_same_records(golden.read_records(tmp_path / "run" / "records.csv"), expected)
+    # What is stored is what the reference says, and holds every fate.
+    assert_same_records(
+        golden.reference_records(FLEET, golden.FOLDER / "requests.csv", scheduler, golden.LIMIT_S), expected
+    )
+    assert {row["status"] for row in expected} == set(records.STATUS_NAMES)
+    assert sum(int(row["preemptions"]) for row in expected) >= 3
+
+
+def write_requests(file: Path, seed: int, num_requests: int) -> None:
+    """Write requests that fill the queues and the memory of the golden fleet."""
+    rng = np.random.default_rng(seed)
+    output, quality = rng.geometric(0.07, (2, num_requests)), rng.random((2, num_requests))
+    columns = {
+        "arrival_s": np.cumsum(rng.exponential(rng.uniform(0.1, 0.5), num_requests)).round(6),
+        "prompt_tokens": rng.integers(1, 36, num_requests),
+        "output_tokens.large": np.minimum(output[0], 45),
+        "output_tokens.small": np.minimum(output[1], 45),
+        "quality.large": quality[0].round(3),
+        "quality.small": quality[1].round(3),
+        "predicted_output_tokens": rng.uniform(1, 30, num_requests).round(2),
+        "predicted_quality": rng.random(num_requests).round(3),
+        "expert": rng.choice(["large", "small", "drop"], num_requests, p=[0.6, 0.35, 0.05]),
+    }
+    with open(file, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+
+
+@pytest.mark.parametrize(("scheduler", "seed"), list(itertools.product(SCHEDULERS, range(5))))
+def test_assigned_is_the_reference(launch, tmp_path, scheduler, seed):
+    requests = tmp_path / "requests.csv"
+    write_requests(requests, seed, 700)  # more than a chunk of the simulator
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", scheduler=scheduler, requests=requests))
+    assert ended.code == 0, ended.err
+    mine = golden.read_records(tmp_path / "run" / "records.csv")
+    assert_same_records(mine, golden.reference_records(FLEET, requests, scheduler, golden.LIMIT_S))
+    status = [row["status"] for row in mine]
+    assert min(status.count(name) for name in records.STATUS_NAMES) > 5
+    assert sum(int(row["preemptions"]) for row in mine) > 20
+
+
+def test_summary_follows_from_the_records(launch, tmp_path):
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", seed=7))
+    rows = golden.read_records(tmp_path / "run" / "records.csv")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert METRICS.keys() <= summary.keys()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["seed"] == 7
+    assert summary.items() >= config.items()
+
+    done = [row for row in rows if row["status"] == "completed"]
+    latency_s = np.array([float(row["latency_s"]) for row in done])
+    output = np.array([int(row["output_tokens"]) for row in done])
+    per_token_s = latency_s / output
+    ttft_s = np.array([float(row["ttft_s"]) for row in done])
+    rtt_s = np.array([{"large": 0.005, "small": 0.01}[row["expert"]] for row in done])
+    quality = np.array([float(row["quality"]) for row in done])
+    more = output > 1
+    tpot_s = (latency_s - rtt_s - ttft_s)[more] / (output[more] - 1)
+    in_limit = per_token_s <= golden.LIMIT_S
+    expected = {
+        "arrived": len(rows),
+        "completed": len(done),
+        "rejected": sum(row["status"] == "rejected" for row in rows),
+        "dropped": sum(row["status"] == "dropped" for row in rows),
+        "average_qos": quality[in_limit].sum() / len(rows),
+        "share_within_limit": in_limit.sum() / len(rows),
+        "mean_quality": quality.mean(),
+        "ttft_mean_s": ttft_s.mean(),
+        "tpot_p95_s": np.quantile(tpot_s, 0.95),
+        "e2e_latency_p50_s": np.quantile(latency_s, 0.5),
+        "latency_per_token_p99_s": np.quantile(per_token_s, 0.99),
+        "preemptions_per_request": sum(int(row["preemptions"]) for row in rows) / len(rows),
+        "makespan_s": max(float(row["arrival_s"]) + float(row["latency_s"] or 0) for row in rows),
+    }
+    for name, value in expected.items():
+        assert summary[name] == pytest.approx(value, rel=1e-5), name
+    assert np.mean([float(row["qos"]) for row in rows]) == pytest.approx(summary["average_qos"], rel=1e-6)
+    for expert in summary["experts"]:
+        mine = [row["status"] for row in rows if row["expert"] == expert["expert"]]
+        assert expert["routed"] == len(mine)
+        assert expert["rejected"] == mine.count("rejected")
+        assert 0 < expert["busy_share"] <= 1
+    assert f"{summary['average_qos']:.4f}" in ended.out
+    assert f"{len(rows):,}/{len(rows):,} requests" in ended.err
+
+
+def test_same_seed_same_bytes(launch, tmp_path):
+    """The chance of a random router comes from the seed alone, whether or not the plots are drawn."""
+    for name, seed, plot in (("a", 3, False), ("b", 3, True), ("c", 4, False)):
+        flags = arguments(tmp_path / name, policy="random", seed=seed, plot=plot)
+        assert launch("launch.simulate", *flags).code == 0
+    a, b, c = ((tmp_path / name / "records.csv").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+    a, b = ((tmp_path / name / "summary.json").read_bytes() for name in "ab")
+    assert a == b
+    for plot in ("timeline.png", "latency_cdf.png"):
+        assert (tmp_path / "b" / "plots" / plot).read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "a" / "plots").exists()
+
+
+def test_again_and_overwrite(launch, tmp_path):
+    """The same run replaces its results; another one asks first."""
+    assert launch("launch.simulate", *arguments(tmp_path / "run")).code == 0
+    first = (tmp_path / "run" / "records.csv").read_bytes()
+    assert launch("launch.simulate", *arguments(tmp_path / "run")).code == 0
+    assert (tmp_path / "run" / "records.csv").read_bytes() == first
+    other = arguments(tmp_path / "run", latency_limit_s=0.02)
+    refused = launch("launch.simulate", *other)
+    assert refused.code == 2
+    assert "latency_limit_s" in refused.err
+    assert (tmp_path / "run" / "records.csv").read_bytes() == first
+    assert launch("launch.simulate", *other, "--overwrite").code == 0
+    assert (tmp_path / "run" / "records.csv").read_bytes() != first
+
+
+def test_greedy_may_drop(launch, tmp_path):
+    """Where a request would push others past the limit, a greedy router drops it if it may."""
+    requests = tmp_path / "requests.csv"
+    write_requests(requests, 0, 700)
+    dropped = []
+    for allow in (False, True):
+        flags = arguments(
+            tmp_path / str(allow), policy="projected_greedy", requests=requests, allow_drop=allow
+        )
+        ended = launch("launch.simulate", *flags)
+        assert ended.code == 0, ended.err
+        dropped.append(json.loads((tmp_path / str(allow) / "summary.json").read_text())["dropped"])
+    assert dropped[0] == 0
+    assert dropped[1] > 0
+
+
+def test_truth_for_want_of_predictions_is_said(launch, tmp_path):
+    requests = tmp_path / "requests.csv"
+    requests.write_text("arrival_s,prompt_tokens,output_tokens,quality\n0,10,5,0.5\n1,10,5,1\n")
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", policy="best_quality", requests=requests))
+    assert ended.code == 0
+    assert "no column predicted_quality" in ended.err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["completed"] == 2
+
+
+def test_without_matplotlib(launch, tmp_path, monkeypatch):
+    """Plots are drawn where they can be; who asks for them in vain is told before anything runs."""
+    monkeypatch.setattr("qos_jax.evaluation.single_run.plots_available", lambda: False)
+    flags = [flag for flag in arguments(tmp_path / "run") if not flag.startswith("--plot")]
+    ended = launch("launch.simulate", *flags)
+    assert ended.code == 0
+    assert "matplotlib is not installed" in ended.err
+    refused = launch("launch.simulate", *flags, "--plot")
+    assert refused.code == 2
+    assert "pip install" in refused.err
+
+
+@pytest.mark.parametrize("stage", ["simulating", "writing"])
+def test_interrupted_in_process(launch, tmp_path, monkeypatch, stage):
+    """Wherever Ctrl-C strikes, no file is left half-written."""
+
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    target = "simulate._arriving" if stage == "simulating" else "records._csv_columns"
+    monkeypatch.setattr(f"qos_jax.evaluation.{target}", interrupt)
+    ended = launch("launch.simulate", *arguments(tmp_path / "run"))
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    assert "stopped" in ended.err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c(tmp_path):
+    requests = tmp_path / "requests.csv"
+    write_requests(requests, 0, 150_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.simulate", *arguments(tmp_path / "run", requests=requests)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "run" / "config.json").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.endswith("stopped; files already complete are kept\n")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
