@@ -237,13 +237,12 @@ def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) 
     last = runs.shape[1] - 1
     index = np.minimum(np.arange(start, start + chunk), last)
 
-    def cut(values: Any) -> jax.Array:
-        return jnp.asarray(np.asarray(values)[lanes][:, index])
+    def cut(values: Any, index: np.ndarray = index) -> np.ndarray:
+        return np.asarray(values)[lanes[:, None], index]  # both at once: never a copy of whole runs
 
     following = np.minimum(index + 1, last)
     # The difference is taken in float64: a trace may last for weeks.
-    arrival_s = runs.arrival_s[lanes]
-    gap_after_s = (arrival_s[:, following] - arrival_s[:, index]).astype(np.float32)
+    gap_after_s = (cut(runs.arrival_s, following) - cut(runs.arrival_s)).astype(np.float32)
     gap_after_s[:, index == last] = np.inf
     real = np.arange(start, start + chunk) < stop
     gap_after_s[:, ~real] = 0.0
@@ -251,11 +250,11 @@ def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) 
     table = runs.requests
     return _Arriving(
         request=Request(
-            prompt_tokens=cut(table.prompt_tokens),
-            output_tokens=cut(table.output_tokens),
-            quality=cut(table.quality),
-            predicted_output_tokens=cut(table.predicted_output_tokens),
-            predicted_quality=cut(table.predicted_quality),
+            prompt_tokens=jnp.asarray(cut(table.prompt_tokens)),
+            output_tokens=jnp.asarray(cut(table.output_tokens)),
+            quality=jnp.asarray(cut(table.quality)),
+            predicted_output_tokens=jnp.asarray(cut(table.predicted_output_tokens)),
+            predicted_quality=jnp.asarray(cut(table.predicted_quality)),
         ),
         gap_after_s=jnp.asarray(gap_after_s),
         request_id=jnp.asarray(np.broadcast_to(request_id, (lanes.size, chunk))),
