@@ -31,6 +31,26 @@ class _Loop(NamedTuple):
     rounds: jax.Array  # [] int32
 
 
+class _Decode(NamedTuple):
+    """The part of the batch that decoding changes."""
+
+    running: jax.Array  # [N, K] bool
+    left_tokens: jax.Array  # [N, K] int32
+    latency_s: jax.Array  # [N, K] float32
+    offset_s: jax.Array  # [N] float32
+    kv_token_s: jax.Array  # [N] float32
+    decodes: jax.Array  # [N] bool, experts that have a decode run ahead
+
+
+class _Gap(NamedTuple):
+    """What does not change while the gap lasts."""
+
+    profile: FleetProfile
+    rules: scheduler.Scheduler
+    age_s: jax.Array  # [N, K] float32, at the start of the gap
+    gap_s: jax.Array  # [] float32
+
+
 def advance(
     config: ServingConfig, profile: FleetProfile, state: ServingState, gap_s: jax.Array
 ) -> tuple[ServingState, Progress]:
@@ -38,8 +58,9 @@ def advance(
 
     Iterations that end within the gap end, its last instant included; one begins at every boundary
     BEFORE the end of the gap. A boundary at the very end waits for the arrivals of that instant.
-    One round of the loop covers a prompt iteration, if there is prompt work, and then a whole run of
-    decode iterations up to the next event: a completion, memory running out, or the end of the gap.
+    One round of the loop decides at a boundary, covers the prompt iteration, if there is prompt work, and
+    then whole runs of decode iterations, from completion to completion, for as long as no boundary
+    could decide anything but to decode: nobody waits, memory lasts, and the gap has not ended.
 
     Args:
       config: static sizes and the scheduler.
@@ -50,26 +71,25 @@ def advance(
     Returns:
       The experts ``gap_s`` later, and what happened meanwhile.
     """
-    rules = scheduler.BY_NAME[config.scheduler]
     gap_s = jnp.asarray(gap_s, jnp.float32)
+    gap = _Gap(profile, scheduler.BY_NAME[config.scheduler], state.age_s, gap_s)
     reached = state.lead_s <= gap_s
     ended = reached[:, None] & state.live & state.running & (state.left_tokens == 0)
     batch = Batch(
         live=state.live & ~ended,
         running=state.running & ~ended,
-        context_tokens=state.context_tokens,
+        total_tokens=state.context_tokens + state.left_tokens,
         left_tokens=state.left_tokens,
         prefill_left_tokens=state.prefill_left_tokens,
         ttft_s=state.ttft_s,
         latency_s=state.latency_s,
         preemptions=state.preemptions,
-        completed=ended,
         offset_s=state.lead_s,
         kv_token_s=jnp.zeros_like(state.lead_s),
     )
 
     def body(loop: _Loop) -> _Loop:
-        batch, progressed = _round(profile, loop.batch, loop.active, state.age_s, gap_s, rules)
+        batch, progressed = _round(gap, loop.batch, loop.active)
         # An expert that could not progress ends here instead of hanging the program.
         active = progressed & (batch.offset_s < gap_s) & jnp.any(batch.live, axis=-1)
         return _Loop(batch, active, loop.rounds + 1)
@@ -90,7 +110,7 @@ def advance(
         lead_s=jnp.maximum(batch.offset_s - gap_s, 0.0),
     )
     progress = Progress(
-        completed=batch.completed,
+        completed=state.live & ~batch.live,
         busy_s=jnp.minimum(batch.offset_s, gap_s),
         kv_token_s=batch.kv_token_s,
         rounds=rounds,
@@ -98,97 +118,104 @@ def advance(
     return advanced, progress
 
 
-def _round(
-    profile: FleetProfile,
-    batch: Batch,
-    active: jax.Array,
-    age_s: jax.Array,
-    gap_s: jax.Array,
-    rules: scheduler.Scheduler,
-) -> tuple[Batch, jax.Array]:
-    """One event of every active expert; returns the batch after it and who progressed, [N] bool."""
-    phase = rules.decide(profile, batch, active)
-    batch = _prompt_iteration(profile, batch, phase, age_s, gap_s)
+def _round(gap: _Gap, batch: Batch, active: jax.Array) -> tuple[Batch, jax.Array]:
+    """One decision of every active expert; returns the batch after it and who progressed, [N] bool."""
+    phase = gap.rules.decide(gap.profile, batch, active)
+    batch = _prompt_iteration(gap, batch, phase)
+    # After prompt work, decode at once only if the next boundary would decide the same.
+    decodes = active & (batch.offset_s < gap.gap_s) & (~phase.worked | _must_decode(gap, batch, phase))
+    decodes = decodes & jnp.any(batch.running, axis=-1)
+    return _decode(gap, batch, decodes), decodes | phase.worked
+
+
+def _must_decode(gap: _Gap, batch: Batch, phase: PromptPhase) -> jax.Array:
+    """[N] bool: at this boundary there is no prompt work, and memory for a decode iteration."""
     size = count(batch.running)
     held = masked_sum(batch.running, batch.context_tokens)
-    # After prompt work, decode at once only if the next boundary would decide the same.
-    settled = ~phase.worked | (
-        ~scheduler.head_fits(profile, batch, size, held + size if rules.keeps_growth_free else held)
-        & (held + size <= profile.kv_capacity_tokens)
-        & ~jnp.any(batch.running & (batch.prefill_left_tokens > 0), axis=-1)
+    taken = held + size if gap.rules.keeps_growth_free else held
+    decodes = (held + size <= gap.profile.kv_capacity_tokens) & ~scheduler.head_fits(
+        gap.profile, batch, phase, size, taken
     )
-    decodes = active & settled & (size > 0) & (batch.offset_s < gap_s)
-    return _decode_run(profile, batch, decodes, size, held, age_s, gap_s), decodes | phase.worked
+    if gap.rules.splits_prompts:
+        decodes = decodes & ~jnp.any(batch.running & (batch.prefill_left_tokens > 0), axis=-1)
+    return decodes
 
 
-def _prompt_iteration(
-    profile: FleetProfile, batch: Batch, phase: PromptPhase, age_s: jax.Array, gap_s: jax.Array
-) -> Batch:
+def _prompt_iteration(gap: _Gap, batch: Batch, phase: PromptPhase) -> Batch:
     """Apply the prompt phase: tokens gained, first tokens, completions, time passed."""
     offset_s = batch.offset_s + phase.duration_s
     held = masked_sum(phase.running, batch.context_tokens).astype(jnp.float32)
-    gained = phase.gained.astype(jnp.int32)
-    left = batch.left_tokens - gained
-    at_s = age_s + offset_s[:, None]
-    batch = dataclasses.replace(
+    left = batch.left_tokens - phase.gained.astype(jnp.int32)
+    at_s = gap.age_s + offset_s[:, None]
+    finished = phase.gained & (left == 0)
+    freed = finished & (offset_s <= gap.gap_s)[:, None]
+    return dataclasses.replace(
         batch,
-        running=phase.running,
-        context_tokens=batch.context_tokens + gained,
+        live=batch.live & ~freed,
+        running=phase.running & ~freed,
         left_tokens=left,
         prefill_left_tokens=phase.prefill_left_tokens,
         ttft_s=jnp.where(phase.gained & (batch.ttft_s < 0.0), at_s, batch.ttft_s),
+        latency_s=_latency_s(gap, finished, at_s, batch.latency_s),
         preemptions=batch.preemptions + phase.preempted.astype(jnp.int32),
         offset_s=offset_s,
         kv_token_s=batch.kv_token_s + held * phase.duration_s,
     )
-    return _complete(profile, batch, phase.gained & (left == 0), at_s, gap_s)
 
 
-def _decode_run(
-    profile: FleetProfile,
-    batch: Batch,
-    decodes: jax.Array,
-    size: jax.Array,
-    held: jax.Array,
-    age_s: jax.Array,
-    gap_s: jax.Array,
-) -> Batch:
-    """Run decode iterations up to the first completion, the end of memory or the end of the gap."""
-    most = jnp.iinfo(jnp.int32).max
-    first_completion = jnp.min(jnp.where(batch.running, batch.left_tokens, most), axis=-1)
-    safe_size = jnp.maximum(size, 1)
-    in_memory = (profile.kv_capacity_tokens - held) // safe_size
-    bound = jnp.maximum(jnp.minimum(first_completion, in_memory), 1)
-    size_f, held_f = safe_size.astype(jnp.float32), held.astype(jnp.float32)
-    iterations = latency.decode_iterations_until(profile, gap_s - batch.offset_s, size_f, held_f, bound)
-    iterations = jnp.where(decodes, iterations, 0)
-    iterations_f = iterations.astype(jnp.float32)
-    offset_s = batch.offset_s + latency.decode_run_s(profile, iterations_f, size_f, held_f)
-    grown = jnp.where(batch.running, iterations[:, None], 0)
-    left = batch.left_tokens - grown
-    batch = dataclasses.replace(
-        batch,
-        context_tokens=batch.context_tokens + grown,
-        left_tokens=left,
-        offset_s=offset_s,
-        kv_token_s=batch.kv_token_s + latency.decode_run_kv_token_s(profile, iterations_f, size_f, held_f),
-    )
-    finished = decodes[:, None] & batch.running & (left == 0)
-    return _complete(profile, batch, finished, age_s + offset_s[:, None], gap_s)
+def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
+    """Decode to the end of the gap or the first boundary that may decide something else.
 
-
-def _complete(
-    profile: FleetProfile, batch: Batch, finished: jax.Array, at_s: jax.Array, gap_s: jax.Array
-) -> Batch:
-    """Note the latency of requests that got their last token; free those that did within the gap.
-
-    The others hold their slot until the iteration in progress ends, after the next arrival.
+    While nobody waits that is to the end of the gap or of memory, from completion to completion; with
+    somebody waiting it is to the first completion.
     """
-    freed = finished & (batch.offset_s <= gap_s)[:, None]
+    nobody_waits = ~jnp.any(batch.live & ~batch.running, axis=-1)
+    most = jnp.iinfo(jnp.int32).max
+
+    def body(run: _Decode) -> _Decode:
+        size = count(run.running)
+        held = masked_sum(run.running, batch.total_tokens - run.left_tokens)
+        safe_size = jnp.maximum(size, 1)
+        in_memory = (gap.profile.kv_capacity_tokens - held) // safe_size
+        decodes = run.decodes & (size > 0) & (in_memory > 0)
+        first_completion = jnp.min(jnp.where(run.running, run.left_tokens, most), axis=-1)
+        bound = jnp.maximum(jnp.minimum(first_completion, in_memory), 1)
+        size_f, held_f = safe_size.astype(jnp.float32), held.astype(jnp.float32)
+        iterations = latency.decode_iterations_until(
+            gap.profile, gap.gap_s - run.offset_s, size_f, held_f, bound
+        )
+        iterations = jnp.where(decodes, iterations, 0)
+        iterations_f = iterations.astype(jnp.float32)
+        offset_s = run.offset_s + latency.decode_run_s(gap.profile, iterations_f, size_f, held_f)
+        left = run.left_tokens - jnp.where(run.running, iterations[:, None], 0)
+        finished = decodes[:, None] & run.running & (left == 0)
+        # Those that finish after the gap hold their slot until the iteration in progress ends.
+        freed = finished & (offset_s <= gap.gap_s)[:, None]
+        kv_token_s = latency.decode_run_kv_token_s(gap.profile, iterations_f, size_f, held_f)
+        return _Decode(
+            running=run.running & ~freed,
+            left_tokens=left,
+            latency_s=_latency_s(gap, finished, gap.age_s + offset_s[:, None], run.latency_s),
+            offset_s=offset_s,
+            kv_token_s=run.kv_token_s + kv_token_s,
+            decodes=decodes & nobody_waits & (offset_s < gap.gap_s),
+        )
+
+    start = _Decode(
+        batch.running, batch.left_tokens, batch.latency_s, batch.offset_s, batch.kv_token_s, decodes
+    )
+    end = jax.lax.while_loop(lambda run: jnp.any(run.decodes), body, start)
     return dataclasses.replace(
         batch,
-        live=batch.live & ~freed,
-        running=batch.running & ~freed,
-        latency_s=jnp.where(finished, at_s + profile.network_rtt_s[:, None], batch.latency_s),
-        completed=batch.completed | freed,
+        live=batch.live & (end.running | ~batch.running),
+        running=end.running,
+        left_tokens=end.left_tokens,
+        latency_s=end.latency_s,
+        offset_s=end.offset_s,
+        kv_token_s=end.kv_token_s,
     )
+
+
+def _latency_s(gap: _Gap, finished: jax.Array, at_s: jax.Array, latency_s: jax.Array) -> jax.Array:
+    """E2E latency of those that just got their last token at age ``at_s``, kept for the others: [N, K]."""
+    return jnp.where(finished, at_s + gap.profile.network_rtt_s[:, None], latency_s)

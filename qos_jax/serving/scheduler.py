@@ -19,15 +19,19 @@ class Batch:
 
     live: jax.Array  # [N, K] bool
     running: jax.Array  # [N, K] bool
-    context_tokens: jax.Array  # [N, K] int32
+    total_tokens: jax.Array  # [N, K] int32, prompt + output; does not change
     left_tokens: jax.Array  # [N, K] int32
     prefill_left_tokens: jax.Array  # [N, K] int32
     ttft_s: jax.Array  # [N, K] float32
     latency_s: jax.Array  # [N, K] float32
     preemptions: jax.Array  # [N, K] int32
-    completed: jax.Array  # [N, K] bool, completed within this gap
     offset_s: jax.Array  # [N] float32, seconds from the start of the gap to this boundary
     kv_token_s: jax.Array  # [N] float32, KV tokens held x seconds, of the iterations begun in this gap
+
+    @property
+    def context_tokens(self) -> jax.Array:
+        """[N, K] int32, prompt and generated tokens."""
+        return self.total_tokens - self.left_tokens
 
 
 @struct.dataclass
@@ -40,6 +44,7 @@ class PromptPhase:
     prefill_left_tokens: jax.Array  # [N, K] int32, after the iteration
     duration_s: jax.Array  # [N] float32, 0 = no prompt work
     worked: jax.Array  # [N] bool, there is prompt work
+    rank: jax.Array  # [N, K] int32, place among the live slots before the iteration, from 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Scheduler:
     decide: Callable[[FleetProfile, Batch, jax.Array], PromptPhase]
     # Whether an admission leaves free a token for each running request, which may grow meanwhile.
     keeps_growth_free: bool
+    # Whether an iteration may leave a prompt partly prefilled.
+    splits_prompts: bool
 
 
 def masked_sum(mask: jax.Array, values: jax.Array) -> jax.Array:
@@ -110,6 +117,7 @@ def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> Pro
         prefill_left_tokens=batch.prefill_left_tokens,
         duration_s=jnp.where(worked, prefill_s(profile, tokens, tokens_sq), 0.0),
         worked=worked,
+        rank=rank,
     )
 
 
@@ -159,34 +167,37 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
         prefill_left_tokens=jnp.where(preempted, 0, prefill_left),
         duration_s=jnp.where(worked, duration_s, 0.0),
         worked=worked,
+        rank=rank,
     )
 
 
-def head_fits(profile: FleetProfile, batch: Batch, size: jax.Array, taken_tokens: jax.Array) -> jax.Array:
-    """Whether the first waiting request would be admitted at this boundary.
+def head_fits(
+    profile: FleetProfile, batch: Batch, phase: PromptPhase, size: jax.Array, taken_tokens: jax.Array
+) -> jax.Array:
+    """Whether the first waiting request would be admitted at the boundary after a prompt iteration.
 
     Args:
       profile: the fleet, leaves [N].
-      batch: the experts at the boundary.
+      batch: the experts at that boundary.
+      phase: the prompt work just done.
       size: [N] int32, requests running.
       taken_tokens: [N] int32, sum of their contexts and of what is kept free for their growth.
 
     Returns:
       [N] bool, False where nobody waits.
     """
-    waiting = batch.live & ~batch.running
-    slot = jnp.arange(batch.live.shape[-1], dtype=jnp.int32)[None, :]
-    none = jnp.int32(batch.live.shape[-1])
-    first = jnp.min(jnp.where(waiting, slot, none), axis=-1)
-    prompt = masked_sum(slot == first[:, None], batch.context_tokens)
+    # Those running, some of whom may just have completed, are the first by rank; the head is the next.
+    head = phase.rank == (count(phase.running) + 1)[:, None]
+    head = head & batch.live & ~batch.running
+    prompt = masked_sum(head, batch.context_tokens)
     return (
-        (first < none)
+        (prompt > 0)
         & (size < profile.max_running)
         & (taken_tokens + prompt + 1 <= profile.kv_capacity_tokens)
     )
 
 
 BY_NAME = {
-    "prefill_first": Scheduler(prefill_first, keeps_growth_free=False),
-    "chunked_prefill": Scheduler(chunked_prefill, keeps_growth_free=True),
+    "prefill_first": Scheduler(prefill_first, keeps_growth_free=False, splits_prompts=False),
+    "chunked_prefill": Scheduler(chunked_prefill, keeps_growth_free=True, splits_prompts=True),
 }
