@@ -26,6 +26,7 @@ from qos_jax.routing.fleet_state import (
 from qos_jax.routing.observation import observe, reveal
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload.request_table import RequestTable
+from qos_jax.workload.trace import gaps_s
 
 # Runs stepped together on a CPU: a block this size stays in cache, and its event loop waits only for its
 # own slowest run. On an accelerator all runs go in one block.
@@ -241,8 +242,7 @@ def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) 
         return np.asarray(values)[lanes[:, None], index]  # both at once: never a copy of whole runs
 
     following = np.minimum(index + 1, last)
-    # The difference is taken in float64: a trace may last for weeks.
-    gap_after_s = (cut(runs.arrival_s, following) - cut(runs.arrival_s)).astype(np.float32)
+    gap_after_s = gaps_s(cut(runs.arrival_s), cut(runs.arrival_s, following))
     gap_after_s[:, index == last] = np.inf
     real = np.arange(start, start + chunk) < stop
     gap_after_s[:, ~real] = 0.0

@@ -38,6 +38,7 @@ class _Decode(NamedTuple):
     left_tokens: jax.Array  # [N, K] int32
     latency_s: jax.Array  # [N, K] float32
     offset_s: jax.Array  # [N] float32
+    offset_rest_s: jax.Array  # [N] float32
     kv_token_s: jax.Array  # [N] float32
     decodes: jax.Array  # [N] bool, experts that have a decode run ahead
 
@@ -85,6 +86,7 @@ def advance(
         latency_s=state.latency_s,
         preemptions=state.preemptions,
         offset_s=state.lead_s,
+        offset_rest_s=jnp.zeros_like(state.lead_s),
         kv_token_s=jnp.zeros_like(state.lead_s),
     )
 
@@ -107,7 +109,7 @@ def advance(
         ttft_s=batch.ttft_s,
         latency_s=batch.latency_s,
         preemptions=batch.preemptions,
-        lead_s=jnp.maximum(batch.offset_s - gap_s, 0.0),
+        lead_s=jnp.maximum(batch.offset_s - gap_s + batch.offset_rest_s, 0.0),
     )
     progress = Progress(
         completed=state.live & ~batch.live,
@@ -143,7 +145,7 @@ def _must_decode(gap: _Gap, batch: Batch, phase: PromptPhase) -> jax.Array:
 
 def _prompt_iteration(gap: _Gap, batch: Batch, phase: PromptPhase) -> Batch:
     """Apply the prompt phase: tokens gained, first tokens, completions, time passed."""
-    offset_s = batch.offset_s + phase.duration_s
+    offset_s, rest_s = latency.add_exactly(batch.offset_s, batch.offset_rest_s, phase.duration_s)
     held = masked_sum(phase.running, batch.context_tokens).astype(jnp.float32)
     left = batch.left_tokens - phase.gained.astype(jnp.int32)
     at_s = gap.age_s + offset_s[:, None]
@@ -159,6 +161,7 @@ def _prompt_iteration(gap: _Gap, batch: Batch, phase: PromptPhase) -> Batch:
         latency_s=_latency_s(gap, finished, at_s, batch.latency_s),
         preemptions=batch.preemptions + phase.preempted.astype(jnp.int32),
         offset_s=offset_s,
+        offset_rest_s=rest_s,
         kv_token_s=batch.kv_token_s + held * phase.duration_s,
     )
 
@@ -182,11 +185,13 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         bound = jnp.maximum(jnp.minimum(first_completion, in_memory), 1)
         size_f, held_f = safe_size.astype(jnp.float32), held.astype(jnp.float32)
         iterations = latency.decode_iterations_until(
-            gap.profile, gap.gap_s - run.offset_s, size_f, held_f, bound
+            gap.profile, gap.gap_s - run.offset_s - run.offset_rest_s, size_f, held_f, bound
         )
         iterations = jnp.where(decodes, iterations, 0)
         iterations_f = iterations.astype(jnp.float32)
-        offset_s = run.offset_s + latency.decode_run_s(gap.profile, iterations_f, size_f, held_f)
+        whole_s, part_s = latency.decode_run_parts_s(gap.profile, iterations_f, size_f, held_f)
+        offset_s, rest_s = latency.add_exactly(run.offset_s, run.offset_rest_s, whole_s)
+        offset_s, rest_s = latency.add_exactly(offset_s, jnp.zeros_like(rest_s), part_s + rest_s)
         left = run.left_tokens - jnp.where(run.running, iterations[:, None], 0)
         finished = decodes[:, None] & run.running & (left == 0)
         # Those that finish after the gap hold their slot until the iteration in progress ends.
@@ -197,12 +202,19 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
             left_tokens=left,
             latency_s=_latency_s(gap, finished, gap.age_s + offset_s[:, None], run.latency_s),
             offset_s=offset_s,
+            offset_rest_s=rest_s,
             kv_token_s=run.kv_token_s + kv_token_s,
             decodes=decodes & nobody_waits & (offset_s < gap.gap_s),
         )
 
     start = _Decode(
-        batch.running, batch.left_tokens, batch.latency_s, batch.offset_s, batch.kv_token_s, decodes
+        running=batch.running,
+        left_tokens=batch.left_tokens,
+        latency_s=batch.latency_s,
+        offset_s=batch.offset_s,
+        offset_rest_s=batch.offset_rest_s,
+        kv_token_s=batch.kv_token_s,
+        decodes=decodes,
     )
     end = jax.lax.while_loop(lambda run: jnp.any(run.decodes), body, start)
     return dataclasses.replace(
@@ -212,6 +224,7 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         left_tokens=end.left_tokens,
         latency_s=end.latency_s,
         offset_s=end.offset_s,
+        offset_rest_s=end.offset_rest_s,
         kv_token_s=end.kv_token_s,
     )
 

@@ -46,12 +46,36 @@ def decode_run_s(
     Returns:
       [N] float32 seconds.
     """
+    whole_s, rest_s = decode_run_parts_s(profile, iterations, batch, held_tokens)
+    return whole_s + rest_s
+
+
+def decode_run_parts_s(
+    profile: FleetProfile, iterations: jax.Array, batch: jax.Array, held_tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """T(m) as an exact float32 product and a much smaller rest, which carries what that leaves out.
+
+    ``decode_base_s + decode_per_seq_s B`` is the same in every iteration of a batch size, so its rounding
+    would be a bias: microseconds after minutes without an idle moment. Here its leading 12 bits are
+    multiplied exactly (m < 4096) and all that was rounded off goes into the rest.
+
+    Arguments as :func:`decode_run_s`; returns two [N] float32, seconds, whose sum is T(m).
+    """
+    per_seq_s = profile.decode_per_seq_s * batch
+    fixed_s = profile.decode_base_s + per_seq_s
+    rounded_off_s = per_seq_s - (fixed_s - profile.decode_base_s)
+    lead_s = jax.lax.reduce_precision(fixed_s, exponent_bits=8, mantissa_bits=11)
     mean_context = held_tokens + batch * (iterations - 1.0) * 0.5
-    return iterations * (
-        profile.decode_base_s
-        + profile.decode_per_seq_s * batch
-        + profile.decode_per_context_token_s * mean_context
-    )
+    rest_s = (fixed_s - lead_s) + rounded_off_s + profile.decode_per_context_token_s * mean_context
+    return iterations * lead_s, iterations * rest_s
+
+
+def add_exactly(time_s: jax.Array, rest_s: jax.Array, more_s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Add seconds to a time kept as value + rest, so that nothing is rounded off (Knuth's TwoSum)."""
+    total_s = time_s + more_s
+    other_s = total_s - time_s
+    lost_s = (time_s - (total_s - other_s)) + (more_s - other_s)
+    return total_s, rest_s + lost_s
 
 
 def decode_iterations_until(
@@ -88,7 +112,8 @@ def decode_iterations_until(
     found = jnp.clip(jnp.ceil(root), 1.0, most.astype(jnp.float32))
     before = found - 1.0
     overshot = (before >= 1.0) & (decode_run_s(profile, before, batch, held_tokens) >= horizon_s)
-    return jnp.where(overshot, before, found).astype(jnp.int32)
+    # The bound again as an integer: float32 may round it up beyond 2^24.
+    return jnp.minimum(jnp.where(overshot, before, found).astype(jnp.int32), most)
 
 
 def decode_run_kv_token_s(

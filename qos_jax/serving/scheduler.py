@@ -26,6 +26,7 @@ class Batch:
     latency_s: jax.Array  # [N, K] float32
     preemptions: jax.Array  # [N, K] int32
     offset_s: jax.Array  # [N] float32, seconds from the start of the gap to this boundary
+    offset_rest_s: jax.Array  # [N] float32, what rounding left out of it
     kv_token_s: jax.Array  # [N] float32, KV tokens held x seconds, of the iterations begun in this gap
 
     @property

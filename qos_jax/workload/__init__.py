@@ -43,7 +43,7 @@ from qos_jax.workload.synthetic_params import (
     save_params,
     select_experts,
 )
-from qos_jax.workload.trace import Trace, scale_rate, split, window
+from qos_jax.workload.trace import Trace, gaps_s, scale_rate, split, window
 from qos_jax.workload.trace_readers import read_trace
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "experts_named",
     "fleet_path",
     "gamma",
+    "gaps_s",
     "init_arrivals",
     "load_calibration",
     "load_length_histogram",
