@@ -19,25 +19,37 @@ def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservat
     return best_of(gain, params.drop_below)
 
 
-def upper_bound(profile: FleetProfile, table: RequestTable, latency_limit_s: jax.Array) -> jax.Array:
+def upper_bound(
+    profile: FleetProfile,
+    table: RequestTable,
+    latency_limit_s: jax.Array,
+    scheduler: str = "prefill_first",
+) -> jax.Array:
     """Best QoS an empty fleet could give each request, [M] float32: no policy can exceed it.
 
-    An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations;
-    company only slows it. A request that no expert can hold, or answer within L, counts 0. (Under
-    chunked prefill a prompt beyond the token budget needs several iterations, so it bounds there too.)
+    An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations. A
+    request that no expert can hold, or answer within L, counts 0. Company only slows it, with one
+    exception: under chunked prefill a decoding request that shares its iteration with a prompt is charged
+    the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
 
     Args:
       profile: the fleet, leaves [N].
       table: M requests.
       latency_limit_s: [] float32, L, seconds per output token.
+      scheduler: "prefill_first" or "chunked_prefill".
     """
+    saved_s = jnp.zeros_like(profile.decode_base_s)
+    if scheduler == "chunked_prefill":
+        beside_a_prompt_s = prefill_s(profile, jnp.float32(2.0), jnp.float32(1.0))  # itself + one token
+        decode_s = profile.decode_base_s + profile.decode_per_seq_s
+        saved_s = jnp.maximum(decode_s - beside_a_prompt_s, 0.0)
 
     def of_one(prompt: jax.Array, output: jax.Array, quality: jax.Array) -> jax.Array:
         prompt_f, output_f = prompt.astype(jnp.float32), output.astype(jnp.float32)
         alone_s = prefill_s(profile, prompt_f, prompt_f * prompt_f) + decode_run_s(
             profile, output_f - 1.0, jnp.ones_like(output_f), prompt_f + 1.0
         )
-        per_token_s = (alone_s + profile.network_rtt_s) / output_f
+        per_token_s = (alone_s - saved_s * (output_f - 1.0) + profile.network_rtt_s) / output_f
         # A float32 rounding of the sum must not turn a request that just meets L away.
         good = (per_token_s <= latency_limit_s * (1.0 + 1e-5)) & (
             prompt + output <= profile.kv_capacity_tokens

@@ -111,9 +111,9 @@ class RoutingEnvironment:
             request=self._request(row_key, params, state.step + 1),
             step=state.step + 1,
             arrivals=arrivals,
-            completed=state.completed + jnp.sum(passed.completed_count),
-            rejected=state.rejected + routed.rejected,
-            dropped=state.dropped + routed.dropped,
+            completed=state.completed + jnp.sum(passed.completed_count, dtype=jnp.int32),
+            rejected=state.rejected + routed.rejected.astype(jnp.int32),
+            dropped=state.dropped + routed.dropped.astype(jnp.int32),
         )
         after = self.true_observation(params, reached)
         return reached, TimeStep(

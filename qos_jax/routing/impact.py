@@ -70,14 +70,16 @@ def _impact(
     column_std = length_log_std[:, None]
 
     def chance(latency_s: jax.Array) -> jax.Array:
-        std = _log_std(projection.decode_s / latency_s, left_share, column_std, margin)
+        std = _log_std(_share(projection.decode_s, latency_s), left_share, column_std, margin)
         return _chance(latency_s / tokens, std, limit_s)
 
     live = outlook.live
-    lost = jnp.where(live, chance(projection.latency_s) - chance(projection.delayed_s), 0.0)
+    # Of one already late, the spread may grow with the delay, and its chance with it: no gain is meant.
+    lost = jnp.maximum(chance(projection.latency_s) - chance(projection.delayed_s), 0.0)
+    lost = jnp.where(live, lost, 0.0)
     new_tokens = jnp.maximum(outlook.new_output_tokens, 1.0)
     new_per_token_s = projection.new_latency_s / new_tokens
-    new_share = projection.new_decode_s / projection.new_latency_s
+    new_share = _share(projection.new_decode_s, projection.new_latency_s)
     own = _chance(new_per_token_s, _log_std(new_share, 1.0, length_log_std, margin), limit_s)
     fits = outlook.new_prompt_tokens + 1.0 <= seen.profile.kv_capacity_tokens.astype(jnp.float32)
     own = jnp.where(seen.available & fits, own, 0.0)
@@ -88,6 +90,11 @@ def _impact(
         pushed=jnp.sum(lost, axis=-1),
         penalty=jnp.sum(lost * slot_quality, axis=-1),
     )
+
+
+def _share(part_s: jax.Array, whole_s: jax.Array) -> jax.Array:
+    """Part over whole; 0 where both are, as of one token on an expert whose prefill is free."""
+    return part_s / jnp.maximum(whole_s, 1e-9)
 
 
 def _log_std(

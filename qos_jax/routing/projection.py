@@ -46,7 +46,8 @@ def left_given_survival(
     The length is log-normal about the prediction, conditioned on having got so far (DESIGN section 4):
     an answer that outlived its prediction is not about to end, it is one of the long ones. With
     z = log(generated / predicted) / std, the conditional median is at the normal quantile of
-    1 - SF(z) / 2; beyond z = 3 its asymptote z + log(2) / z is used, where float32 has no digits left.
+    1 - SF(z) / 2; beyond z = 3, where float32 has no digits left, it is z + log(2) / hazard with the
+    asymptote z + 1 / z of the normal hazard (2% off the tokens left at worst).
 
     Args:
       predicted_tokens: [...] float32, medians, > 0.
@@ -59,7 +60,8 @@ def left_given_survival(
     std = jnp.maximum(length_log_std, 1e-3)
     z = jnp.log(jnp.maximum(generated_tokens, 0.5) / predicted_tokens) / std
     near = jax.scipy.special.ndtri(1.0 - 0.5 * jax.scipy.special.ndtr(-jnp.minimum(z, 3.0)))
-    far = z + jnp.log(2.0) / jnp.maximum(z, 1.0)
+    beyond = jnp.maximum(z, 1.0)
+    far = z + jnp.log(2.0) / (beyond + 1.0 / beyond)
     median = predicted_tokens * jnp.exp(std * jnp.where(z < 3.0, near, far))
     return jnp.maximum(median - generated_tokens, 1.0)
 

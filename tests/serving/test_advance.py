@@ -136,13 +136,16 @@ def column(outcomes, name):
 
 
 def assert_equal_outcomes(got, outcomes, rtol):
-    """Same status and preemptions for each request; times within ``rtol``, equal to the bit where it is 0."""
+    """Same status and preemptions for each request; times within ``rtol``, equal to the bit where it is 0.
+
+    Besides, a microsecond: a TTFT may be the tiny rest of an iteration, a difference of larger times.
+    """
     np.testing.assert_array_equal(got["status"], column(outcomes, "status"))
     done = got["status"] == "completed"
     np.testing.assert_array_equal(got["preemptions"][done], column(outcomes, "preemptions")[done])
     for name in ("ttft_s", "latency_s"):
         expected = column(outcomes, name)[done].astype(np.float64)
-        np.testing.assert_allclose(got[name][done], expected, rtol=rtol, atol=0.0, err_msg=name)
+        np.testing.assert_allclose(got[name][done], expected, rtol=rtol, atol=1e-6 * (rtol > 0), err_msg=name)
 
 
 @both_schedulers
