@@ -33,7 +33,7 @@ from qos_jax.workload.request_table import (
     measure_prediction_error,
     validate_request_table,
 )
-from qos_jax.workload.requests import DROPPED, Requests, read_requests
+from qos_jax.workload.requests import DROPPED, Requests, read_requests, write_requests
 from qos_jax.workload.synthetic import sample_table, table_for_trace
 from qos_jax.workload.synthetic_params import (
     SyntheticParams,
@@ -95,4 +95,5 @@ __all__ = [
     "window",
     "workload_names",
     "write_fleet",
+    "write_requests",
 ]

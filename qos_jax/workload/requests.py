@@ -1,7 +1,8 @@
-"""Read the requests of one run from a CSV file: arrivals, the request table and an optional assignment."""
+"""The requests of one run as a CSV file: arrivals, the request table and an optional assignment."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from absl import logging
 
 from qos_jax.errors import input_error
+from qos_jax.files import atomic_write
 from qos_jax.workload import text_table
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.request_table import RequestTable
@@ -86,6 +88,40 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     arrival_s, expert = data.pop("arrival_s"), data.pop("expert", None)
     fields: dict[str, Any] = data
     return Requests(arrival_s, RequestTable(**fields), expert)
+
+
+def write_requests(
+    path: Path, requests: Requests, expert_names: Sequence[str], comments: Sequence[str] = ()
+) -> None:
+    """Write requests so that :func:`read_requests` returns them again; whole or not at all.
+
+    Args:
+      path: the file.
+      requests: T requests.
+      expert_names: the N names of the fleet, in its order.
+      comments: lines put first, each behind a ``#``.
+    """
+    table = requests.table
+    fields = (*REQUIRED_PER_EXPERT, *TRUTH_OF)
+    header = ["arrival_s", "prompt_tokens", *(f"{f}.{name}" for f in fields for name in expert_names)]
+    columns: list[list[Any]] = [requests.arrival_s.tolist(), np.asarray(table.prompt_tokens).tolist()]
+    for field in fields:
+        values = np.asarray(getattr(table, field))
+        columns += [[_text(value) for value in column] for column in values.T]
+    if requests.expert is not None:
+        names = [*expert_names, DROP_NAME]  # -1 picks the last
+        header.append("expert")
+        columns.append([names[index] for index in requests.expert])
+    with atomic_write(path) as stream:
+        stream.writelines(f"# {comment}\n" for comment in comments)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(zip(*columns, strict=True))
+
+
+def _text(value: np.integer | np.floating) -> str:
+    """The shortest decimal that reads back as the same number."""
+    return np.format_float_positional(value, trim="-")
 
 
 def _unit_interval(table: TextTable, column: str) -> np.ndarray:

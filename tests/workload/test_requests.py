@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.workload import read_requests, validate_request_table
+from qos_jax.workload import RequestTable, Requests, read_requests, validate_request_table, write_requests
 
 NAMES = ("llama-3.1", "gemma")
 HEAD = "arrival_s,prompt_tokens,output_tokens,quality"
@@ -72,3 +72,34 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
     assert time.monotonic() - start < 10
     assert requests.table.num_rows == 100_000
     assert requests.arrival_s[-1] == 99_999 / 8
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+def test_what_is_written_reads_back_the_same(tmp_path, assigned):
+    rng = np.random.default_rng(5)
+    names = ("a", "b,c", 'd"e')
+    shape = (40, len(names))
+    table = RequestTable(
+        prompt_tokens=rng.integers(1, 5000, 40, dtype=np.int32),
+        quality=rng.random(shape, dtype=np.float32),
+        output_tokens=rng.integers(1, 5000, shape, dtype=np.int32),
+        predicted_quality=rng.random(shape, dtype=np.float32),
+        predicted_output_tokens=rng.lognormal(5, 1, shape).astype(np.float32),
+    )
+    expert = rng.integers(-1, len(names), 40, dtype=np.int32) if assigned else None
+    requests = Requests(np.sort(rng.random(40)) * 1e6, table, expert)
+    path = tmp_path / "requests.csv"
+    write_requests(path, requests, names, comments=["made here"])
+    again = read_requests(path, names)
+    np.testing.assert_array_equal(again.arrival_s, requests.arrival_s)
+    for field in (
+        "prompt_tokens",
+        "quality",
+        "output_tokens",
+        "predicted_quality",
+        "predicted_output_tokens",
+    ):
+        np.testing.assert_array_equal(getattr(again.table, field), getattr(table, field))
+    assert (again.expert is None) == (expert is None)
+    if expert is not None:
+        np.testing.assert_array_equal(again.expert, expert)
