@@ -64,14 +64,14 @@ CHEAP_PREFILL = {"prefill_base_s": [2**-9] * 3, "prefill_per_token_s": [2**-14] 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("changes", [{}, CHEAP_PREFILL])
 def test_no_request_gets_more_than_its_bound(scheduler, changes):
-    fleet, limits_s = profile(**changes), (0.02, 0.03, 0.04, 0.06)
+    fleet, limits_s = profile(**changes), (0.012, 0.016, 0.03, 0.06)
     rng = np.random.default_rng(0)
     requests = [table(seed, T, output_up_to=12) for seed in range(len(limits_s))]
     runs = Runs(
         profile=fleet,
         latency_limit_s=np.array(limits_s, np.float32),
         length_log_std=np.ones((4, EXPERTS), np.float32),
-        arrival_s=np.cumsum(rng.exponential(0.05, (4, T)), axis=1),
+        arrival_s=np.cumsum(rng.exponential(0.01, (4, T)), axis=1),
         requests=jax.tree.map(lambda *x: np.stack(x), *requests),
         seed=np.arange(4, dtype=np.uint32),
     )

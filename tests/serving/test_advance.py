@@ -171,6 +171,16 @@ def test_equals_the_reference_to_the_bit_where_float32_is_exact(scheduler, case)
     assert_equal_outcomes(got, outcomes, rtol=0.0)
     np.testing.assert_array_equal(got["busy_s"], [run.busy_s for run in runs])
     np.testing.assert_allclose(got["kv_token_s"], [run.kv_token_s for run in runs], rtol=1e-6)
+    # Each completes in the gap in which its last iteration ends, the gap's last instant included (but where
+    # a prefill takes no time, one that could start at that instant waits for the arrivals of the instant).
+    if np.all(profile.prefill_base_s > 0.0):
+        finish_s = [
+            trace.arrival_s[o.request_id] + o.latency_s - float(profile.network_rtt_s[o.expert])
+            for o in outcomes
+            if o.status == "completed"
+        ]
+        done_by = np.searchsorted(np.sort(finish_s), np.append(trace.arrival_s[1:], np.inf), side="right")
+        np.testing.assert_array_equal(got["completed_after"], done_by)
 
 
 @both_schedulers
