@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-from qos_jax.errors import InputError
+from qos_jax.errors import InputError, input_error
+from qos_jax.evaluation import plot_style
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # as shells count a Ctrl-C
@@ -41,9 +42,25 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def wants_plots(wish: flags.FlagHolder[bool | None]) -> bool:
+    """Return whether to plot: by default wherever Matplotlib is; refuse a wish that cannot be met."""
+    if wish.value is False or plot_style.plots_available():
+        return wish.value is not False
+    if wish.value:
+        raise input_error(
+            "matplotlib is not installed",
+            field=wish.name,
+            remedy=f"run: pip install 'qos_jax[plot]', or give --no{wish.name}",
+        )
+    print("no plots: matplotlib is not installed", file=sys.stderr)
+    return False
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
+    except SystemExit:  # with 1, after --help, which did what was asked
+        sys.exit(0)
     except flags.Error as error:
         text = " ".join(str(error).split())
         _refuse(f"{text}; see --help")

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import sys
 
-import jax
 from absl import flags
 
 from launch import common
-from qos_jax.errors import InputError, input_error
-from qos_jax.evaluation import PolicyResult, open_run_folder, progress, render_text
-from qos_jax.evaluation.cases import TRACE, CaseConfig, build_cases
-from qos_jax.evaluation.compare import compare
-from qos_jax.evaluation.report import write_plots, write_tables
-from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, policy
-from qos_jax.serving import SCHEDULERS, ServingConfig
-from qos_jax.workload import (
-    default_latency_limit_s,
-    experts_named,
-    fleet_path,
-    load_calibration,
-    read_fleet,
-    read_trace,
-    sample_experts,
-    window,
+from qos_jax.errors import input_error
+from qos_jax.evaluation import check_run_folder, open_run_folder, progress, render_text
+from qos_jax.evaluation.cases import WORKLOADS, CaseConfig
+from qos_jax.evaluation.comparison import (
+    ComparisonConfig,
+    draw_cases,
+    execute_comparison,
+    load_comparison,
+    work_requests,
 )
+from qos_jax.serving import SCHEDULERS
 
 _DEFAULTS = CaseConfig()
 
@@ -40,7 +32,7 @@ _LIMIT = flags.DEFINE_float(
 )
 _DROP = flags.DEFINE_bool("allow_drop", False, "let greedy routers drop what no expert gains from")
 _WORKLOADS = flags.DEFINE_list(
-    "workloads", list(_DEFAULTS.workloads), "poisson, gamma, mmpp, diurnal, azure_conv, azure_code, trace"
+    "workloads", list(_DEFAULTS.workloads), f"some of {', '.join(WORKLOADS)}"
 )
 _RATES = flags.DEFINE_list(
     "arrival_rates", [], "requests / s, for every workload; default: by load, or native"
@@ -66,7 +58,10 @@ _CALM_S = flags.DEFINE_float("calm_mean_s", _DEFAULTS.calm_mean_s, "mean seconds
 _SWING = flags.DEFINE_float("diurnal_swing", _DEFAULTS.diurnal_swing, "rates run from 1 - swing to 1 + swing")
 _OUT = flags.DEFINE_string("out", "runs/evaluate", "run folder")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace another run's results in the folder")
-_PLOTS = flags.DEFINE_bool("plots", True, "write plots (needs the extra 'plot')")
+_RESUME = flags.DEFINE_bool(
+    "resume", False, "go on with the same comparison where it was stopped: policies that are done stay so"
+)
+_PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
 
 
 def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
@@ -76,97 +71,47 @@ def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
         raise input_error(str(error), field=flag.name, remedy="give numbers, separated by commas") from None
 
 
-def _policy_names(given: list[str]) -> list[str]:
-    groups = {"all": [*HEURISTICS, *ORACLES, *BOUNDS], "heuristics": list(HEURISTICS)}
-    names = [name for item in given for name in groups.get(item, [item])]
-    return list(dict.fromkeys(names))
-
-
 def main() -> None:
     """Run the comparison that the flags ask for."""
-    fleet_file = _FLEET.value if _FLEET.value.endswith(".csv") else fleet_path(_FLEET.value)
-    fleet = read_fleet(fleet_file)
-    limit_s = _LIMIT.value if _LIMIT.value is not None else default_latency_limit_s(fleet_file)
-    if not 0 < limit_s < float("inf"):
-        raise input_error(
-            f"{limit_s} is not a finite number above 0", field="latency_limit_s", remedy="give one"
+    plan = load_comparison(
+        ComparisonConfig(
+            fleet=_FLEET.value,
+            policies=tuple(_POLICIES.value),
+            baseline=_BASELINE.value,
+            scheduler=_SCHEDULER.value,
+            latency_limit_s=_LIMIT.value,
+            allow_drop=_DROP.value,
+            trace=_TRACE.value,
+            trace_start_s=_TRACE_START.value,
+            trace_end_s=_TRACE_END.value,
+            cases=CaseConfig(
+                workloads=tuple(_WORKLOADS.value),
+                arrival_rates=_numbers(_RATES),
+                loads=_numbers(_LOADS),
+                seeds=_SEEDS.value,
+                seed=_SEED.value,
+                num_requests=_REQUESTS.value,
+                error_level=_ERROR.value,
+                gap_cv=_CV.value,
+                burst_factor=_BURST.value,
+                burst_mean_s=_BURST_S.value,
+                calm_mean_s=_CALM_S.value,
+                diurnal_swing=_SWING.value,
+            ),
         )
-    workloads = list(dict.fromkeys([*_WORKLOADS.value, *([TRACE] if _TRACE.value else [])]))
-    config = CaseConfig(
-        workloads=tuple(workloads),
-        arrival_rates=_numbers(_RATES),
-        loads=_numbers(_LOADS),
-        seeds=_SEEDS.value,
-        seed=_SEED.value,
-        num_requests=_REQUESTS.value,
-        error_level=_ERROR.value,
-        gap_cv=_CV.value,
-        burst_factor=_BURST.value,
-        burst_mean_s=_BURST_S.value,
-        calm_mean_s=_CALM_S.value,
-        diurnal_swing=_SWING.value,
     )
-    names = _policy_names(_POLICIES.value)
-    policies = [policy(name, allow_drop=_DROP.value) for name in names if name not in BOUNDS]
-    if _BASELINE.value not in names:
-        raise input_error(
-            f"{_BASELINE.value!r} is not among the policies", field="baseline", remedy=f"use one of {names}"
+    plot = common.wants_plots(_PLOTS)
+    check_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value)
+    if plan.calibration_is_drawn:
+        print(
+            "note: the fleet's models have no figures; qualities and lengths of drawn experts stand in",
+            file=sys.stderr,
         )
-    trace = read_trace(_TRACE.value) if _TRACE.value else None
-    if trace is not None and (_TRACE_START.value > 0 or _TRACE_END.value < float("inf")):
-        trace = window(trace, _TRACE_START.value, _TRACE_END.value)
-    calibration = load_calibration()
-    try:
-        calibration = experts_named(calibration, fleet.names)
-    except InputError:
-        print("note: the fleet's models have no figures; qualities and lengths of drawn experts are used")
-        calibration = sample_experts(jax.random.key(config.seed), calibration, fleet.num_experts)
-    cases = build_cases(config, fleet, calibration, limit_s, trace)
-    folder = open_run_folder(
-        _OUT.value,
-        {
-            "launcher": "evaluate",
-            "fleet": str(fleet_file),
-            "policies": names,
-            "baseline": _BASELINE.value,
-            "scheduler": _SCHEDULER.value,
-            "latency_limit_s": limit_s,
-            "allow_drop": _DROP.value,
-            "trace": _TRACE.value,
-            "trace_start_s": _TRACE_START.value,
-            "trace_end_s": _TRACE_END.value,
-            **dataclasses.asdict(config),
-        },
-        overwrite=_OVERWRITE.value,
-    )
-    serving = ServingConfig(
-        fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=_SCHEDULER.value
-    )
-    # Plots of single cases: the middle rate of each workload.
-    shown = []
-    for workload in workloads:
-        rates = [case.arrival_rate_per_s for case in cases if case.workload == workload]
-        shown.append((workload, rates[len(rates) // 2]))
-
-    def save(results: Sequence[PolicyResult]) -> None:
-        for result in results:
-            folder.append_metrics(dataclasses.asdict(result))
-
-    total = len(policies) * sum(case.runs.shape[0] * case.runs.shape[1] for case in cases)
-    with progress(total) as advance:
-        compared = compare(
-            serving,
-            policies,
-            cases,
-            with_upper_bound="upper_bound" in names,
-            keep_records=shown,
-            on_progress=advance,
-            on_results=save,
-        )
-    print(render_text(write_tables(folder, compared, _BASELINE.value)))
-    if _PLOTS.value:
-        write_plots(folder, compared, fleet.names, limit_s)
-    print(f"\nresults in {folder.path}")
+    cases = draw_cases(plan)
+    folder = open_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value, resume=_RESUME.value)
+    with progress(work_requests(plan, cases)) as advance:
+        comparison = execute_comparison(plan, cases, folder, plot=plot, on_progress=advance)
+    print(f"{render_text(comparison)}\n\nresults in {folder.path}")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from absl import flags
 
-from absl import app, flags, logging
-
-from qos_jax.errors import InputError
+from launch import common
 from qos_jax.workload import calibration
 
 _LOOKAHEAD = flags.DEFINE_string("lookahead_dir", None, "Folder with scores_lengths.npz of lookahead6.")
@@ -16,16 +14,11 @@ _TRACES = flags.DEFINE_multi_string(
 _OUT = flags.DEFINE_string("out", "data", "Folder to write calibration/, rates/ and lengths/ into.")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Fit what the flags name."""
-    del argv
-    try:
-        for path in calibration.write_figures(_OUT.value, _LOOKAHEAD.value, _TRACES.value):
-            logging.info("wrote %s", path)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    for path in calibration.write_figures(_OUT.value, _LOOKAHEAD.value, _TRACES.value):
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from absl import flags
 
 from launch import common
-from qos_jax.errors import input_error
 from qos_jax.evaluation import open_run_folder, progress
 from qos_jax.evaluation.run_text import render_run
 from qos_jax.evaluation.single_run import (
@@ -16,7 +14,6 @@ from qos_jax.evaluation.single_run import (
     SingleRunConfig,
     execute_run,
     load_run,
-    plots_available,
 )
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS
 from qos_jax.serving import SCHEDULERS
@@ -61,26 +58,12 @@ def main() -> None:
         seed=_SEED.value,
         allow_drop=_ALLOW_DROP.value,
     )
-    plot = _wants_plots()
+    plot = common.wants_plots(_PLOT)
     run = load_run(config)
     folder = open_run_folder(_OUT.value, dataclasses.asdict(config), overwrite=_OVERWRITE.value)
     with progress(len(run.requests.arrival_s)) as advance:
         summary = execute_run(run, folder, plot=plot, on_progress=advance)
     print(f"{render_run(summary)}\n\nwritten to {folder.path}")
-
-
-def _wants_plots() -> bool:
-    """Return whether to plot; refuse an explicit wish that cannot be met."""
-    if _PLOT.value is False or plots_available():
-        return _PLOT.value is not False
-    if _PLOT.value:
-        raise input_error(
-            "matplotlib is not installed",
-            field="plot",
-            remedy="run: pip install 'qos_jax[plot]', or give --noplot",
-        )
-    print("no plots: matplotlib is not installed", file=sys.stderr)
-    return False
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from qos_jax.evaluation.records import (
     RunTotals,
     write_records_csv,
 )
-from qos_jax.evaluation.run_folder import RunFolder, open_run_folder
+from qos_jax.evaluation.run_folder import RunFolder, check_run_folder, open_run_folder
 from qos_jax.evaluation.statistics import Estimate, iqm, iqm_ci, mean_ci, paired_difference
 from qos_jax.evaluation.table_text import render_text
 from qos_jax.evaluation.tables import (
@@ -35,6 +35,7 @@ __all__ = [
     "RequestRecords",
     "RunFolder",
     "RunTotals",
+    "check_run_folder",
     "comparison_table",
     "iqm",
     "iqm_ci",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from qos_jax.evaluation.simulate import Runs
 from qos_jax.workload import (
     ArrivalProcess,
     Fleet,
+    LengthHistogram,
     RequestTable,
     SyntheticParams,
     Trace,
@@ -114,6 +115,11 @@ class Case:
     arrival_rate_per_s: float  # requests / s, of the whole fleet
     runs: Runs  # S runs
 
+    @property
+    def name(self) -> tuple[str, float]:
+        """Workload and arrival rate, which no two cases share."""
+        return self.workload, self.arrival_rate_per_s
+
 
 def build_cases(
     config: CaseConfig,
@@ -126,7 +132,9 @@ def build_cases(
 
     - ``poisson``, ``gamma``, ``mmpp``, ``diurnal``: synthetic arrivals and requests (``sample_table``).
     - ``azure_conv``, ``azure_code``: the shipped figures of those traces: rate profile, burstiness and
-      joint length histogram; qualities and predictions as in ``table_for_trace``.
+      joint length histogram; qualities and predictions as in ``table_for_trace``. Where the requests of a
+      run cover less than the profile (an hour, natively), seed s of S starts at the s-th of S evenly spaced
+      bins of it, so that together the seeds see all of it; else each starts at the first bin.
     - ``trace``: the recorded arrivals and lengths themselves; seeds draw qualities and predictions.
 
     Args:
@@ -137,7 +145,8 @@ def build_cases(
       trace: for the workload ``trace``.
 
     Raises:
-      InputError: the workload ``trace`` without a trace; a fleet that can hold none of the requests.
+      InputError: the workload ``trace`` without a trace, or with one that has no rate; a fleet that can
+        hold none of the requests.
     """
     calibration = dataclasses.replace(calibration, error_level=jnp.float32(config.error_level))
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
@@ -147,6 +156,12 @@ def build_cases(
             if trace is None:
                 raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
             table = _recorded_tables(keys, calibration, trace)
+            if not np.isfinite(trace.rate_per_s):
+                raise input_error(
+                    f"its {trace.num_requests} requests arrive at one instant, so it has no rate",
+                    file=trace.name,
+                    remedy="give a trace, or a window of it, that lasts",
+                )
             native_per_s: float | None = trace.rate_per_s
         else:
             table = _drawn_tables(workload, keys, calibration, config.num_requests)
@@ -164,7 +179,9 @@ def build_cases(
                 arrival_s = np.broadcast_to(scaled.arrival_s, (config.seeds, scaled.num_requests))
             else:
                 process = _process(workload, rate_per_s, config)
-                arrival_s = _drawn_arrivals(keys, process, config.num_requests)
+                arrival_s = _drawn_arrivals(
+                    keys, process, config.num_requests, _start_bins(process, config, workload, rate_per_s)
+                )
             runs = Runs(
                 profile=fleet.profile,
                 latency_limit_s=np.full(config.seeds, latency_limit_s, np.float32),
@@ -183,30 +200,38 @@ def _drawn_tables(
     workload: str, keys: jax.Array, calibration: SyntheticParams, num_requests: int
 ) -> RequestTable:
     """Tables of requests drawn for each key: NumPy leaves [S, T] and [S, T, N]."""
-    if workload in RECORDED:
-        histogram = load_length_histogram(workload)
-
-        def draw(key: jax.Array) -> RequestTable:
-            length_key, table_key = jax.random.split(jax.random.fold_in(key, 0))
-            prompt, output = sample_lengths(length_key, histogram, num_requests)
-            return table_for_trace(table_key, calibration, prompt, output)
-    else:
-
-        def draw(key: jax.Array) -> RequestTable:
-            return sample_table(jax.random.fold_in(key, 0), calibration, num_requests)
-
-    return _on_host(draw, keys)
+    histogram = load_length_histogram(workload) if workload in RECORDED else None
+    return jax.device_get(_sample_tables(keys, calibration, histogram, num_requests))
 
 
 def _recorded_tables(keys: jax.Array, calibration: SyntheticParams, trace: Trace) -> RequestTable:
     prompt, output = jnp.asarray(trace.prompt_tokens), jnp.asarray(trace.output_tokens)
-    return _on_host(
-        lambda key: table_for_trace(jax.random.fold_in(key, 0), calibration, prompt, output), keys
-    )
+    return jax.device_get(_sample_contents(keys, calibration, prompt, output))
 
 
-def _on_host(draw: Callable[[jax.Array], RequestTable], keys: jax.Array) -> RequestTable:
-    return jax.tree.map(np.asarray, jax.device_get(jax.jit(jax.vmap(draw))(keys)))
+# Compiled once for all cases of equal sizes.
+@functools.partial(jax.jit, static_argnames="num_requests")
+def _sample_tables(
+    keys: jax.Array, calibration: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
+) -> RequestTable:
+    def draw(key: jax.Array) -> RequestTable:
+        key = jax.random.fold_in(key, 0)
+        if histogram is None:
+            return sample_table(key, calibration, num_requests)
+        length_key, table_key = jax.random.split(key)
+        prompt, output = sample_lengths(length_key, histogram, num_requests)
+        return table_for_trace(table_key, calibration, prompt, output)
+
+    return jax.vmap(draw)(keys)
+
+
+@jax.jit
+def _sample_contents(
+    keys: jax.Array, calibration: SyntheticParams, prompt: jax.Array, output: jax.Array
+) -> RequestTable:
+    return jax.vmap(
+        lambda key: table_for_trace(jax.random.fold_in(key, 0), calibration, prompt, output)
+    )(keys)
 
 
 def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalProcess:
@@ -223,12 +248,32 @@ def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalPro
     return arrivals_like(load_rate_profile(workload), rate_per_s)
 
 
-def _drawn_arrivals(keys: jax.Array, process: ArrivalProcess, num_requests: int) -> np.ndarray:
+def _start_bins(
+    process: ArrivalProcess, config: CaseConfig, workload: str, rate_per_s: float
+) -> np.ndarray:
+    """The profile bin in which each seed starts: [S] int32."""
+    bins = process.profile.shape[0]
+    whole = workload not in RECORDED or config.num_requests / rate_per_s >= bins * float(process.bin_s)
+    return np.arange(config.seeds, dtype=np.int32) * (0 if whole else bins) // config.seeds
+
+
+def _drawn_arrivals(
+    keys: jax.Array, process: ArrivalProcess, num_requests: int, start_bin: np.ndarray
+) -> np.ndarray:
     """Arrival times from the first one on: [S, T] float64, seconds, summed in float64."""
-    gaps = jax.jit(jax.vmap(lambda key: sample_gaps(jax.random.fold_in(key, 1), process, num_requests)))
-    gap_s = np.asarray(gaps(keys), np.float64)
+    gap_s = np.array(_sample_gaps(keys, process, jnp.asarray(start_bin), num_requests), np.float64)
     gap_s[:, 0] = 0.0
     return np.cumsum(gap_s, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="num_gaps")
+def _sample_gaps(
+    keys: jax.Array, process: ArrivalProcess, start_bin: jax.Array, num_gaps: int
+) -> jax.Array:
+    def draw(key: jax.Array, start_bin: jax.Array) -> jax.Array:
+        return sample_gaps(jax.random.fold_in(key, 1), process, num_gaps, start_bin)
+
+    return jax.vmap(draw)(keys, start_bin)
 
 
 def _check_room(fleet: Fleet, table: RequestTable, workload: str) -> None:

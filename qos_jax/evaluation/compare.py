@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,8 +21,19 @@ from qos_jax.policies import Policy, upper_bound
 from qos_jax.serving import ServingConfig
 from qos_jax.workload import RequestTable
 
-# Called with a policy's name and its results on all cases, as soon as they are known.
-OnResults = Callable[[Sequence[PolicyResult]], None]
+UPPER_BOUND = "upper_bound"
+
+CaseName = tuple[str, float]
+"""Workload and arrival rate (requests / s) of a case."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyRun:
+    """What one policy did on every case."""
+
+    policy: str
+    results: list[PolicyResult]  # by case
+    records: dict[CaseName, RequestRecords]  # of the cases to keep, [S, T] each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +41,7 @@ class Compared:
     """What a comparison came to."""
 
     results: list[PolicyResult]  # by policy, then case
-    records: dict[tuple[str, float], dict[str, RequestRecords]]  # (workload, rate) -> policy -> [S, T]
+    records: dict[CaseName, dict[str, RequestRecords]]  # case -> policy -> [S, T]
 
 
 def compare(
@@ -39,23 +50,26 @@ def compare(
     cases: Sequence[Case],
     *,
     with_upper_bound: bool = False,
-    keep_records: Sequence[tuple[str, float]] = (),
+    keep_records: Collection[CaseName] = (),
+    finished: Mapping[str, PolicyRun] | None = None,
     on_progress: Callable[[int], None] | None = None,
-    on_results: OnResults | None = None,
+    on_policy: Callable[[PolicyRun], None] | None = None,
     workers: int | None = None,
 ) -> Compared:
     """Run every policy on identical requests and arrivals (common random numbers).
 
-    The seeds and rates of cases with equally many requests are one vmapped program per policy.
+    The seeds and rates of cases with equally many requests are one vmapped program per policy. When
+    interrupted, it returns to the caller at once, and ``on_policy`` is neither running nor called again.
 
     Args:
       config: static sizes and the scheduler.
       policies: who routes, each once.
       cases: on what; all with the same number of seeds.
       with_upper_bound: add ``upper_bound``, the average QoS that no policy can exceed.
-      keep_records: (workload, rate) of the cases whose records are kept.
+      keep_records: the cases whose records are kept.
+      finished: what an earlier, interrupted comparison of the same cases left, by policy: not run again.
       on_progress: called with the number of requests just routed, over all policies.
-      on_results: called when a policy is done.
+      on_policy: called when a policy is done, by one thread at a time.
       workers: policies run side by side; by default one per core on a CPU, one elsewhere.
 
     Raises:
@@ -64,53 +78,63 @@ def compare(
     names = [policy.name for policy in policies]
     if len(set(names)) < len(names):
         raise input_error("names a policy twice", field="policies", remedy="name each once")
-    stop, lock = threading.Event(), threading.Lock()
+    runs = dict(finished or {})
+    stopped, lock = False, threading.Lock()
 
     def advance(count: int) -> None:
-        if stop.is_set():
-            raise InterruptedError
-        if on_progress is not None:
-            with lock:
+        with lock:
+            if stopped:
+                raise InterruptedError
+            if on_progress is not None:
                 on_progress(count)
 
-    def run(policy: Policy) -> tuple[list[PolicyResult], dict[tuple[str, float], RequestRecords]]:
-        done = _run_policy(config, policy, cases, set(keep_records), advance)
-        if on_results is not None:
-            with lock:
-                on_results(done[0])
-        return done
+    def enter(run: PolicyRun) -> None:
+        with lock:
+            if stopped:
+                raise InterruptedError
+            runs[run.policy] = run
+            if on_policy is not None:
+                on_policy(run)
 
     if workers is None:
         workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, policy) for policy in policies]
-        try:
-            concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-            finished = [future.result() for future in futures]
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    results = [result for done, _ in finished for result in done]
-    records: dict[tuple[str, float], dict[str, RequestRecords]] = {}
-    for name, (_, kept) in zip(names, finished, strict=True):
-        for case, value in kept.items():
-            records.setdefault(case, {})[name] = value
-    if with_upper_bound:
-        bounds = [_bound(case) for case in cases]
-        results += bounds
-        if on_results is not None:
-            on_results(bounds)
-    return Compared(results, records)
+    requests = sum(case.runs.shape[0] * case.runs.shape[1] for case in cases)
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        futures = []
+        for policy in policies:
+            if policy.name in runs:
+                advance(requests)
+            else:
+                job = (config, policy, cases, set(keep_records), advance)
+                futures.append(pool.submit(lambda job: enter(_run_policy(*job)), job))
+        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        if with_upper_bound and UPPER_BOUND not in runs:
+            enter(PolicyRun(UPPER_BOUND, [_bound(case, config.scheduler) for case in cases], {}))
+    except BaseException as error:
+        with lock:  # whoever holds it is writing, and is let finish
+            stopped = True
+        # A thread cannot be stopped while it compiles, so who pressed Ctrl-C does not wait for it.
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()
+    order = [*names, *([UPPER_BOUND] if with_upper_bound else [])]
+    records: dict[CaseName, dict[str, RequestRecords]] = {}
+    for name in order:
+        for case, kept in runs[name].records.items():
+            records.setdefault(case, {})[name] = kept
+    return Compared([result for name in order for result in runs[name].results], records)
 
 
 def _run_policy(
     config: ServingConfig,
     policy: Policy,
     cases: Sequence[Case],
-    keep: set[tuple[str, float]],
+    keep: set[CaseName],
     on_progress: Callable[[int], None],
-) -> tuple[list[PolicyResult], dict[tuple[str, float], RequestRecords]]:
+) -> PolicyRun:
     results: dict[int, PolicyResult] = {}
     kept = {}
     lengths = sorted({case.runs.shape[1] for case in cases})
@@ -125,11 +149,11 @@ def _run_policy(
         metrics = summarise(done.records, done.totals, runs.profile, runs.latency_limit_s)
         for place, index in enumerate(group):
             case, part = cases[index], slice(place * seeds, (place + 1) * seeds)
-            name = (case.workload, case.arrival_rate_per_s)
             results[index] = _result(policy.name, case, {k: v[part] for k, v in metrics.items()})
-            if name in keep:
-                kept[name] = done.records.at(part)
-    return [results[index] for index in range(len(cases))], kept
+            if case.name in keep:
+                kept[case.name] = done.records.at(part)
+    in_order = {case.name: kept[case.name] for case in cases if case.name in kept}
+    return PolicyRun(policy.name, [results[index] for index in range(len(cases))], in_order)
 
 
 def join_runs(parts: Sequence[Runs]) -> Runs:
@@ -161,12 +185,13 @@ def _result(policy: str, case: Case, metrics: dict[str, np.ndarray]) -> PolicyRe
     )
 
 
-def _bound(case: Case) -> PolicyResult:
+_upper_bounds = jax.jit(jax.vmap(upper_bound, in_axes=(None, 0, 0, None)), static_argnums=3)
+
+
+def _bound(case: Case, scheduler: str) -> PolicyResult:
     runs = case.runs
-    qos = jax.jit(jax.vmap(upper_bound, in_axes=(None, 0, 0)))(
-        runs.profile, runs.requests, runs.latency_limit_s
-    )
+    qos = _upper_bounds(runs.profile, runs.requests, runs.latency_limit_s, scheduler)
     metrics = {name: np.full(runs.shape[0], np.nan) for name in METRICS}
     metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
     metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))
-    return _result("upper_bound", case, metrics)
+    return _result(UPPER_BOUND, case, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -60,6 +61,11 @@ def policy_styles(names: Sequence[str]) -> dict[str, Style]:
 def expert_styles(names: Sequence[str]) -> list[Style]:
     """Return a style per expert, in order."""
     return [_cycled(_COLOURS, i) for i in range(len(names))]
+
+
+def plots_available() -> bool:
+    """Return whether Matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def new_figure(width_in: float, height_in: float) -> Any:

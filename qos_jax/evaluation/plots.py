@@ -149,6 +149,7 @@ def timeline(
     waiting: np.ndarray,
     kv_share: np.ndarray,
     expert_names: Sequence[str],
+    title: str = "",
 ) -> Any:
     """Return a figure of one run over time: running and waiting requests and KV cache used, per expert.
 
@@ -160,6 +161,7 @@ def timeline(
       waiting: [K, N] requests waiting at each expert.
       kv_share: [K, N] share of each expert's KV cache in use, in [0, 1].
       expert_names: the N experts' names, by index.
+      title: which run it is.
     """
     every = -(-len(time_s) // _MAX_SAMPLES)
     figure = plot_style.new_figure(9.6, 6.4)
@@ -180,6 +182,7 @@ def timeline(
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
         plot_style.tidy(axes, "", label)
+    panels[0].set_title(title, fontsize=10)
     panels[-1].set_xlabel("time (s)")
     figure.legend(handles=panels[0].get_lines(), **_LEGEND_BESIDE)
     return figure

@@ -100,7 +100,7 @@ class RunTotals:
     kv_token_s: (
         np.ndarray
     )  # [..., N] float64: tokens held in the KV cache, integrated over time (token seconds)
-    makespan_s: np.ndarray  # [...] float64: seconds from the first arrival to the last completion
+    makespan_s: np.ndarray  # [...] float64: seconds from the first arrival to the last completion or arrival
 
     def __post_init__(self) -> None:
         _convert(self, busy_s=np.float64, kv_token_s=np.float64, makespan_s=np.float64)

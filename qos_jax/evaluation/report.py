@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
 
 from qos_jax.evaluation import plots
-from qos_jax.evaluation.compare import Compared
+from qos_jax.evaluation.cases import Case
+from qos_jax.evaluation.compare import CaseName, Compared
 from qos_jax.evaluation.plot_style import save_figure
 from qos_jax.evaluation.run_folder import RunFolder
+from qos_jax.evaluation.simulate import simulate
 from qos_jax.evaluation.tables import (
     Comparison,
     comparison_table,
     write_comparison_csv,
     write_comparison_json,
 )
+from qos_jax.policies import Policy
+from qos_jax.serving import ServingConfig
 
 
 def write_tables(folder: RunFolder, compared: Compared, baseline: str) -> Comparison:
@@ -30,24 +39,70 @@ def write_tables(folder: RunFolder, compared: Compared, baseline: str) -> Compar
 
 
 def write_plots(
-    folder: RunFolder, compared: Compared, expert_names: Sequence[str], latency_limit_s: float
+    folder: RunFolder,
+    compared: Compared,
+    cases: Sequence[Case],
+    policies: Sequence[Policy],
+    config: ServingConfig,
+    expert_names: Sequence[str],
 ) -> list[Path]:
     """Write the plots under ``plots/`` and return their paths.
 
     QoS against rate for every workload; for each case whose records were kept, the distribution of
-    latency per token and the share of requests of each expert.
+    latency per token, the share of requests of each expert, and a timeline of seed 0 under the best
+    policy that is not an oracle.
 
     Raises:
       InputError: matplotlib is not installed.
     """
     figures = {"qos_vs_rate": plots.qos_vs_rate(compared.results)}
-    for (workload, rate_per_s), records in compared.records.items():
-        name = f"{workload}_{rate_per_s:.3g}"
-        figures[f"latency_cdf_{name}"] = plots.latency_cdf(records, latency_limit_s)
+    for case in cases:
+        records = compared.records.get(case.name)
+        if records is None:
+            continue
+        name = f"{case.workload}_{case.arrival_rate_per_s:.3g}"
+        figures[f"latency_cdf_{name}"] = plots.latency_cdf(records, float(case.runs.latency_limit_s[0]))
         figures[f"expert_shares_{name}"] = plots.expert_shares(records, expert_names)
+        best = best_policy(compared, case.name, policies)
+        if best is not None:
+            figures[f"timeline_{name}"] = _timeline(config, best, case, expert_names)
     paths = []
     for name, figure in figures.items():
         path = folder.file(f"plots/{name}.png")
         save_figure(figure, path)
         paths.append(path)
     return paths
+
+
+def best_policy(compared: Compared, case: CaseName, policies: Sequence[Policy]) -> Policy | None:
+    """Return the policy of the highest average QoS on a case, oracles apart; None if all are oracles."""
+    routers = {policy.name: policy for policy in policies if not policy.is_oracle}
+    qos = {
+        result.policy: float(np.mean(result.metrics["average_qos"]))
+        for result in compared.results
+        if result.policy in routers and (result.workload, result.arrival_rate_per_s) == case
+    }
+    return routers[max(qos, key=lambda name: qos[name])] if qos else None
+
+
+def _timeline(config: ServingConfig, policy: Policy, case: Case, expert_names: Sequence[str]) -> Any:
+    """The figure of seed 0 of a case, run again with the experts' load looked at before each arrival."""
+    runs = case.runs
+    first = dataclasses.replace(
+        runs,
+        latency_limit_s=runs.latency_limit_s[:1],
+        length_log_std=runs.length_log_std[:1],
+        arrival_s=runs.arrival_s[:1],
+        requests=jax.tree.map(lambda x: x[:1], runs.requests),
+        seed=runs.seed[:1],
+    )
+    load = simulate(config, policy, first, keep_snapshots=True).snapshots
+    assert load is not None
+    return plots.timeline(
+        first.arrival_s[0] - first.arrival_s[0, 0],
+        np.asarray(load.running[0]),
+        np.asarray(load.waiting[0]),
+        np.asarray(load.kv_tokens[0]) / np.asarray(runs.profile.kv_capacity_tokens),
+        expert_names,
+        title=f"{case.workload}, {case.arrival_rate_per_s:.4g} requests/s, {policy.name}, seed 0",
+    )

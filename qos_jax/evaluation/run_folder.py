@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from qos_jax.files import atomic_write
 
 CONFIG, METRICS_LINES = "config.json", "metrics.jsonl"
 
-_RESULTS = (METRICS_LINES, "records.csv", "summary.json", "comparison.*", "plots/*.png")
+_RESULTS = (METRICS_LINES, "records.csv", "records/*.npz", "summary.json", "comparison.*", "plots/*.png")
+# What a process killed while it wrote a file leaves beside it.
+_LEFTOVERS = tuple(
+    str(Path(name).parent / f".{Path(name).name}.????????") for name in (CONFIG, *_RESULTS)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +35,31 @@ class RunFolder:
         """Return the path of the file ``name`` of this run, e.g. ``"plots/latency_cdf.png"``."""
         return self.path / name
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``, on disk before this returns.
+    def append_metrics(self, *records: Mapping[str, Any]) -> None:
+        """Append a line per record to ``metrics.jsonl``, all on disk before this returns.
 
         Args:
-          record: JSON values, NumPy scalars and arrays; what is not finite is written as null.
+          records: JSON values, NumPy scalars and arrays; what is not finite is written as null.
         """
-        line = json.dumps(to_json(record), allow_nan=False) + "\n"
         with open(self.file(METRICS_LINES), "ab") as stream:
-            stream.write(line.encode())
+            stream.write("".join(map(_line, records)).encode())
             stream.flush()
             os.fsync(stream.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the records of ``metrics.jsonl``; lines that are no JSON objects are left out."""
+        path = self.file(METRICS_LINES)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        records = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+        return [record for record in records if isinstance(record, dict)]
+
+    def replace_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write ``metrics.jsonl`` anew, whole or not at all."""
+        with atomic_write(self.file(METRICS_LINES)) as stream:
+            stream.writelines(map(_line, records))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``content`` as an indented JSON file, whole or not at all."""
@@ -75,16 +94,15 @@ def open_run_folder(
     """
     folder = Path(path)
     wanted = to_json(config)
-    previous = _check(folder, wanted, overwrite)
+    previous = check_run_folder(path, config, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run = RunFolder(folder)
         if previous is not None and resume and previous == wanted:
             _drop_partial_line(run.file(METRICS_LINES))
+            _remove(folder, _LEFTOVERS)
         elif previous is not None:
-            for pattern in _RESULTS:
-                for file in folder.glob(pattern):
-                    file.unlink()
+            _remove(folder, (*_RESULTS, *_LEFTOVERS))
         run.write_json(CONFIG, wanted)
     except OSError as error:
         raise input_error(
@@ -108,23 +126,36 @@ def to_json(value: Any) -> Any:
     return value
 
 
-def _check(folder: Path, wanted: Any, overwrite: bool) -> Any:
-    """Return the configuration of the run already there, None if there is none; raise if it is in the way."""
+def check_run_folder(
+    path: str | os.PathLike[str], config: Mapping[str, Any], *, overwrite: bool = False
+) -> Any:
+    """Check that :func:`open_run_folder` may use a folder; nothing is written.
+
+    A run stopped before it had any result left its ``config.json`` alone: any run with the same settings,
+    whatever their values, may take its place.
+
+    Returns:
+      The configuration of the run already there; None if there is none.
+
+    Raises:
+      InputError: if the path is a file, or the folder is in use and ``overwrite`` is not given.
+    """
+    folder, wanted = Path(path), to_json(config)
     if folder.exists() and not folder.is_dir():
         raise input_error("is a file, not a folder", remedy="choose another folder with --out", file=folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     remedy = "choose another folder with --out, or give --overwrite"
-    config = folder / CONFIG
-    if not config.is_file():
+    file = folder / CONFIG
+    if not file.is_file():
         if overwrite:
             return None
         raise input_error("the folder holds files that are not of a run", remedy=remedy, file=folder)
     try:
-        previous = json.loads(config.read_text(encoding="utf-8"))
+        previous = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         previous = {}
-    if previous != wanted and not overwrite:
+    if previous != wanted and not overwrite and not _is_unused(folder, previous, wanted):
         changed = _differences(previous, wanted)
         raise input_error(
             f"the folder holds the results of another run (it differs in {changed})",
@@ -132,6 +163,24 @@ def _check(folder: Path, wanted: Any, overwrite: bool) -> Any:
             file=folder,
         )
     return previous
+
+
+def _is_unused(folder: Path, previous: Any, wanted: Any) -> bool:
+    """Return whether a folder holds nothing but the configuration of a run of the same kind."""
+    files = {file for file in folder.rglob("*") if not file.is_dir()}
+    leftovers = {file for pattern in _LEFTOVERS for file in folder.glob(pattern)}
+    same_kind = isinstance(previous, dict) and previous.keys() == wanted.keys()
+    return same_kind and files - leftovers == {folder / CONFIG}
+
+
+def _remove(folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            file.unlink()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(to_json(record), allow_nan=False) + "\n"
 
 
 def _differences(previous: Any, wanted: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -212,11 +211,6 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
         "makespan_s": makespan_s,
         "experts": experts,
     }
-
-
-def plots_available() -> bool:
-    """Return whether Matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:

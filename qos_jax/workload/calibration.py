@@ -213,6 +213,14 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
     """
     if lookahead_dir is None and not traces:
         raise input_error("nothing to do", remedy="give --lookahead_dir or --trace=NAME=FILE")
+    derived = []  # all of it before any is written
+    for item in traces:
+        name, equals, file = item.partition("=")
+        if not (name and equals and file):
+            raise input_error(f"{item!r} is not NAME=FILE", field="trace", remedy="write e.g. code=trace.csv")
+        trace = read_trace(file)
+        profile = profiles.derive_rate_profile(trace, profiles.choose_bin_s(trace))
+        derived.append((name, trace.name, profile, profiles.derive_length_cells(trace).tolist()))
     folder, written = pathlib.Path(out), []
     if lookahead_dir is not None:
         table = read_lookahead(lookahead_dir)
@@ -228,20 +236,14 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
         written.append(folder / "calibration" / "lookahead6.json")
         save_params(written[-1], params, notes)
     summary = []
-    for item in traces:
-        name, equals, file = item.partition("=")
-        if not (name and equals and file):
-            raise input_error(f"{item!r} is not NAME=FILE", field="trace", remedy="write e.g. code=trace.csv")
-        trace = read_trace(file)
-        profile = profiles.derive_rate_profile(trace, profiles.choose_bin_s(trace))
-        source = f"Derived by launch.fit_tables from {trace.name}; see README.md for its licence."
+    for name, source_name, profile, cells in derived:
+        source = f"Derived by launch.fit_tables from {source_name}; see README.md for its licence."
         numbers = [f"{v:.6g}" for v in (profile.mean_rate_per_s, profile.bin_s, profile.gap_cv)]
         summary.append([name, profile.requests, *numbers])
         written.append(folder / "rates" / f"{name}.csv")
         rates = [[k, f"{rate:.6g}"] for k, rate in enumerate(profile.relative_rate)]
         profiles.write_table(written[-1], profiles.RATE_COLUMNS, rates, [source])
         written.append(folder / "lengths" / f"{name}.csv")
-        cells = profiles.derive_length_cells(trace).tolist()
         profiles.write_table(written[-1], profiles.LENGTH_COLUMNS, cells, [source])
     if summary:
         written.append(folder / "rates" / "summary.csv")

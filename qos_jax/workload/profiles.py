@@ -142,8 +142,22 @@ def load_calibration() -> SyntheticParams:
 
 
 def fleet_path(name: str) -> pathlib.Path:
-    """Return the path of the shipped fleet ``name``, such as ``edge6``."""
-    return data_folder() / "fleets" / f"{name}.csv"
+    """Return the path of the shipped fleet ``name``, such as ``edge6``.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    folder = data_folder() / "fleets"
+    table = next(text_table.read_chunks(folder / "limits.csv"))
+    text_table.check_columns(table, LIMIT_COLUMNS)
+    names = table.columns["fleet"]
+    if name not in names:
+        raise input_error(
+            f"no fleet {name!r} is shipped{text_table.near_match(name, names)}",
+            field="fleet",
+            remedy=f"use one of {', '.join(names)}, or give a CSV file",
+        )
+    return folder / f"{name}.csv"
 
 
 def default_latency_limit_s(fleet: Path) -> float:

@@ -200,7 +200,7 @@ def test_truth_for_want_of_predictions_is_said(launch, tmp_path):
 
 def test_without_matplotlib(launch, tmp_path, monkeypatch):
     """Plots are drawn where they can be; who asks for them in vain is told before anything runs."""
-    monkeypatch.setattr("qos_jax.evaluation.single_run.plots_available", lambda: False)
+    monkeypatch.setattr("qos_jax.evaluation.plot_style.plots_available", lambda: False)
     flags = [flag for flag in arguments(tmp_path / "run") if not flag.startswith("--plot")]
     ended = launch("launch.simulate", *flags)
     assert ended.code == 0
