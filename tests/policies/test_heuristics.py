@@ -1,6 +1,7 @@
 """Each router against choices worked out by hand, on observations written by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,16 @@ from tests.routing.seen import observation
 KEYS = jax.random.split(jax.random.key(0), 400)
 
 
-def choices(name, seen, keys=KEYS, **options):
-    """The router's choice under each key: [len(keys)]."""
-    chosen = policy(name, **options)
-    return np.asarray(jax.jit(jax.vmap(lambda key: chosen.router(chosen.params, key, seen)))(keys))
+@functools.cache
+def program(name):
+    """The router as one compiled program for all parameters and observations of a shape."""
+    router = policy(name, assignment=[0]).router
+    return jax.jit(lambda params, keys, seen: jax.vmap(lambda key: router(params, key, seen))(keys))
+
+
+def choices(name, seen, **options):
+    """The router's choice under each of the keys: [400]."""
+    return np.asarray(program(name)(policy(name, **options).params, KEYS, seen))
 
 
 def with_slots(seen, **changes):
@@ -146,11 +153,12 @@ def test_projected_greedy_weighs_own_qos_against_what_others_lose():
         age_s=[[0, 0, 0], [0.49, 0, 0]],
     )
     params = dataclasses.replace(heuristics.greedy_params(), margin=jnp.float32(0.05))
-    impact = heuristics.projected_impact(brink, params.margin)
+    impact = jax.jit(heuristics.projected_impact)(brink, params.margin)
     assert float(impact.penalty[1]) > 0.4
-    assert int(heuristics.projected_greedy(params, KEYS[0], brink)) == 0
+    greedy = program("projected_greedy")
+    assert set(np.asarray(greedy(params, KEYS, brink))) == {0}
     safe = with_slots(brink, age_s=[[0, 0, 0], [0.2, 0, 0]])
-    assert int(heuristics.projected_greedy(params, KEYS[0], safe)) == 1
+    assert set(np.asarray(greedy(params, KEYS, safe))) == {1}
 
 
 @pytest.mark.parametrize("name", ["impact_greedy", "projected_greedy"])

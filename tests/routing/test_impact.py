@@ -12,17 +12,19 @@ import scipy.stats
 from qos_jax.routing import (
     EnvConfig,
     RoutingEnvironment,
-    paper_impact,
-    projected_impact,
     qos_in_flight,
     true_impact,
 )
+from qos_jax.routing import paper_impact as eager_paper_impact
+from qos_jax.routing import projected_impact as eager_projected_impact
 from qos_jax.routing.fleet_state import pass_time, route
 from qos_jax.serving import ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, replay_params, rollout, roomy
 from tests.routing.seen import LIMIT_S, observation
 
 T = 40
+paper_impact, projected_impact = jax.jit(eager_paper_impact), jax.jit(eager_projected_impact)
+over_states = jax.jit(jax.vmap(eager_projected_impact, in_axes=(0, None)))
 
 
 def test_paper_impact_by_hand():
@@ -145,7 +147,7 @@ def test_estimates_stay_in_their_ranges_under_pressure(margin):
     params = replay_params(3, T, profile(), mean_gap_s=0.02, latency_limit_s=0.03)
     states, _, _ = rollout(env, jax.random.key(0), params, random_actions(3, T))
     observations = jax.vmap(lambda state: env.observation(params, state))(states)
-    impact = jax.jit(jax.vmap(lambda seen: projected_impact(seen, jnp.float32(margin))))(observations)
+    impact = over_states(observations, jnp.float32(margin))
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(impact))
     assert bool(jnp.all((impact.own_chance >= 0.0) & (impact.own_chance <= 1.0)))
     live = jnp.sum(observations.live, axis=-1, dtype=jnp.float32)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qos_jax.routing import paper_impact, qos_in_flight
-from qos_jax.serving import SCHEDULERS
 from qos_jax.workload import poisson
 from tests.routing.scenes import EXPERTS, environment, process_params, random_actions, replay_params, rollout
 
@@ -14,9 +13,8 @@ T = 40
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_potential_telescopes_over_a_replay(scheduler):
-    env = environment(scheduler, reward="potential")
+def test_potential_telescopes_over_a_replay():
+    env = environment(reward="potential")
     _, results, _ = rollout(env, KEY, replay_params(0, T, discount=1.0), random_actions(0, T))
     qos = float(jnp.sum(results.info.passed.qos))
     assert qos > 1.0
