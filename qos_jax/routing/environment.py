@@ -118,7 +118,9 @@ class RoutingEnvironment:
         after = self.true_observation(params, reached)
         return reached, TimeStep(
             observation=after.seen,
-            reward=reward_for(config.reward, params, before, action, passed, after, terminated),
+            reward=reward_for(
+                config.reward, params, before, action, routed.accepted, passed, after, terminated
+            ),
             terminated=terminated,
             truncated=(reached.step >= config.max_steps) & ~terminated,
             info=StepInfo(routed=routed, passed=passed, gap_s=gap_s),

@@ -81,8 +81,7 @@ def _impact(
     new_per_token_s = projection.new_latency_s / new_tokens
     new_share = _share(projection.new_decode_s, projection.new_latency_s)
     own = _chance(new_per_token_s, _log_std(new_share, 1.0, length_log_std, margin), limit_s)
-    fits = outlook.new_prompt_tokens + 1.0 <= seen.profile.kv_capacity_tokens.astype(jnp.float32)
-    own = jnp.where(seen.available & fits, own, 0.0)
+    own = jnp.where(seen.available, own, 0.0)
     return Impact(
         latency_per_token_s=new_per_token_s,
         own_chance=own,

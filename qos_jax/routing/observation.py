@@ -24,7 +24,7 @@ class Observation:
     latency_limit_s: jax.Array  # [] float32, L, seconds per output token
     length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
     profile: FleetProfile  # leaves [N]
-    available: jax.Array  # [N] bool, the waiting queue has room
+    available: jax.Array  # [N] bool, the waiting queue has room and the KV cache holds the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
     running: jax.Array  # [N, K] bool
@@ -76,7 +76,7 @@ def observe(
         latency_limit_s=latency_limit_s,
         length_log_std=length_log_std,
         profile=profile,
-        available=waiting < profile.max_waiting,
+        available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.kv_capacity_tokens),
         lead_s=serving.lead_s,
         live=serving.live,
         running=serving.running,

@@ -16,6 +16,7 @@ def reward_for(
     params: EnvParams,
     before: TrueObservation,
     action: jax.Array,
+    accepted: jax.Array,
     passed: Passed,
     after: TrueObservation,
     terminated: jax.Array,
@@ -24,7 +25,8 @@ def reward_for(
 
     - ``qos``: QoS of the requests completed in the step.
     - ``paper``: that minus ``impact_weight`` times the paper's impact penalty of the chosen expert
-      (none for a dropped request). Source: arXiv 2508.00234, tailored reward.
+      (none for a request it rejected, or that was dropped: nobody is delayed). Source: arXiv 2508.00234,
+      tailored reward.
     - ``potential``: that plus ``discount * Phi(after) - Phi(before)``, Phi = the QoS in flight, 0 at the
       end. The best policy is unchanged; the credit arrives with the choice. Source: Ng, Harada and
       Russell, "Policy invariance under reward transformations", ICML 1999.
@@ -34,6 +36,7 @@ def reward_for(
       params: the environment's numbers.
       before: the state the action was taken in.
       action: [] int32.
+      accepted: [] bool, the chosen expert took the request.
       passed: what completed.
       after: the state reached.
       terminated: [] bool.
@@ -41,9 +44,7 @@ def reward_for(
     completed = jnp.sum(passed.qos)
     if kind == "paper":
         penalty = paper_impact(before.seen)
-        num_experts = penalty.shape[0]
-        inside = jnp.clip(action, 0, num_experts - 1)
-        paid = jnp.where((action >= 0) & (action < num_experts), penalty[inside], 0.0)
+        paid = jnp.where(accepted, penalty[jnp.clip(action, 0, penalty.shape[0] - 1)], 0.0)
         return completed - params.impact_weight * paid
     if kind == "potential":
         ahead = jnp.where(terminated, 0.0, qos_in_flight(after))

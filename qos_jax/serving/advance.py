@@ -22,7 +22,7 @@ class Progress:
     completed: jax.Array  # [N, K] bool, completed in this gap; their outcome is in the state's slots
     busy_s: jax.Array  # [N] float32, seconds of this gap in which an iteration ran
     kv_token_s: jax.Array  # [N] float32, KV tokens x seconds of the iterations BEGUN in this gap
-    rounds: jax.Array  # [] int32, rounds of the event loop (for profiling)
+    rounds: jax.Array  # [] int32, rounds of the event loop, decode runs within one not counted (profiling)
 
 
 class _Loop(NamedTuple):
@@ -50,6 +50,10 @@ class _Gap(NamedTuple):
     rules: scheduler.Scheduler
     age_s: jax.Array  # [N, K] float32, at the start of the gap
     gap_s: jax.Array  # [] float32
+
+    def overrun_s(self, offset_s: jax.Array, offset_rest_s: jax.Array) -> jax.Array:
+        """Seconds from the end of the gap to a boundary, [N]; negative within the gap, 0 at its end."""
+        return offset_s - self.gap_s + offset_rest_s
 
 
 def advance(
@@ -93,7 +97,8 @@ def advance(
     def body(loop: _Loop) -> _Loop:
         batch, progressed = _round(gap, loop.batch, loop.active)
         # An expert that could not progress ends here instead of hanging the program.
-        active = progressed & (batch.offset_s < gap_s) & jnp.any(batch.live, axis=-1)
+        before_end = gap.overrun_s(batch.offset_s, batch.offset_rest_s) < 0.0
+        active = progressed & before_end & jnp.any(batch.live, axis=-1)
         return _Loop(batch, active, loop.rounds + 1)
 
     start = _Loop(batch, (state.lead_s < gap_s) & jnp.any(batch.live, axis=-1), jnp.int32(0))
@@ -109,7 +114,7 @@ def advance(
         ttft_s=batch.ttft_s,
         latency_s=batch.latency_s,
         preemptions=batch.preemptions,
-        lead_s=jnp.maximum(batch.offset_s - gap_s + batch.offset_rest_s, 0.0),
+        lead_s=jnp.maximum(gap.overrun_s(batch.offset_s, batch.offset_rest_s), 0.0),
     )
     progress = Progress(
         completed=state.live & ~batch.live,
@@ -125,19 +130,15 @@ def _round(gap: _Gap, batch: Batch, active: jax.Array) -> tuple[Batch, jax.Array
     phase = gap.rules.decide(gap.profile, batch, active)
     batch = _prompt_iteration(gap, batch, phase)
     # After prompt work, decode at once only if the next boundary would decide the same.
-    decodes = active & (batch.offset_s < gap.gap_s) & (~phase.worked | _must_decode(gap, batch, phase))
+    before_end = gap.overrun_s(batch.offset_s, batch.offset_rest_s) < 0.0
+    decodes = active & before_end & (~phase.worked | _must_decode(gap, batch, phase))
     decodes = decodes & jnp.any(batch.running, axis=-1)
     return _decode(gap, batch, decodes), decodes | phase.worked
 
 
 def _must_decode(gap: _Gap, batch: Batch, phase: PromptPhase) -> jax.Array:
-    """[N] bool: at this boundary there is no prompt work, and memory for a decode iteration."""
-    size = count(batch.running)
-    held = masked_sum(batch.running, batch.context_tokens)
-    taken = held + size if gap.rules.keeps_growth_free else held
-    decodes = (held + size <= gap.profile.kv_capacity_tokens) & ~scheduler.head_fits(
-        gap.profile, batch, phase, size, taken
-    )
+    """[N] bool: the boundary after a prompt iteration could decide nothing but to decode, memory allowing."""
+    decodes = ~scheduler.head_fits(gap.profile, batch, phase)
     if gap.rules.splits_prompts:
         decodes = decodes & ~jnp.any(batch.running & (batch.prefill_left_tokens > 0), axis=-1)
     return decodes
@@ -150,7 +151,7 @@ def _prompt_iteration(gap: _Gap, batch: Batch, phase: PromptPhase) -> Batch:
     left = batch.left_tokens - phase.gained.astype(jnp.int32)
     at_s = gap.age_s + offset_s[:, None]
     finished = phase.gained & (left == 0)
-    freed = finished & (offset_s <= gap.gap_s)[:, None]
+    freed = finished & (gap.overrun_s(offset_s, rest_s) <= 0.0)[:, None]
     return dataclasses.replace(
         batch,
         live=batch.live & ~freed,
@@ -185,7 +186,7 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         bound = jnp.maximum(jnp.minimum(first_completion, in_memory), 1)
         size_f, held_f = safe_size.astype(jnp.float32), held.astype(jnp.float32)
         iterations = latency.decode_iterations_until(
-            gap.profile, gap.gap_s - run.offset_s - run.offset_rest_s, size_f, held_f, bound
+            gap.profile, -gap.overrun_s(run.offset_s, run.offset_rest_s), size_f, held_f, bound
         )
         iterations = jnp.where(decodes, iterations, 0)
         iterations_f = iterations.astype(jnp.float32)
@@ -195,7 +196,8 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         left = run.left_tokens - jnp.where(run.running, iterations[:, None], 0)
         finished = decodes[:, None] & run.running & (left == 0)
         # Those that finish after the gap hold their slot until the iteration in progress ends.
-        freed = finished & (offset_s <= gap.gap_s)[:, None]
+        overrun_s = gap.overrun_s(offset_s, rest_s)
+        freed = finished & (overrun_s <= 0.0)[:, None]
         kv_token_s = latency.decode_run_kv_token_s(gap.profile, iterations_f, size_f, held_f)
         return _Decode(
             running=run.running & ~freed,
@@ -204,7 +206,7 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
             offset_s=offset_s,
             offset_rest_s=rest_s,
             kv_token_s=run.kv_token_s + kv_token_s,
-            decodes=decodes & nobody_waits & (offset_s < gap.gap_s),
+            decodes=decodes & nobody_waits & (overrun_s < 0.0),
         )
 
     start = _Decode(

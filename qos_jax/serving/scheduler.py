@@ -54,8 +54,6 @@ class Scheduler:
 
     # (profile, batch, active [N] bool) -> the prompt phase at this boundary of the active experts
     decide: Callable[[FleetProfile, Batch, jax.Array], PromptPhase]
-    # Whether an admission leaves free a token for each running request, which may grow meanwhile.
-    keeps_growth_free: bool
     # Whether an iteration may leave a prompt partly prefilled.
     splits_prompts: bool
 
@@ -172,17 +170,16 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
     )
 
 
-def head_fits(
-    profile: FleetProfile, batch: Batch, phase: PromptPhase, size: jax.Array, taken_tokens: jax.Array
-) -> jax.Array:
-    """Whether the first waiting request would be admitted at the boundary after a prompt iteration.
+def head_fits(profile: FleetProfile, batch: Batch, phase: PromptPhase) -> jax.Array:
+    """Whether the first waiting request might be admitted at the boundary after a prompt iteration.
+
+    Rule 2 of DESIGN section 3; chunked prefill, which also keeps a token free for each running request,
+    may then still refuse it.
 
     Args:
       profile: the fleet, leaves [N].
       batch: the experts at that boundary.
       phase: the prompt work just done.
-      size: [N] int32, requests running.
-      taken_tokens: [N] int32, sum of their contexts and of what is kept free for their growth.
 
     Returns:
       [N] bool, False where nobody waits.
@@ -191,14 +188,15 @@ def head_fits(
     head = phase.rank == (count(phase.running) + 1)[:, None]
     head = head & batch.live & ~batch.running
     prompt = masked_sum(head, batch.context_tokens)
+    held = masked_sum(batch.running, batch.context_tokens)
     return (
         (prompt > 0)
-        & (size < profile.max_running)
-        & (taken_tokens + prompt + 1 <= profile.kv_capacity_tokens)
+        & (count(batch.running) < profile.max_running)
+        & (held + prompt + 1 <= profile.kv_capacity_tokens)
     )
 
 
 BY_NAME = {
-    "prefill_first": Scheduler(prefill_first, keeps_growth_free=False, splits_prompts=False),
-    "chunked_prefill": Scheduler(chunked_prefill, keeps_growth_free=True, splits_prompts=True),
+    "prefill_first": Scheduler(prefill_first, splits_prompts=False),
+    "chunked_prefill": Scheduler(chunked_prefill, splits_prompts=True),
 }

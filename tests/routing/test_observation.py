@@ -110,3 +110,14 @@ def test_available_means_room_in_the_queue():
     assert 0 < int(jnp.sum(room)) < T
     # A full queue rejects for sure; with room only what exceeds the KV cache is rejected (none here does).
     np.testing.assert_array_equal(results.info.routed.accepted, room)
+
+
+def test_no_expert_is_available_to_a_prompt_beyond_its_memory():
+    env = environment()
+    capacity = profile(kv_capacity_tokens=[4000, 20, 5])
+    params = replay_params(0, T, capacity, mean_gap_s=0.05)
+    state, _ = env.reset(jax.random.key(0), params)
+    for prompt, expected in ((19, [True, True, False]), (20, [True, False, False])):
+        request = dataclasses.replace(state.request, prompt_tokens=jnp.int32(prompt))
+        seen = env.observation(params, dataclasses.replace(state, request=request))
+        assert seen.available.tolist() == expected
