@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 
-import jax
-import numpy as np
 from absl import flags
 
 from launch import common
 from qos_jax.errors import input_error
-from qos_jax.evaluation import open_run_folder
-from qos_jax.evaluation.benchmark import measure_closed_form, measure_reference, render_speeds
+from qos_jax.evaluation import check_run_folder, open_run_folder
+from qos_jax.evaluation.benchmark import (
+    Speed,
+    check_agreement,
+    cut_stretches,
+    first_runs,
+    machine,
+    measure_closed_form,
+    measure_reference,
+    peak_memory_bytes,
+    render_speeds,
+)
 from qos_jax.evaluation.cases import TRACE, CaseConfig, build_cases
+from qos_jax.evaluation.run_folder import RunFolder
 from qos_jax.evaluation.simulate import CPU_BLOCK_RUNS, Runs, simulate
 from qos_jax.policies import policy
 from qos_jax.serving import SCHEDULERS, ServingConfig
@@ -27,6 +35,8 @@ from qos_jax.workload import (
     take,
 )
 
+_RUNS = 64  # different ones; more environments replay them again
+
 _EXPERTS = flags.DEFINE_integer("experts", 4, "equal experts: copies of the shipped fleet's first")
 _POLICY = flags.DEFINE_string("policy", "shortest_queue", "who routes")
 _SCHEDULER = flags.DEFINE_enum("scheduler", "prefill_first", list(SCHEDULERS), "iteration scheduler")
@@ -36,108 +46,104 @@ _ENVIRONMENTS = flags.DEFINE_list(
 )
 _REQUESTS = flags.DEFINE_integer("num_requests", 256, "requests of an environment")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "timed calls; the median counts")
-_REFERENCE_RUNS = flags.DEFINE_integer("reference_runs", 4, "environments the reference replays; 0 = none")
+_REFERENCE_RUNS = flags.DEFINE_integer(
+    "reference_runs", 64, "environments that the reference replays too; 0 = none"
+)
 _SEED = flags.DEFINE_integer("seed", 0, "of the requests")
 _OUT = flags.DEFINE_string("out", "runs/benchmark", "run folder")
 _OVERWRITE = flags.DEFINE_bool("overwrite", True, "replace another run's results in the folder")
 
 
 def _runs() -> tuple[ServingConfig, Runs]:
-    """Runs of consecutive stretches of the workload, one per environment up to the largest count."""
-    whole = read_fleet(fleet_path("edge6"))
-    fleet = take(whole, [0] * _EXPERTS.value)
+    """Runs of one stretch of the workload each."""
+    fleet = take(read_fleet(fleet_path("edge6")), [0] * _EXPERTS.value)
     trace = read_trace(_TRACE.value) if _TRACE.value else None
-    count, size = 64, _REQUESTS.value
     config = CaseConfig(
         workloads=(TRACE if trace else "azure_conv",),
-        seeds=1 if trace else count,
-        num_requests=size,
+        seeds=1 if trace else _RUNS,
+        num_requests=_REQUESTS.value,
         seed=_SEED.value,
     )
     calibration = experts_named(load_calibration(), fleet.names)
     (case,) = build_cases(config, fleet, calibration, default_latency_limit_s("edge6"), trace)
-    runs = case.runs
-    if trace is not None:
-        runs = _cut(runs, count, size)
+    runs = case.runs if trace is None else cut_stretches(case.runs, _RUNS, _REQUESTS.value)
     serving = ServingConfig(
         fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=_SCHEDULER.value
     )
     return serving, runs
 
 
-def _cut(runs: Runs, count: int, size: int) -> Runs:
-    """Cut one long run into ``count`` evenly spaced stretches of ``size`` requests."""
-    length = runs.shape[1]
-    if length < size:
-        raise input_error(
-            f"has only {length} requests", field="trace", remedy=f"give {size} or lower --num_requests"
-        )
-    index = np.linspace(0, length - size, count).astype(int)[:, None] + np.arange(size)
-    return dataclasses.replace(
-        runs,
-        latency_limit_s=np.repeat(runs.latency_limit_s, count),
-        length_log_std=np.repeat(runs.length_log_std, count, axis=0),
-        arrival_s=runs.arrival_s[0][index],
-        requests=jax.tree.map(lambda x: x[0][index], runs.requests),
-        seed=np.arange(count, dtype=np.uint32),
-    )
-
-
-def main() -> None:
-    """Measure what the flags ask for."""
+def _environments() -> list[int]:
+    """The numbers of environments asked for."""
     try:
-        environments = [int(text) for text in _ENVIRONMENTS.value]
+        counts = [int(text) for text in _ENVIRONMENTS.value]
     except ValueError as error:
         raise input_error(str(error), field="environments", remedy="give whole numbers") from None
-    for count in environments:
+    for count in counts:
         if count < 1 or (count > CPU_BLOCK_RUNS and count % CPU_BLOCK_RUNS):
             raise input_error(
                 f"{count} is no valid number",
                 field="environments",
                 remedy=f"use 1 to {CPU_BLOCK_RUNS}, or multiples of {CPU_BLOCK_RUNS}",
             )
-    for flag in (_EXPERTS, _REQUESTS, _REPEATS):
-        if flag.value < 1:
-            raise input_error(f"{flag.value} is below 1", field=flag.name, remedy="give at least 1")
-    router = policy(_POLICY.value)
-    serving, runs = _runs()
-    folder = open_run_folder(
-        _OUT.value,
-        {
-            "launcher": "benchmark",
-            "experts": _EXPERTS.value,
-            "policy": _POLICY.value,
-            "scheduler": _SCHEDULER.value,
-            "trace": _TRACE.value,
-            "environments": environments,
-            "num_requests": _REQUESTS.value,
-            "repeats": _REPEATS.value,
-            "seed": _SEED.value,
-            "machine": f"{platform.machine()}, {jax.devices()[0].device_kind}",
-            "jax": jax.__version__,
-        },
-        overwrite=_OVERWRITE.value,
+    return counts
+
+
+def _enter(folder: RunFolder, speed: Speed) -> Speed:
+    """Write a measurement's line and say it."""
+    rates = {"requests_per_s": speed.requests_per_s, "requests_per_cpu_s": speed.requests_per_cpu_s}
+    folder.append_metrics({**dataclasses.asdict(speed), **rates})
+    print(
+        f"{speed.what}, {speed.environments} environments: "
+        f"{speed.requests_per_cpu_s:,.0f} requests / CPU-second",
+        flush=True,
     )
-    speeds = []
-    if _REFERENCE_RUNS.value > 0:
-        few = min(_REFERENCE_RUNS.value, runs.shape[0])
-        part = dataclasses.replace(
-            runs,
-            latency_limit_s=runs.latency_limit_s[:few],
-            length_log_std=runs.length_log_std[:few],
-            arrival_s=runs.arrival_s[:few],
-            requests=jax.tree.map(lambda x: x[:few], runs.requests),
-            seed=runs.seed[:few],
-        )
-        decided = simulate(serving, router, part).records.expert
-        speeds.append(measure_reference(part, decided, _SCHEDULER.value, _REPEATS.value))
-        folder.append_metrics(dataclasses.asdict(speeds[-1]))
+    return speed
+
+
+def main() -> None:
+    """Measure what the flags ask for."""
+    environments = _environments()
+    for flag, least in ((_EXPERTS, 1), (_REQUESTS, 1), (_REPEATS, 1), (_REFERENCE_RUNS, 0)):
+        if flag.value < least:
+            raise input_error(
+                f"{flag.value} is below {least}", field=flag.name, remedy=f"give at least {least}"
+            )
+    router = policy(_POLICY.value)
+    where = machine()
+    settings = {
+        "launcher": "benchmark",
+        "experts": _EXPERTS.value,
+        "policy": _POLICY.value,
+        "scheduler": _SCHEDULER.value,
+        "trace": _TRACE.value,
+        "environments": environments,
+        "num_requests": _REQUESTS.value,
+        "repeats": _REPEATS.value,
+        "reference_runs": _REFERENCE_RUNS.value,
+        "seed": _SEED.value,
+        "machine": where,
+    }
+    check_run_folder(_OUT.value, settings, overwrite=_OVERWRITE.value)
+    serving, runs = _runs()
+    folder = open_run_folder(_OUT.value, settings, overwrite=_OVERWRITE.value)
+    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    repeats, speeds = _REPEATS.value, []
+    few = min(_REFERENCE_RUNS.value, runs.shape[0])
+    if few:
+        same = first_runs(runs, few)
+        decided = simulate(serving, router, same).records.expert
+        speeds.append(_enter(folder, measure_reference(same, decided, _SCHEDULER.value, repeats)))
+        environments = sorted({*environments, few})
     for count in environments:
-        speeds.append(measure_closed_form(serving, router, runs, count, _REPEATS.value))
-        folder.append_metrics(dataclasses.asdict(speeds[-1]))
-        print(f"{count} environments: {speeds[-1].requests_per_cpu_s:,.0f} requests / CPU-second", flush=True)
-    table = render_speeds(speeds)
-    print(f"\n{table}\n\nresults in {folder.path}")
+        speeds.append(_enter(folder, measure_closed_form(serving, router, runs, count, repeats)))
+        if count == few:
+            check_agreement(speeds[-1], speeds[0])
+    peak = peak_memory_bytes()
+    folder.append_metrics({"what": "peak memory", "bytes": peak})
+    print(f"\n{render_speeds(speeds)}\n")
+    print("peak memory: " + ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in peak.items()))
+    print(f"results in {folder.path}")
 
 
 if __name__ == "__main__":

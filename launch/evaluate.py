@@ -31,9 +31,7 @@ _LIMIT = flags.DEFINE_float(
     "latency_limit_s", None, "L, seconds per output token; default: the shipped fleet's"
 )
 _DROP = flags.DEFINE_bool("allow_drop", False, "let greedy routers drop what no expert gains from")
-_WORKLOADS = flags.DEFINE_list(
-    "workloads", list(_DEFAULTS.workloads), f"some of {', '.join(WORKLOADS)}"
-)
+_WORKLOADS = flags.DEFINE_list("workloads", list(_DEFAULTS.workloads), f"some of {', '.join(WORKLOADS)}")
 _RATES = flags.DEFINE_list(
     "arrival_rates", [], "requests / s, for every workload; default: by load, or native"
 )
@@ -102,13 +100,13 @@ def main() -> None:
     )
     plot = common.wants_plots(_PLOTS)
     check_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value)
+    cases = draw_cases(plan)
+    folder = open_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value, resume=_RESUME.value)
     if plan.calibration_is_drawn:
         print(
             "note: the fleet's models have no figures; qualities and lengths of drawn experts stand in",
             file=sys.stderr,
         )
-    cases = draw_cases(plan)
-    folder = open_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value, resume=_RESUME.value)
     with progress(work_requests(plan, cases)) as advance:
         comparison = execute_comparison(plan, cases, folder, plot=plot, on_progress=advance)
     print(f"{render_text(comparison)}\n\nresults in {folder.path}")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
+from qos_jax.errors import input_error
 from qos_jax.evaluation.simulate import CPU_BLOCK_RUNS, Runs
 from qos_jax.policies import Policy
 from qos_jax.routing import EnvConfig, EnvParams, EnvState, Episode, RoutingEnvironment, make_params
@@ -19,12 +26,16 @@ from qos_jax.serving import ServingConfig
 from qos_jax.serving.reference import simulate_fleet
 from qos_jax.workload import gaps_s
 
+CLOSED_FORM, REFERENCE = "closed form", "reference"
+# The two compute in float32 and in float64: a request at the very limit may fall on either side of it.
+AGREEMENT = 1e-3  # relative
+
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
     """One measurement; times are medians over the repeats."""
 
-    what: str  # "closed form" or "reference"
+    what: str  # CLOSED_FORM or REFERENCE
     environments: int
     requests: int  # routed in one repeat
     wall_s: float
@@ -32,8 +43,8 @@ class Speed:
     compile_s: float
     state_bytes_per_environment: int  # the environment's state
     program_bytes_per_environment: int  # inputs, outputs and scratch of the compiled program
-    mean_qos: float  # so that nothing is optimised away, and for comparison
-    mean_latency_s: float  # E2E of completed requests; NaN where not recorded
+    mean_qos: float  # sum of QoS / requests: shows that the work was done, and equals the reference's
+    mean_latency_s: float  # E2E, of completed requests; likewise; NaN if none completed
 
     @property
     def requests_per_s(self) -> float:
@@ -46,13 +57,24 @@ class Speed:
         return self.requests / self.cpu_s
 
 
+@struct.dataclass
+class _Lane:
+    """What one environment replays."""
+
+    episode: Episode
+    latency_limit_s: jax.Array  # [] float32
+    length_log_std: jax.Array  # [N] float32
+    seed: jax.Array  # [] uint32, of the policy's own randomness
+
+
 def measure_closed_form(
     config: ServingConfig, policy: Policy, runs: Runs, environments: int, repeats: int
 ) -> Speed:
     """Step ``environments`` copies of the environment through their requests in one compiled program.
 
-    Environment i replays run i (modulo the runs given); the last step drains. On a CPU the program maps
-    over blocks of environments, as everything that runs many of them there should.
+    Environment i replays run i (modulo the runs given), deciding as :func:`simulate` does; the last step
+    drains. On a CPU the program maps over blocks of environments, as everything that runs many of them
+    there should.
 
     Args:
       config: static sizes and the scheduler.
@@ -65,40 +87,49 @@ def measure_closed_form(
     block = min(environments, CPU_BLOCK_RUNS) if jax.default_backend() == "cpu" else environments
     if environments % block:
         raise ValueError(f"{environments} environments are not a whole number of blocks of {block}")
-    episodes, params = _environments(runs, environments, block)
+    lanes, params = _environments(runs, environments, block)
     act = policy.act_function()
 
-    def one(episode: Episode) -> tuple[jax.Array, jax.Array]:
-        own = dataclasses.replace(params, episode=episode)
-        reset_key, run_key = jax.random.split(jax.random.key(0))
-        state, _ = env.reset(reset_key, own)
+    def one(lane: _Lane) -> tuple[jax.Array, jax.Array, jax.Array]:
+        own = dataclasses.replace(
+            params,
+            episode=lane.episode,
+            latency_limit_s=lane.latency_limit_s,
+            length_log_std=lane.length_log_std,
+        )
+        key = jax.random.key(lane.seed)
+        state, _ = env.reset(key, own)
 
-        def step(carry: tuple[EnvState, jax.Array], index: jax.Array) -> tuple[Any, None]:
-            state, qos = carry
-            act_key, step_key = jax.random.split(jax.random.fold_in(run_key, index))
+        def step(carry: tuple[EnvState, jax.Array, jax.Array], index: jax.Array) -> tuple[Any, None]:
+            state, qos, latency_s = carry
+            act_key = jax.random.fold_in(key, index)
             action = act(policy.params, act_key, env.true_observation(own, state))
-            state, result = env.step(step_key, state, action, own)
-            return (state, qos + result.reward), None
+            state, result = env.step(act_key, state, action, own)  # a replay draws nothing from its key
+            completed_s = jnp.where(result.info.passed.completed, state.fleet.serving.latency_s, 0.0)
+            return (state, qos + result.reward, latency_s + jnp.sum(completed_s)), None
 
-        indices = jnp.arange(episode.row.shape[0])
-        (state, qos), _ = jax.lax.scan(step, (state, jnp.float32(0.0)), indices)
-        return qos, state.completed
+        zero = jnp.float32(0.0)
+        indices = jnp.arange(lane.episode.row.shape[0])
+        (state, qos, latency_s), _ = jax.lax.scan(step, (state, zero, zero), indices)
+        return qos, latency_s, state.completed
 
-    def program(blocks: Episode) -> tuple[jax.Array, jax.Array]:
+    def program(blocks: _Lane) -> tuple[jax.Array, jax.Array, jax.Array]:
         return jax.lax.map(jax.vmap(one), blocks)
 
     start = time.perf_counter()
-    compiled = jax.jit(program).lower(episodes).compile()
+    compiled = jax.jit(program).lower(lanes).compile()
     compile_s = time.perf_counter() - start
-    (qos, _), wall_s, cpu_s = _timed(lambda: jax.block_until_ready(compiled(episodes)), repeats)
+    sums, wall_s, cpu_s = _timed(lambda: jax.block_until_ready(compiled(lanes)), repeats)
+    qos, latency_s, completed = (float(np.asarray(x, np.float64).sum()) for x in sums)
     requests = environments * runs.shape[1]
-    first = jax.tree.map(lambda x: x[0, 0], episodes)
-    own = dataclasses.replace(params, episode=first)
-    state = jax.eval_shape(lambda: env.reset(jax.random.key(0), own)[0])
+    episode = jax.tree.map(lambda x: x[0, 0], lanes.episode)
+    state = jax.eval_shape(
+        lambda: env.reset(jax.random.key(0), dataclasses.replace(params, episode=episode))[0]
+    )
     memory = compiled.memory_analysis()
     used = sum(getattr(memory, f"{kind}_size_in_bytes", 0) for kind in ("argument", "output", "temp"))
     return Speed(
-        what="closed form",
+        what=CLOSED_FORM,
         environments=environments,
         requests=requests,
         wall_s=wall_s,
@@ -106,13 +137,15 @@ def measure_closed_form(
         compile_s=compile_s,
         state_bytes_per_environment=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)),
         program_bytes_per_environment=int(used / environments),
-        mean_qos=float(np.sum(qos, dtype=np.float64) / requests),
-        mean_latency_s=float("nan"),
+        mean_qos=qos / requests,
+        mean_latency_s=latency_s / completed if completed else float("nan"),
     )
 
 
 def measure_reference(runs: Runs, expert: np.ndarray, scheduler: str, repeats: int) -> Speed:
     """Replay given decisions through the plain-Python reference, iteration by iteration.
+
+    It does not decide, which favours it.
 
     Args:
       runs: the requests.
@@ -147,7 +180,7 @@ def measure_reference(runs: Runs, expert: np.ndarray, scheduler: str, repeats: i
                 qos += float(table.quality[run, outcome.request_id, outcome.expert])
     requests = runs.shape[0] * runs.shape[1]
     return Speed(
-        what="reference",
+        what=REFERENCE,
         environments=runs.shape[0],
         requests=requests,
         wall_s=wall_s,
@@ -156,15 +189,99 @@ def measure_reference(runs: Runs, expert: np.ndarray, scheduler: str, repeats: i
         state_bytes_per_environment=0,
         program_bytes_per_environment=0,
         mean_qos=qos / requests,
-        mean_latency_s=float(np.mean(latencies)),
+        mean_latency_s=float(np.mean(latencies)) if latencies else float("nan"),
     )
+
+
+def check_agreement(closed_form: Speed, reference: Speed) -> None:
+    """Check that two measurements did the same work: equally many requests, the same QoS and latency.
+
+    Raises:
+      RuntimeError: they did not, beyond rounding: a defect, and their speeds are not comparable.
+    """
+    for name in ("requests", "mean_qos", "mean_latency_s"):
+        mine, theirs = getattr(closed_form, name), getattr(reference, name)
+        if not np.isclose(mine, theirs, rtol=AGREEMENT, atol=0.0, equal_nan=True):
+            raise RuntimeError(
+                f"on the same requests and decisions, {name} is {mine} in closed form and {theirs} by the "
+                "reference: this is a defect, please report it"
+            )
+
+
+def first_runs(runs: Runs, count: int) -> Runs:
+    """Return the first ``count`` runs."""
+    return dataclasses.replace(
+        runs,
+        latency_limit_s=runs.latency_limit_s[:count],
+        length_log_std=runs.length_log_std[:count],
+        arrival_s=runs.arrival_s[:count],
+        requests=jax.tree.map(lambda x: x[:count], runs.requests),
+        seed=runs.seed[:count],
+    )
+
+
+def cut_stretches(runs: Runs, count: int, size: int) -> Runs:
+    """Cut the first run into ``count`` evenly spaced stretches of ``size`` requests, which may overlap.
+
+    Raises:
+      InputError: it is shorter than one stretch.
+    """
+    length = runs.shape[1]
+    if length < size:
+        raise input_error(
+            f"has only {length} requests",
+            field="trace",
+            remedy=f"give one of at least {size}, or lower --num_requests",
+        )
+    index = np.linspace(0, length - size, count).astype(int)[:, None] + np.arange(size)
+    return dataclasses.replace(
+        runs,
+        latency_limit_s=np.repeat(runs.latency_limit_s[:1], count),
+        length_log_std=np.repeat(runs.length_log_std[:1], count, axis=0),
+        arrival_s=runs.arrival_s[0][index],
+        requests=jax.tree.map(lambda x: np.asarray(x)[0][index], runs.requests),
+        seed=np.arange(count, dtype=np.uint32),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on: cores, processor, JAX and its backend."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cores": cores,
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Most memory held so far: by this process (``host``), and on the device where it says so."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        peak["device"] = stats["peak_bytes_in_use"]
+    return peak
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as stream:
+        for line in stream:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def render_speeds(speeds: Sequence[Speed]) -> str:
     """An aligned table, with the ratio to the reference where it was measured."""
     from tabulate import tabulate
 
-    base = next((speed for speed in speeds if speed.what == "reference"), None)
+    base = next((speed for speed in speeds if speed.what == REFERENCE), None)
     rows = [
         [
             speed.what,
@@ -175,7 +292,8 @@ def render_speeds(speeds: Sequence[Speed]) -> str:
             f"{speed.compile_s:.1f}",
             f"{speed.state_bytes_per_environment:,}",
             f"{speed.program_bytes_per_environment:,}",
-            f"{speed.mean_qos:.4f}",
+            f"{speed.mean_qos:.5f}",
+            f"{speed.mean_latency_s:.4f}",
         ]
         for speed in speeds
     ]
@@ -189,25 +307,33 @@ def render_speeds(speeds: Sequence[Speed]) -> str:
         "state B/env",
         "program B/env",
         "QoS",
+        "latency s",
     ]
     return tabulate(rows, heads, tablefmt="simple", stralign="right", disable_numparse=True)
 
 
-def _environments(runs: Runs, environments: int, block: int) -> tuple[Episode, EnvParams]:
-    """Episodes in blocks, leaves [blocks, block, T], and params whose table holds the rows of all runs."""
+def _environments(runs: Runs, environments: int, block: int) -> tuple[_Lane, EnvParams]:
+    """Lanes in blocks, leaves [blocks, block, ...], and params whose table holds the rows of all runs."""
     num_runs, num_requests = runs.shape
     lanes = np.arange(environments) % num_runs
     gap_after_s = np.full(runs.arrival_s.shape, np.inf, np.float32)
     gap_after_s[:, :-1] = gaps_s(runs.arrival_s[:, :-1], runs.arrival_s[:, 1:])
     row = lanes[:, None] * num_requests + np.arange(num_requests)
-    shape = (environments // block, block, num_requests)
-    episodes = Episode(
-        gap_after_s=jnp.asarray(gap_after_s[lanes].reshape(shape), jnp.float32),
-        row=jnp.asarray(row.reshape(shape), jnp.int32),
+
+    def blocks(values: np.ndarray, dtype: Any) -> jax.Array:
+        return jnp.asarray(values.reshape(environments // block, block, *values.shape[1:]), dtype)
+
+    lane = _Lane(
+        episode=Episode(
+            gap_after_s=blocks(gap_after_s[lanes], jnp.float32), row=blocks(row.astype(np.int32), jnp.int32)
+        ),
+        latency_limit_s=blocks(runs.latency_limit_s[lanes], jnp.float32),
+        length_log_std=blocks(runs.length_log_std[lanes], jnp.float32),
+        seed=blocks(runs.seed[lanes], jnp.uint32),
     )
     table = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), runs.requests)
-    first = jax.tree.map(lambda x: x[0, 0], episodes)
-    return episodes, make_params(
+    first = jax.tree.map(lambda x: x[0, 0], lane.episode)
+    return lane, make_params(
         runs.profile, table, runs.latency_limit_s[0], runs.length_log_std[0], episode=first
     )
 

@@ -149,7 +149,7 @@ def build_cases(
         hold none of the requests.
     """
     calibration = dataclasses.replace(calibration, error_level=jnp.float32(config.error_level))
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    keys = _keys(config)
     cases = []
     for workload in config.workloads:
         if workload == TRACE:
@@ -178,10 +178,7 @@ def build_cases(
                 scaled = scale_rate(trace, rate_per_s / trace.rate_per_s)
                 arrival_s = np.broadcast_to(scaled.arrival_s, (config.seeds, scaled.num_requests))
             else:
-                process = _process(workload, rate_per_s, config)
-                arrival_s = _drawn_arrivals(
-                    keys, process, config.num_requests, _start_bins(process, config, workload, rate_per_s)
-                )
+                arrival_s = draw_arrivals(workload, rate_per_s, config)
             runs = Runs(
                 profile=fleet.profile,
                 latency_limit_s=np.full(config.seeds, latency_limit_s, np.float32),
@@ -229,9 +226,9 @@ def _sample_tables(
 def _sample_contents(
     keys: jax.Array, calibration: SyntheticParams, prompt: jax.Array, output: jax.Array
 ) -> RequestTable:
-    return jax.vmap(
-        lambda key: table_for_trace(jax.random.fold_in(key, 0), calibration, prompt, output)
-    )(keys)
+    return jax.vmap(lambda key: table_for_trace(jax.random.fold_in(key, 0), calibration, prompt, output))(
+        keys
+    )
 
 
 def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalProcess:
@@ -248,28 +245,28 @@ def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalPro
     return arrivals_like(load_rate_profile(workload), rate_per_s)
 
 
-def _start_bins(
-    process: ArrivalProcess, config: CaseConfig, workload: str, rate_per_s: float
-) -> np.ndarray:
-    """The profile bin in which each seed starts: [S] int32."""
-    bins = process.profile.shape[0]
-    whole = workload not in RECORDED or config.num_requests / rate_per_s >= bins * float(process.bin_s)
-    return np.arange(config.seeds, dtype=np.int32) * (0 if whole else bins) // config.seeds
+def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.ndarray:
+    """Arrival times of each seed, any workload but ``trace``: [S, T] float64, seconds since the first.
 
-
-def _drawn_arrivals(
-    keys: jax.Array, process: ArrivalProcess, num_requests: int, start_bin: np.ndarray
-) -> np.ndarray:
-    """Arrival times from the first one on: [S, T] float64, seconds, summed in float64."""
-    gap_s = np.array(_sample_gaps(keys, process, jnp.asarray(start_bin), num_requests), np.float64)
+    See :func:`build_cases` for where in the profile of a recorded workload a seed starts.
+    """
+    process = _process(workload, rate_per_s, config)
+    bins, seeds = process.profile.shape[0], config.seeds
+    short = workload in RECORDED and config.num_requests / rate_per_s < bins * float(process.bin_s)
+    start_bin = np.arange(seeds, dtype=np.int32) * (bins if short else 0) // seeds
+    drawn = _sample_gaps(_keys(config), process, jnp.asarray(start_bin), config.num_requests)
+    gap_s = np.array(drawn, np.float64)
     gap_s[:, 0] = 0.0
-    return np.cumsum(gap_s, axis=1)
+    return np.cumsum(gap_s, axis=1)  # in float64
+
+
+def _keys(config: CaseConfig) -> jax.Array:
+    """A key per seed."""
+    return jax.random.split(jax.random.key(config.seed), config.seeds)
 
 
 @functools.partial(jax.jit, static_argnames="num_gaps")
-def _sample_gaps(
-    keys: jax.Array, process: ArrivalProcess, start_bin: jax.Array, num_gaps: int
-) -> jax.Array:
+def _sample_gaps(keys: jax.Array, process: ArrivalProcess, start_bin: jax.Array, num_gaps: int) -> jax.Array:
     def draw(key: jax.Array, start_bin: jax.Array) -> jax.Array:
         return sample_gaps(jax.random.fold_in(key, 1), process, num_gaps, start_bin)
 

@@ -108,7 +108,8 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             field="latency_limit_s",
             remedy="give seconds per output token, such as 0.05",
         )
-    trace = read_trace(config.trace) if config.trace else None
+    # Under its path, so that every fault of it names the file.
+    trace = dataclasses.replace(read_trace(config.trace), name=config.trace) if config.trace else None
     if trace is not None and (config.trace_start_s > 0 or config.trace_end_s < math.inf):
         trace = window(trace, config.trace_start_s, config.trace_end_s)
     calibration, drawn = load_calibration(), False

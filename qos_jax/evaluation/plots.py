@@ -181,6 +181,7 @@ def timeline(
             )
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
+        axes.yaxis.get_major_locator().set_params(integer=True)
         plot_style.tidy(axes, "", label)
     panels[0].set_title(title, fontsize=10)
     panels[-1].set_xlabel("time (s)")

@@ -79,7 +79,8 @@ def _load_records(
         return {}
     records = {}
     try:
-        with np.load(folder.file(f"records/{policy}.npz"), allow_pickle=False) as arrays:
+        path = folder.file(f"records/{policy}.npz")
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             for place, case in enumerate(cases):
                 records[case.name] = RequestRecords(
                     arrival_s=case.runs.arrival_s,

@@ -20,9 +20,7 @@ CONFIG, METRICS_LINES = "config.json", "metrics.jsonl"
 
 _RESULTS = (METRICS_LINES, "records.csv", "records/*.npz", "summary.json", "comparison.*", "plots/*.png")
 # What a process killed while it wrote a file leaves beside it.
-_LEFTOVERS = tuple(
-    str(Path(name).parent / f".{Path(name).name}.????????") for name in (CONFIG, *_RESULTS)
-)
+_LEFTOVERS = tuple(str(Path(name).parent / f".{Path(name).name}.????????") for name in (CONFIG, *_RESULTS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,7 +219,8 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
         if not (name and equals and file):
             raise input_error(f"{item!r} is not NAME=FILE", field="trace", remedy="write e.g. code=trace.csv")
         trace = read_trace(file)
-        profile = profiles.derive_rate_profile(trace, profiles.choose_bin_s(trace))
+        named = dataclasses.replace(trace, name=file)  # so that its faults name the file
+        profile = profiles.derive_rate_profile(named, profiles.choose_bin_s(named))
         derived.append((name, trace.name, profile, profiles.derive_length_cells(trace).tolist()))
     folder, written = pathlib.Path(out), []
     if lookahead_dir is not None:

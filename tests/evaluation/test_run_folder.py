@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.evaluation import open_run_folder
+from qos_jax.evaluation import check_run_folder, open_run_folder
 
 CONFIG = {"policies": ("random", "least_work"), "seeds": 4, "rates": np.array([1.0, 2.0])}
 
@@ -84,3 +84,36 @@ def test_a_broken_config_counts_as_another_run(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="another run"):
         open_run_folder(tmp_path, CONFIG)
+
+
+def test_a_run_stopped_before_its_first_result_is_in_nobodys_way(tmp_path):
+    open_run_folder(tmp_path, CONFIG)
+    (tmp_path / "plots").mkdir()
+    (tmp_path / ".comparison.csv.a1b2c3d4").write_text("killed while it wrote")
+    run = open_run_folder(tmp_path, CONFIG | {"seeds": 8})
+    assert json.loads(run.file("config.json").read_text())["seeds"] == 8
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.json"]
+    # A file of that name that is of something else is not a run's.
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="another run"):
+        open_run_folder(tmp_path, CONFIG)
+
+
+def test_checking_writes_nothing(tmp_path):
+    assert check_run_folder(tmp_path / "new", CONFIG) is None
+    assert not (tmp_path / "new").exists()
+    open_run_folder(tmp_path, CONFIG).append_metrics({"a": 1})
+    with pytest.raises(InputError, match="another run"):
+        check_run_folder(tmp_path, CONFIG | {"seeds": 8})
+    assert check_run_folder(tmp_path, CONFIG)["seeds"] == 4
+
+
+def test_metrics_read_and_replaced(tmp_path):
+    run = open_run_folder(tmp_path, CONFIG)
+    assert run.read_metrics() == []
+    run.append_metrics({"a": 1}, {"a": 2})
+    with open(run.file("metrics.jsonl"), "a") as stream:
+        stream.write("\0\0\n3\n")
+    assert run.read_metrics() == [{"a": 1}, {"a": 2}]
+    run.replace_metrics([{"a": 2}])
+    assert _lines(run) == [{"a": 2}]

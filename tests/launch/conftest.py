@@ -44,7 +44,7 @@ class Outcome:
 Launch = Callable[..., Outcome]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def launch() -> Launch:
     """Return ``launch(module, *arguments)``: what ``python -m module arguments`` does, without a new process.
 

@@ -11,9 +11,31 @@ from pathlib import Path
 
 import pytest
 
-GOOD_FLAGS = {
-    "launch.simulate": {"policy": "random", "latency_limit_s": "0.05"},
-}
+TRACE = "arrival_s,prompt_tokens,output_tokens\n0,10,3\n0.5,12,4\n1.5,14,5\n7.0,16,6\n"
+
+
+def _good_flags(module: str, inputs: Path) -> dict[str, str]:
+    """Flags that the launcher would run with, but for ``--out``."""
+    fleet, trace = {"fleet": str(inputs / "fleet.csv")}, str(inputs / "trace.csv")
+    return {
+        "launch.simulate": {
+            **fleet,
+            "requests": str(inputs / "requests.csv"),
+            "policy": "random",
+            "latency_limit_s": "0.05",
+        },
+        "launch.evaluate": {
+            **fleet,
+            "trace": trace,
+            "workloads": "trace",
+            "policies": "random,shortest_queue",
+            "seeds": "2",
+            "latency_limit_s": "0.05",
+            "plots": "false",
+        },
+        "launch.benchmark": {"trace": trace, "environments": "1", "num_requests": "3"},
+        "launch.fit_tables": {"trace": f"mine={trace}"},
+    }[module]
 
 
 @dataclasses.dataclass
@@ -314,8 +336,108 @@ def _drop_last_column(path: Path) -> None:
     path.write_text("".join(line.rpartition(",")[0] + "\n" for line in path.read_text().splitlines()))
 
 
+def _window(id_: str, start: str, end: str, *says: str) -> Case:
+    return Case(id_, lambda g: g.flags.update(trace_start_s=start, trace_end_s=end), says)
+
+
+TRACE_CASES = [
+    *_files("trace.csv"),
+    _write("trace: unknown format", "trace.csv", b"when,what\n1,2\n", "when, what", "no known trace format"),
+    _cell("trace: out of order", "trace.csv", "1.5,14", "0.1,14", 4, "arrival_s", "sort"),
+    _cell("trace: not a number", "trace.csv", "0.5,12", "soon,12", 3, "arrival_s", "'soon'"),
+    _cell("trace: no prompt", "trace.csv", "0.5,12", "0.5,0", 3, "prompt_tokens", ">= 1"),
+    _cell("trace: half a token", "trace.csv", "0.5,12", "0.5,1.5", 3, "prompt_tokens", "1.5"),
+    _write("trace: broken JSON", "trace.csv", b'{"timestamp": 1, "input_len', "row 1", "; "),
+    _write("trace: JSON without lengths", "trace.csv", b'{"timestamp": 1}\n', "row 1", "input_length"),
+    _write("trace: header only", "trace.csv", b"arrival_s,prompt_tokens,output_tokens\n", "no request"),
+]
+
+EVALUATE_CASES = [
+    *(case for case in FLEET_CASES),
+    *TRACE_CASES,
+    *OUT_CASES,
+    *(case for case in FLAG_CASES if case.id.startswith(("limit", "unknown", "half", "stray"))),
+    _flag(
+        "unknown policy", "policies", "random,projected_gredy", "'policy'", "did you mean 'projected_greedy'"
+    ),
+    _flag("a replay for a policy", "policies", "assigned", "'policy'", "assignment"),
+    _flag("only a bound", "policies", "upper_bound", "'policies'", "no policy that routes"),
+    _flag("no policies", "policies", "", "'policies'", "; "),
+    _flag("unknown workload", "workloads", "poison", "'workloads'", "did you mean 'poisson'"),
+    _flag("workload twice", "workloads", "gamma,gamma", "'workloads'", "twice"),
+    _flag("no workloads but the trace", "arrival_rates", "0", "'arrival_rates'", "above 0"),
+    _flag("unknown fleet", "fleet", "edge7", "'fleet'", "did you mean 'edge6'"),
+    Case(
+        "no default limit",
+        lambda g: g.flags.pop("latency_limit_s"),
+        ("'latency_limit_s'", "no default latency limit for fleet 'fleet'", "; give one"),
+    ),
+    _flag("rate not a number", "arrival_rates", "1,fast", "'arrival_rates'", "'fast'", "; "),
+    _flag("rate NaN", "arrival_rates", "nan", "'arrival_rates'", "not finite"),
+    _flag("rate negative", "arrival_rates", "-1", "'arrival_rates'", "above 0"),
+    _flag("rate twice", "arrival_rates", "2,2.0", "'arrival_rates'", "twice"),
+    _flag("load not a number", "loads", "half", "'loads'", "'half'"),
+    _flag("load infinite", "loads", "inf", "'loads'", "not finite"),
+    _flag("no loads", "loads", "", "'loads'", "; "),
+    _flag("no seeds", "seeds", "0", "'seeds'", "at least 1"),
+    _flag("no requests", "num_requests", "0", "'num_requests'", "at least 1"),
+    _flag("seed negative", "seed", "-1", "'seed'", "out of range"),
+    _flag("error level negative", "error_level", "-1", "'error_level'", ">= 0"),
+    _flag("error level NaN", "error_level", "nan", "'error_level'", ">= 0"),
+    _flag("gap CV 0", "gap_cv", "0", "'gap_cv'", "above 0"),
+    _flag("burst of no time", "burst_mean_s", "0", "'burst_mean_s'", "above 0"),
+    _flag("swing 1", "diurnal_swing", "1", "'diurnal_swing'", "below 1"),
+    _flag("baseline not run", "baseline", "least_work", "'baseline'", "'least_work'", "; use one of random"),
+    Case("workload trace without a file", lambda g: g.flags.pop("trace"), ("'trace'", "; give --trace=FILE")),
+    _window("window empty", "0.6", "1.4", "trace.csv", "no request arrives in [0.6 s, 1.4 s)", "0..7 s"),
+    _window("window reversed", "2", "1", "'trace_start_s'", "no window"),
+    _window("window before the start", "-1", "1", "'trace_start_s'", "no window"),
+    _window("window NaN", "0", "nan", "'trace_start_s'", "no window"),
+    _window("window of one request", "0", "0.1", "trace.csv", "one instant", "; "),
+    Case(
+        "no expert holds any request",
+        lambda g: (g.replace("fleet.csv", "64,60,", "64,3,"), g.replace("fleet.csv", "16,90,", "16,3,")),
+        ("'kv_capacity_tokens'", "no expert's KV cache holds any request of workload 'trace'", "; "),
+    ),
+]
+
+BENCHMARK_CASES = [
+    *(case for case in TRACE_CASES if "missing" in case.id or "order" in case.id),
+    Case("out is a file", lambda g: Path(g.flags["out"]).write_text("mine"), ("out", "is a file", "--out")),
+    _flag("unknown policy", "policy", "shortest_que", "'policy'", "did you mean 'shortest_queue'"),
+    _flag("unknown scheduler", "scheduler", "fcfs", "--scheduler", "prefill_first|chunked_prefill"),
+    _flag("environments not numbers", "environments", "1,many", "'environments'", "'many'"),
+    _flag("no environments", "environments", "0", "'environments'", "multiples of 64"),
+    _flag("environments not whole blocks", "environments", "100", "'environments'", "multiples of 64"),
+    _flag("no experts", "experts", "0", "'experts'", "at least 1"),
+    _flag("no requests", "num_requests", "0", "'num_requests'", "at least 1"),
+    _flag("no repeats", "repeats", "0", "'repeats'", "at least 1"),
+    _flag("reference runs negative", "reference_runs", "-1", "'reference_runs'", "at least 0"),
+    _flag("trace too short", "num_requests", "5", "'trace'", "only 4 requests", "--num_requests"),
+]
+
+FIT_CASES = [
+    *(case for case in TRACE_CASES if "no known" in case.id or "number" in case.id or "missing" in case.id),
+    Case("nothing to do", lambda g: g.flags.pop("trace"), ("nothing to do", "; give --lookahead_dir")),
+    _flag("trace without a name", "trace", "conv.csv", "'trace'", "not NAME=FILE"),
+    _flag("no table", "lookahead_dir", "/nowhere", "/nowhere/scores_lengths.npz", "cannot be read", "; "),
+    Case(
+        "the second trace is bad",
+        lambda g: g.extra.append(f"--trace=other={g.path('requests.csv')}.gone"),
+        ("requests.csv.gone", "no such file", "; "),
+    ),
+    Case(
+        "shorter than a bin",
+        lambda g: g.replace("trace.csv", "7.0,", "2.0,"),
+        ("trace.csv", "shorter than one bin", "; "),
+    ),
+]
+
 CASES = {
     "launch.simulate": [*FLEET_CASES, *REQUEST_CASES, *OUT_CASES, *FLAG_CASES, *SIMULATE_CASES],
+    "launch.evaluate": EVALUATE_CASES,
+    "launch.benchmark": BENCHMARK_CASES,
+    "launch.fit_tables": FIT_CASES,
 }
 PAIRS = [
     pytest.param(module, case, id=f"{module.removeprefix('launch.')}: {case.id}")
@@ -328,8 +450,8 @@ PAIRS = [
 def given(request: pytest.FixtureRequest, tmp_path: Path, inputs: Path) -> Given:
     """Good input of the launcher under test."""
     module = request.node.callspec.params["module"]
-    files = {"fleet": str(inputs / "fleet.csv"), "requests": str(inputs / "requests.csv")}
-    return Given(inputs, {**files, "out": str(tmp_path / "out"), **GOOD_FLAGS[module]})
+    (inputs / "trace.csv").write_text(TRACE)
+    return Given(inputs, {**_good_flags(module, inputs), "out": str(tmp_path / "out")})
 
 
 def _tree(folder: Path) -> dict[str, bytes | None]:
@@ -361,7 +483,7 @@ def test_refused_in_one_line(launch, given: Given, tmp_path: Path, module: str, 
     assert _tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("module", CASES)
+@pytest.mark.parametrize("module", ["launch.simulate", "launch.evaluate"])
 def test_enough_kinds(module: str):
     assert len({case.id for case in CASES[module]}) >= 25
 
@@ -372,6 +494,7 @@ def test_enough_kinds(module: str):
         ("launch.simulate", "unknown flag"),
         ("launch.simulate", "requests: quality above 1"),
         ("launch.simulate", "assigned to nothing"),
+        ("launch.evaluate", "baseline not run"),
     ],
 )
 def test_refused_by_a_real_process(given: Given, tmp_path: Path, module: str, case_id: str):
