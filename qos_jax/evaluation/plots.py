@@ -14,7 +14,7 @@ from qos_jax.evaluation.tables import PolicyResult
 
 _LEGEND_BESIDE = {"loc": "outside right center", "frameon": False}
 _MAX_POINTS = 2000  # of a curve: more than the pixels it is drawn on
-_MAX_SAMPLES = 700  # of a line of the timeline
+_MAX_SAMPLES = 350  # of a line of the timeline
 
 
 def qos_vs_rate(results: Sequence[PolicyResult]) -> Any:
@@ -153,7 +153,7 @@ def timeline(
 ) -> Any:
     """Return a figure of one run over time: running and waiting requests and KV cache used, per expert.
 
-    Of more than 700 samples, means of equally many neighbours are drawn, so that lines stay apart.
+    Of more than 350 samples, means of equally many neighbours are drawn, so that lines stay apart.
 
     Args:
       time_s: [K] seconds since the start of the run, ascending.

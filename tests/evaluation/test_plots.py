@@ -78,7 +78,7 @@ def test_timeline_draws_means_of_long_runs(tmp_path):
     load = np.arange(samples * 2, dtype=float).reshape(samples, 2)
     figure = plots.timeline(np.arange(samples), load, load, load / load.max(), ["a", "b"])
     line = figure.axes[0].get_lines()[0]
-    np.testing.assert_allclose(line.get_ydata()[:2], [2.0, 8.0])  # (0 + 2 + 4) / 3, (6 + 8 + 10) / 3
+    np.testing.assert_allclose(line.get_ydata()[:2], [4.0, 14.0])  # means of 0, 2, .. 8 and of 10, 12, .. 18
     assert line.get_ydata()[-1] == load[-1, 0]
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "running requests",
