@@ -6,6 +6,7 @@
 #   make bench   speed of the simulator
 #   make clean   remove the virtual environment and the caches
 #
+# TRACE=FILE makes the demo run on that trace instead of the shipped figures of one.
 # PYTHON=python3.12 chooses the interpreter that .venv is made with (3.11 or later).
 
 PYTHON ?= python3
@@ -13,7 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-DEMO_FLAGS ?= --policies=all --workloads=poisson,azure_conv --seeds=16 --out=runs/demo --overwrite
+TRACE ?=
+DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --out=runs/demo --overwrite
 BENCH_FLAGS ?=
 TEST_FLAGS ?=
 

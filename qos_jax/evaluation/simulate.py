@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from qos_jax.evaluation.ledger import Ledger
 from qos_jax.evaluation.records import COMPLETED, DROPPED, REJECTED, RequestRecords, RunTotals
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import (
@@ -185,7 +186,7 @@ def simulate(
     block_runs = min(block_runs, num_runs)
     profile = jax.tree.map(jnp.asarray, runs.profile)
     policy_function = policy.act_function()
-    ledger = _Ledger(num_runs, num_requests, config.num_experts)
+    ledger = Ledger(num_runs, num_requests, config.num_experts)
     snapshots = []
     for first in range(0, num_runs, block_runs):
         # The last block is filled up with repeats of the last run, whose results are left out.
@@ -214,16 +215,24 @@ def simulate(
             carry, logged, snapshot = jax.device_get(
                 (dataclasses.replace(carry, fleet=None), logged, snapshot)
             )
-            ledger.add(carry, logged, real, slice(start, stop))
+            batch = slice(start, stop)
+            ledger.enter_totals(carry.busy_s, carry.kv_token_s, carry.rounds, real)
+            ledger.enter_decisions(logged.expert, logged.status, real, batch)
+            ledger.enter_outcomes(logged.evicted, real)
             if keep_snapshots:
                 kept.append(_cut(snapshot, real.stop - first, stop - start))
             if on_progress is not None:
                 on_progress((stop - start) * (real.stop - first))
-        ledger.settle(jax.device_get(_remaining(fleet)), real)
+        ledger.enter_outcomes(jax.device_get(_remaining(fleet)), real)
         if keep_snapshots:
             snapshots.append(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept))
     all_kept = jax.tree.map(lambda *parts: np.concatenate(parts), *snapshots) if snapshots else None
-    return ledger.result(runs, all_kept)
+    return SimulationResult(
+        records=ledger.records(runs.arrival_s, runs.requests),
+        totals=ledger.totals(runs.arrival_s),
+        rounds=ledger.rounds,
+        snapshots=all_kept,
+    )
 
 
 _remaining = jax.jit(jax.vmap(remaining_outcomes))
@@ -259,69 +268,3 @@ def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) 
         gap_after_s=jnp.asarray(gap_after_s),
         request_id=jnp.asarray(np.broadcast_to(request_id, (lanes.size, chunk))),
     )
-
-
-class _Ledger:
-    """Gathers outcomes by request as they leave the simulator."""
-
-    def __init__(self, num_runs: int, num_requests: int, num_experts: int) -> None:
-        shape = (num_runs, num_requests)
-        self.expert = np.zeros(shape, np.int32)
-        self.status = np.zeros(shape, np.int8)
-        self.ttft_s = np.full(shape, np.nan, np.float32)
-        self.latency_s = np.full(shape, np.nan, np.float32)
-        self.preemptions = np.zeros(shape, np.int32)
-        self.busy_s = np.zeros((num_runs, num_experts))
-        self.kv_token_s = np.zeros((num_runs, num_experts))
-        self.rounds = np.zeros(num_runs, np.int64)
-
-    def add(self, carry: _Carry, logged: _Logged, run: slice, request: slice) -> None:
-        """Enter what a block's runs ``run`` did while their requests ``request`` arrived."""
-        runs, size = run.stop - run.start, request.stop - request.start
-        self.busy_s[run] += carry.busy_s[:runs]
-        self.kv_token_s[run] += carry.kv_token_s[:runs]
-        self.rounds[run] += carry.rounds[:runs]
-        self.expert[run, request] = logged.expert[:runs, :size]
-        self.status[run, request] = logged.status[:runs, :size]
-        self.settle(logged.evicted, run)
-
-    def settle(self, outcome: Outcome, run: slice) -> None:
-        """Enter outcomes of a block's runs ``run``, ``request_id`` -1 where there is none."""
-        runs = run.stop - run.start
-        flat = jax.tree.map(lambda x: np.asarray(x)[:runs].reshape(runs, -1), outcome)
-        lane, place = np.nonzero(flat.request_id >= 0)
-        at = (lane + run.start, flat.request_id[lane, place])
-        self.ttft_s[at] = flat.ttft_s[lane, place]
-        self.latency_s[at] = flat.latency_s[lane, place]
-        self.preemptions[at] = flat.preemptions[lane, place]
-
-    def result(self, runs: Runs, snapshots: Snapshot | None) -> SimulationResult:
-        completed = np.isfinite(self.latency_s)
-        if not np.array_equal(completed, self.status == COMPLETED):
-            lost = int(np.sum(completed != (self.status == COMPLETED)))
-            raise RuntimeError(f"{lost} requests are unaccounted for: this is a defect, please report it")
-        dropped = self.status == DROPPED
-        chosen = np.where(dropped, 0, self.expert)[..., None]
-        output = np.take_along_axis(np.asarray(runs.requests.output_tokens), chosen, axis=-1)[..., 0]
-        quality = np.take_along_axis(np.asarray(runs.requests.quality), chosen, axis=-1)[..., 0]
-        end_s = np.where(completed, runs.arrival_s + np.nan_to_num(self.latency_s), runs.arrival_s)
-        return SimulationResult(
-            records=RequestRecords(
-                status=self.status,
-                expert=np.where(dropped, -1, self.expert),
-                arrival_s=runs.arrival_s,
-                prompt_tokens=np.asarray(runs.requests.prompt_tokens),
-                output_tokens=output,
-                ttft_s=self.ttft_s,
-                latency_s=self.latency_s,
-                preemptions=self.preemptions,
-                quality=np.where(dropped, np.nan, quality),
-            ),
-            totals=RunTotals(
-                busy_s=self.busy_s,
-                kv_token_s=self.kv_token_s,
-                makespan_s=end_s.max(axis=1) - runs.arrival_s[:, 0],
-            ),
-            rounds=self.rounds,
-            snapshots=snapshots,
-        )

@@ -40,7 +40,7 @@ def _case_table(
 ) -> str:
     """Return the table of one workload, rate and limit."""
     columns = [column for column in _COLUMNS if any(column[0] in metrics for metrics in case.values())]
-    if all(metrics["dropped_share"].mean == 0 for metrics in case.values() if "dropped_share" in metrics):
+    if not any(metrics["dropped_share"].mean > 0 for metrics in case.values() if "dropped_share" in metrics):
         columns = [column for column in columns if column[0] != "dropped_share"]
     lines = [
         ["policy", "average QoS", "difference to", *(column[1] for column in columns)],
