@@ -1,0 +1,60 @@
+"""What the README shows works: its Python runs, its commands parse, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python -m (launch\.\w+) (.*)$", README, flags=re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_there_is_something_to_check():
+    assert len(COMMANDS) >= 3
+    assert len(blocks("python")) >= 1
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs(code):
+    # In a process of its own: under the suite's strict settings a user's code need not run.
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nan" not in done.stdout
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize(("module", "flags"), COMMANDS)
+def test_command_parses(module, flags):
+    program = (
+        "import importlib, sys\nfrom absl import flags\n"
+        "module = importlib.import_module(sys.argv[1])\nflags.FLAGS(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, module, *shlex.split(flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_nothing_is_left_to_fill_in():
+    assert "@@" not in README
