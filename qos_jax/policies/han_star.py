@@ -1,0 +1,115 @@
+"""The HAN on the router's own graph, a star: from graph features to embeddings of experts and request."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import jraph
+from flax import linen as nn
+from flax import struct
+
+from qos_jax.policies.han import Edges, EdgeSet, EdgeType, GroupedEdges, HANConfig, HANEncoder
+from qos_jax.routing.graph import (
+    ARRIVED_FEATURES,
+    EDGE_TYPES,
+    EXPERT_FEATURES,
+    NODE_TYPES,
+    SLOT_FEATURES,
+    GraphFeatures,
+    GraphLayout,
+)
+
+WIDTHS = {
+    "arrived": len(ARRIVED_FEATURES),
+    "expert": len(EXPERT_FEATURES),
+    "running": len(SLOT_FEATURES),
+    "waiting": len(SLOT_FEATURES),
+}
+
+
+@struct.dataclass
+class TypedGraph:
+    """A graph as :class:`HANEncoder` takes it."""
+
+    nodes: dict[str, jax.Array]  # by type [n, F] float32
+    masks: dict[str, jax.Array]  # by type [n] bool
+    edges: dict[EdgeType, EdgeSet]
+
+
+@struct.dataclass
+class StarEmbedding:
+    """What an actor or a critic reads of N experts and the arrived request."""
+
+    arrived: jax.Array  # [hidden] float32
+    expert: jax.Array  # [N, hidden] float32, zero where the expert does not exist
+
+
+def star_graph(features: GraphFeatures) -> TypedGraph:
+    """The structured form: the stars as groups, dense. Node rows are in the order of GraphLayout."""
+    experts, slots = features.running_mask.shape
+    places = experts * slots
+    pair = features.pair
+    return TypedGraph(
+        nodes={
+            "arrived": features.arrived[None],
+            "expert": features.expert,
+            "running": features.running.reshape(places, -1),
+            "waiting": features.waiting.reshape(places, -1),
+        },
+        masks={
+            "arrived": jnp.ones((1,), bool),
+            "expert": features.expert_mask,
+            "running": features.running_mask.reshape(places),
+            "waiting": features.waiting_mask.reshape(places),
+        },
+        edges={
+            kind: GroupedEdges(groups=experts)
+            if "arrived" not in kind
+            else GroupedEdges(
+                groups=1, features=pair[None, :, None] if kind[2] == "expert" else pair[None, None]
+            )
+            for kind in EDGE_TYPES
+        },
+    )
+
+
+def graph_by_type(graph: jraph.GraphsTuple, layout: GraphLayout) -> TypedGraph:
+    """The generic form: the jraph graph of ``to_graphs_tuple`` taken apart by type, edges as lists.
+
+    Args:
+      graph: a graph of one observation.
+      layout: its sizes, static.
+    """
+    nodes, edges = layout.nodes, layout.edges
+    typed: dict[EdgeType, EdgeSet] = {}
+    for kind, rows in edges.items():
+        sender, _, receiver = kind
+        typed[kind] = Edges(
+            senders=graph.senders[rows] - nodes[sender].start,
+            receivers=graph.receivers[rows] - nodes[receiver].start,
+            mask=graph.edges["mask"][rows],
+            features=graph.edges["features"][rows] if "arrived" in kind else None,
+        )
+    return TypedGraph(
+        nodes={name: graph.nodes["features"][nodes[name], : WIDTHS[name]] for name in NODE_TYPES},
+        masks={name: graph.nodes["mask"][nodes[name]] for name in NODE_TYPES},
+        edges=typed,
+    )
+
+
+class StarEncoder(nn.Module):
+    """The router's HAN. One set of parameters serves any number of experts and slots, and both forms.
+
+    Call it with :class:`GraphFeatures` (structured, the default: faster), or with the
+    :class:`TypedGraph` of :func:`graph_by_type` (generic, the reference). One observation; vmap for more.
+    """
+
+    config: HANConfig = HANConfig()
+
+    @nn.compact
+    def __call__(self, graph: GraphFeatures | TypedGraph) -> StarEmbedding:
+        """Return the embeddings."""
+        typed = star_graph(graph) if isinstance(graph, GraphFeatures) else graph
+        encoder = HANEncoder(self.config, outputs=("arrived", "expert"), name="han")
+        embedded = encoder(typed.nodes, typed.masks, typed.edges)
+        return StarEmbedding(arrived=embedded["arrived"][0], expert=embedded["expert"])
