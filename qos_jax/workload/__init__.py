@@ -13,6 +13,7 @@ from qos_jax.workload.arrivals import (
     sample_gaps,
 )
 from qos_jax.workload.fleet import Fleet, read_fleet, take, validate_fleet, write_fleet
+from qos_jax.workload.named_table import NamedTable, split_rows, table_for_experts
 from qos_jax.workload.predictor_error import predictor_error
 from qos_jax.workload.profiles import (
     LengthHistogram,
@@ -43,6 +44,7 @@ from qos_jax.workload.synthetic_params import (
     save_params,
     select_experts,
 )
+from qos_jax.workload.table_file import read_table, write_table
 from qos_jax.workload.trace import Trace, gaps_s, scale_rate, split, window
 from qos_jax.workload.trace_readers import read_trace
 
@@ -52,6 +54,7 @@ __all__ = [
     "ArrivalState",
     "Fleet",
     "LengthHistogram",
+    "NamedTable",
     "PredictionError",
     "RateProfile",
     "RequestTable",
@@ -79,6 +82,7 @@ __all__ = [
     "predictor_error",
     "read_fleet",
     "read_requests",
+    "read_table",
     "read_trace",
     "sample_experts",
     "sample_gaps",
@@ -88,6 +92,8 @@ __all__ = [
     "scale_rate",
     "select_experts",
     "split",
+    "split_rows",
+    "table_for_experts",
     "table_for_trace",
     "take",
     "validate_fleet",
@@ -96,4 +102,5 @@ __all__ = [
     "workload_names",
     "write_fleet",
     "write_requests",
+    "write_table",
 ]

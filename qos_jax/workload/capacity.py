@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.serving.profile import FleetProfile
@@ -20,17 +25,26 @@ def capacity_per_s(profile: FleetProfile, table: RequestTable) -> np.ndarray:
       profile: the fleet, leaves [N].
       table: M requests; their mean lengths matter, per expert.
     """
-    prompt = np.asarray(table.prompt_tokens, np.float64).reshape(-1)
-    output = np.asarray(table.output_tokens, np.float64).reshape(prompt.size, -1).mean(axis=0)
-    fleet = {name: np.asarray(value, np.float64) for name, value in vars(profile).items()}
+    return _capacity(np, np.float64, profile, table)
+
+
+def traced_capacity_per_s(profile: FleetProfile, table: RequestTable) -> jax.Array:
+    """The same in float32, for use inside a jitted function: [N] float32."""
+    return _capacity(jnp, jnp.float32, profile, table)
+
+
+def _capacity(xp: ModuleType, dtype: Any, profile: FleetProfile, table: RequestTable) -> Any:
+    prompt = xp.asarray(table.prompt_tokens, dtype).reshape(-1)
+    output = xp.asarray(table.output_tokens, dtype).reshape(prompt.size, -1).mean(axis=0)
+    fleet = {name: xp.asarray(value, dtype) for name, value in vars(profile).items()}
     context = prompt.mean() + output / 2
-    batch = np.maximum(np.minimum(fleet["max_running"], fleet["kv_capacity_tokens"] / context), 1.0)
+    batch = xp.maximum(xp.minimum(fleet["max_running"], fleet["kv_capacity_tokens"] / context), 1.0)
     prefill_s = (
         fleet["prefill_base_s"]
         + fleet["prefill_per_token_s"] * prompt.mean()
-        + fleet["prefill_per_token_sq_s"] * np.mean(prompt**2)
+        + fleet["prefill_per_token_sq_s"] * xp.mean(prompt**2)
     )
     decode_s = fleet["decode_base_s"] + batch * (
         fleet["decode_per_seq_s"] + fleet["decode_per_context_token_s"] * context
     )
-    return 1.0 / (prefill_s + np.maximum(output - 1.0, 0.0) * decode_s / batch)
+    return 1.0 / (prefill_s + xp.maximum(output - 1.0, 0.0) * decode_s / batch)

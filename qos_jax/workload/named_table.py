@@ -1,0 +1,87 @@
+"""A request table that knows its experts by name: take a fleet's experts and the rows of a split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from qos_jax.errors import input_error
+from qos_jax.workload.request_table import RequestTable
+from qos_jax.workload.text_table import near_match
+
+SPLITS = ("train", "validation", "test")  # by number in a table's file
+ALL_ROWS = "all"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedTable:
+    """A request table that knows its experts.
+
+    Attributes:
+      names: N unique names, the order of the table's experts.
+      table: M rows, NumPy leaves.
+      length_log_std: [N] float32, known std of log(true) - log(predicted) output tokens.
+      split: [M] int32 index into ``SPLITS``, None if the rows are not split.
+      file: where it came from, for errors.
+    """
+
+    names: tuple[str, ...]
+    table: RequestTable
+    length_log_std: npt.NDArray[np.float32]
+    split: npt.NDArray[np.int32] | None
+    file: str
+
+    @property
+    def num_rows(self) -> int:
+        """Number of requests M."""
+        return self.table.num_rows
+
+
+def table_for_experts(named: NamedTable, names: Sequence[str]) -> NamedTable:
+    """Return the table of just these experts, in this order, such as those of a fleet.
+
+    Raises:
+      InputError: the table does not have one of them.
+    """
+    for name in names:
+        if name not in named.names:
+            raise input_error(
+                f"has no expert {name!r} of the fleet{near_match(name, named.names)}",
+                file=named.file,
+                field="experts",
+                remedy=f"use a fleet of some of {', '.join(named.names)}, or add its answers",
+            )
+    at = np.array([named.names.index(name) for name in names])
+    table = jax.tree.map(lambda leaf: leaf[:, at] if leaf.ndim == 2 else leaf, named.table)
+    return dataclasses.replace(
+        named, names=tuple(names), table=table, length_log_std=named.length_log_std[at]
+    )
+
+
+def split_rows(named: NamedTable, split: str) -> NamedTable:
+    """Return the rows of one of ``SPLITS``, or all; ``length_log_std`` stays that of the file.
+
+    Raises:
+      InputError: the table is not split, or has no such row.
+    """
+    if split == ALL_ROWS:
+        return named
+    if named.split is None:
+        raise input_error(
+            f"is missing, so {split!r} names no rows",
+            file=named.file,
+            field="split",
+            remedy=f"use {ALL_ROWS!r}, or write the table with a split",
+        )
+    kept = named.split == SPLITS.index(split)
+    if not kept.any():
+        present = [SPLITS[k] for k in np.unique(named.split)]
+        raise input_error(
+            f"has no row of {split!r}", file=named.file, field="split", remedy=f"use {' or '.join(present)}"
+        )
+    table = jax.tree.map(lambda leaf: leaf[kept], named.table)
+    return dataclasses.replace(named, table=table, split=named.split[kept])
