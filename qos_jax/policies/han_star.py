@@ -9,15 +9,8 @@ from flax import linen as nn
 from flax import struct
 
 from qos_jax.policies.han import Edges, EdgeSet, EdgeType, GroupedEdges, HANConfig, HANEncoder
-from qos_jax.routing.graph import (
-    ARRIVED_FEATURES,
-    EDGE_TYPES,
-    EXPERT_FEATURES,
-    NODE_TYPES,
-    SLOT_FEATURES,
-    GraphFeatures,
-    GraphLayout,
-)
+from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, SLOT_FEATURES, GraphFeatures
+from qos_jax.routing.graph_tuple import EDGE_TYPES, NODE_TYPES, GraphLayout
 
 WIDTHS = {
     "arrived": len(ARRIVED_FEATURES),
@@ -53,8 +46,8 @@ def star_graph(features: GraphFeatures) -> TypedGraph:
         nodes={
             "arrived": features.arrived[None],
             "expert": features.expert,
-            "running": features.running.reshape(places, -1),
-            "waiting": features.waiting.reshape(places, -1),
+            "running": features.slot.reshape(places, -1),
+            "waiting": features.slot.reshape(places, -1),
         },
         masks={
             "arrived": jnp.ones((1,), bool),

@@ -1,29 +1,14 @@
-"""The observation as a graph: typed, normalised node and edge features, dense or as a jraph graph."""
+"""The observation as a star-shaped graph: typed, normalised node and edge features in dense arrays."""
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
-import jraph
-import numpy as np
 from flax import struct
 
-from qos_jax.routing.impact import projected_impact
+from qos_jax.routing.impact import Impact
 from qos_jax.routing.observation import Observation
 from qos_jax.routing.projection import left_given_survival
-
-NODE_TYPES = ("arrived", "expert", "running", "waiting")
-# (sender, relation, receiver), in the order of the edge type ids; each relation goes both ways.
-EDGE_TYPES = (
-    ("arrived", "asks", "expert"),
-    ("expert", "offers", "arrived"),
-    ("running", "loads", "expert"),
-    ("expert", "runs", "running"),
-    ("waiting", "queues_at", "expert"),
-    ("expert", "holds", "waiting"),
-)
 
 # What each column holds. l1p(x) = log(1 + x); L the latency limit; p the prompt and d[n] the predicted
 # output tokens of the arrived request. Every quantity is a pure number: tokens over tokens, seconds over
@@ -85,66 +70,30 @@ class GraphFeatures:
 
     arrived: jax.Array  # [len(ARRIVED_FEATURES)] float32, the request to be routed
     expert: jax.Array  # [N, len(EXPERT_FEATURES)] float32
-    running: jax.Array  # [N, K, len(SLOT_FEATURES)] float32
-    waiting: jax.Array  # [N, K, len(SLOT_FEATURES)] float32
+    slot: jax.Array  # [N, K, len(SLOT_FEATURES)] float32, of the request there, running or waiting
     pair: jax.Array  # [N, len(PAIR_FEATURES)] float32, of the edges arrived - expert, both ways
     expert_mask: jax.Array  # [N] bool, the expert exists (False pads a smaller fleet)
     running_mask: jax.Array  # [N, K] bool
     waiting_mask: jax.Array  # [N, K] bool
     available: jax.Array  # [N] bool, it exists and can take the request: the action mask
 
-
-@dataclasses.dataclass(frozen=True)
-class GraphLayout:
-    """Where each type lies in the arrays of the jraph graph: static, from the sizes alone."""
-
-    num_experts: int  # N
-    slots: int  # K
+    @property
+    def running(self) -> jax.Array:
+        """[N, K, len(SLOT_FEATURES)] float32, features of the running nodes, zero where there is none."""
+        return _shown(self.slot, self.running_mask)
 
     @property
-    def nodes(self) -> dict[str, slice]:
-        """Rows of each node type; slots lie expert by expert."""
-        places = self.num_experts * self.slots
-        return dict(zip(NODE_TYPES, _blocks((1, self.num_experts, places, places)), strict=True))
-
-    @property
-    def edges(self) -> dict[tuple[str, str, str], slice]:
-        """Rows of each edge type."""
-        places = self.num_experts * self.slots
-        sizes = (self.num_experts,) * 2 + (places,) * 4
-        return dict(zip(EDGE_TYPES, _blocks(sizes), strict=True))
-
-    def ends(self, edge_type: tuple[str, str, str]) -> tuple[np.ndarray, np.ndarray]:
-        """Senders and receivers of a type, int32, each counted within its own node type."""
-        sender, _, receiver = edge_type
-        experts = np.arange(self.num_experts, dtype=np.int32)
-        hub = np.zeros_like(experts)
-        leaves = {
-            "arrived": (hub, experts),
-            "running": (
-                slots := np.arange(self.num_experts * self.slots, dtype=np.int32),
-                slots // self.slots,
-            ),
-            "waiting": (slots, slots // self.slots),
-        }
-        inward = receiver == "expert"
-        leaf, expert = leaves[sender if inward else receiver]
-        return (leaf, expert) if inward else (expert, leaf)
+    def waiting(self) -> jax.Array:
+        """[N, K, len(SLOT_FEATURES)] float32, features of the waiting nodes, zero where there is none."""
+        return _shown(self.slot, self.waiting_mask)
 
 
-def _blocks(sizes: tuple[int, ...]) -> list[slice]:
-    ends = np.cumsum(sizes).tolist()
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def graph_features(
-    seen: Observation, margin: jax.Array, expert_mask: jax.Array | None = None
-) -> GraphFeatures:
+def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | None = None) -> GraphFeatures:
     """Return the features of what a router sees.
 
     Args:
       seen: the observation, of one environment; ``jax.vmap`` it over many.
-      margin: [] float32 >= 0, see :func:`projected_impact`.
+      impact: of routing the arrived request to each expert, as :func:`projected_impact` gives it.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
     exists = jnp.ones_like(seen.available) if expert_mask is None else expert_mask
@@ -156,9 +105,8 @@ def graph_features(
     return GraphFeatures(
         arrived=_arrived_features(seen, exists, live),
         expert=_shown(_expert_features(seen, running_mask, waiting_mask, left), exists),
-        running=_shown(slot, running_mask),
-        waiting=_shown(slot, waiting_mask),
-        pair=_shown(_pair_features(seen, margin), exists),
+        slot=_shown(slot, live),
+        pair=_shown(_pair_features(seen, impact), exists),
         expert_mask=exists,
         running_mask=running_mask,
         waiting_mask=waiting_mask,
@@ -256,8 +204,7 @@ def _slot_features(seen: Observation, generated: jax.Array, left: jax.Array) -> 
     return jnp.stack([columns[name] for name in SLOT_FEATURES], axis=-1)
 
 
-def _pair_features(seen: Observation, margin: jax.Array) -> jax.Array:
-    impact = projected_impact(seen, margin)
+def _pair_features(seen: Observation, impact: Impact) -> jax.Array:
     ratio = jnp.maximum(impact.latency_per_token_s, 1e-9) / seen.latency_limit_s
     columns = {
         "quality": seen.predicted_quality,
@@ -270,58 +217,3 @@ def _pair_features(seen: Observation, margin: jax.Array) -> jax.Array:
         "latency": jnp.clip(jnp.log(ratio), -4.0, 4.0),
     }
     return jnp.stack([columns[name] for name in PAIR_FEATURES], axis=-1)
-
-
-def to_graphs_tuple(features: GraphFeatures) -> jraph.GraphsTuple:
-    """Return the graph as jraph has it, of a shape that depends on N and K alone (see GraphLayout).
-
-    V = 1 + N + 2 N K nodes, E = 2 N + 4 N K edges. ``nodes`` is a dict: ``features`` [V, F] float32, each
-    type's columns first and zeros behind; ``type`` [V] int32, index into ``NODE_TYPES``; ``mask`` [V] bool.
-    ``edges`` likewise: ``features`` [E, P], zero but on arrived - expert; ``type`` [E], into ``EDGE_TYPES``;
-    ``mask`` [E], both ends exist. What does not exist stays in place, masked: no padding graph is needed.
-    """
-    layout = GraphLayout(*features.running_mask.shape)
-    places = layout.num_experts * layout.slots
-    blocks = {
-        "arrived": (features.arrived[None], jnp.ones((1,), bool)),
-        "expert": (features.expert, features.expert_mask),
-        "running": (features.running.reshape(places, -1), features.running_mask.reshape(places)),
-        "waiting": (features.waiting.reshape(places, -1), features.waiting_mask.reshape(places)),
-    }
-    width = max(block.shape[-1] for block, _ in blocks.values())
-    nodes = layout.nodes
-    mask = jnp.concatenate([blocks[name][1] for name in NODE_TYPES])
-    ends = [layout.ends(edge_type) for edge_type in EDGE_TYPES]
-    senders = np.concatenate(
-        [sent + nodes[src].start for (sent, _), (src, _, _) in zip(ends, EDGE_TYPES, strict=True)]
-    )
-    receivers = np.concatenate(
-        [got + nodes[dst].start for (_, got), (_, _, dst) in zip(ends, EDGE_TYPES, strict=True)]
-    )
-    bare = jnp.zeros((4 * places, features.pair.shape[-1]), jnp.float32)
-    return jraph.GraphsTuple(
-        nodes={
-            "features": jnp.concatenate(
-                [
-                    jnp.pad(blocks[name][0], ((0, 0), (0, width - blocks[name][0].shape[-1])))
-                    for name in NODE_TYPES
-                ]
-            ),
-            "type": _type_ids(list(nodes.values())),
-            "mask": mask,
-        },
-        edges={
-            "features": jnp.concatenate([features.pair, features.pair, bare]),
-            "type": _type_ids(list(layout.edges.values())),
-            "mask": mask[senders] & mask[receivers],
-        },
-        senders=jnp.asarray(senders, jnp.int32),
-        receivers=jnp.asarray(receivers, jnp.int32),
-        globals=None,
-        n_node=jnp.array([mask.shape[0]], jnp.int32),
-        n_edge=jnp.array([len(senders)], jnp.int32),
-    )
-
-
-def _type_ids(blocks: list[slice]) -> jax.Array:
-    return jnp.asarray(np.repeat(np.arange(len(blocks)), [b.stop - b.start for b in blocks]), jnp.int32)

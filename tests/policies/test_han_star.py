@@ -15,9 +15,8 @@ from qos_jax.routing.graph import (
     PAIR_FEATURES,
     SLOT_FEATURES,
     GraphFeatures,
-    GraphLayout,
-    to_graphs_tuple,
 )
+from qos_jax.routing.graph_tuple import GraphLayout, to_graphs_tuple
 
 ENCODER = StarEncoder(HANConfig(layers=2, hidden=16, heads=4))
 
@@ -37,8 +36,7 @@ def features(seed, experts=3, slots=4, live=0.7, running=0.6, present=1.0) -> Gr
     return GraphFeatures(
         arrived=draw(len(ARRIVED_FEATURES)),
         expert=draw((experts, len(EXPERT_FEATURES)), exists),
-        running=draw((experts, slots, len(SLOT_FEATURES)), runs),
-        waiting=draw((experts, slots, len(SLOT_FEATURES)), waits),
+        slot=draw((experts, slots, len(SLOT_FEATURES)), lives),
         pair=draw((experts, len(PAIR_FEATURES)), exists),
         expert_mask=jnp.asarray(exists),
         running_mask=jnp.asarray(runs),
@@ -120,8 +118,7 @@ def test_what_is_masked_does_not_count(params):
     dirty = dataclasses.replace(
         graph,
         expert=junk(graph.expert, graph.expert_mask),
-        running=junk(graph.running, graph.running_mask),
-        waiting=junk(graph.waiting, graph.waiting_mask),
+        slot=junk(graph.slot, graph.running_mask | graph.waiting_mask),
         pair=junk(graph.pair, graph.expert_mask),
     )
     clean, other = both_forms(params, graph), both_forms(params, dirty)
@@ -147,7 +144,7 @@ def test_order_of_experts_and_slots_does_not_matter(params):
     order, slots = rng.permutation(6), rng.permutation(8)
     per_expert = [f.name for f in dataclasses.fields(graph) if f.name != "arrived"]
     moved = {name: getattr(graph, name)[order] for name in per_expert}
-    per_slot = ("running", "waiting", "running_mask", "waiting_mask")
+    per_slot = ("slot", "running_mask", "waiting_mask")
     moved |= {name: moved[name][:, slots] for name in per_slot}
     out, same = embed(params, graph), embed(params, dataclasses.replace(graph, **moved))
     np.testing.assert_allclose(same.arrived, out.arrived, atol=1e-5)
@@ -159,7 +156,7 @@ def test_each_part_of_the_graph_is_heard(params):
     graph = features(5, live=1.0, running=0.5)
 
     out = embed(params, graph)
-    for part in ("arrived", "expert", "running", "waiting", "pair"):
+    for part in ("arrived", "expert", "slot", "pair"):
         other = embed(params, dataclasses.replace(graph, **{part: getattr(graph, part) + 0.5}))
         assert np.abs(other.arrived - out.arrived).max() > 1e-4
         assert np.abs(other.expert - out.expert).max() > 1e-4

@@ -11,15 +11,12 @@ import pytest
 from qos_jax.routing import projected_impact
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,
-    EDGE_TYPES,
     EXPERT_FEATURES,
-    NODE_TYPES,
     PAIR_FEATURES,
     SLOT_FEATURES,
-    GraphLayout,
     graph_features,
-    to_graphs_tuple,
 )
+from qos_jax.routing.graph_tuple import EDGE_TYPES, NODE_TYPES, GraphLayout, to_graphs_tuple
 from tests.routing import scenes, seen
 
 MARGIN = jnp.float32(0.3)
@@ -31,8 +28,14 @@ NAMES = {
     "waiting": SLOT_FEATURES,
     "pair": PAIR_FEATURES,
 }
-features_of = jax.jit(graph_features)
-many = jax.jit(jax.vmap(graph_features, (0, None)))
+
+
+def graph_of(observation, margin, expert_mask=None):
+    return graph_features(observation, projected_impact(observation, margin), expert_mask)
+
+
+features_of = jax.jit(graph_of)
+many = jax.jit(jax.vmap(graph_of, (0, None)))
 
 
 @pytest.fixture(scope="module", params=["prefill_first", "chunked_prefill"])

@@ -1,0 +1,81 @@
+"""What each action would come to: the same future simulated once per action, a base policy routing on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qos_jax.policies.types import Router
+from qos_jax.routing.environment import EnvState, RoutingEnvironment
+from qos_jax.routing.fleet_state import pass_time
+from qos_jax.routing.params import EnvParams
+
+
+def action_values(
+    env: RoutingEnvironment,
+    params: EnvParams,
+    state: EnvState,
+    actions: jax.Array,
+    key: jax.Array,
+    base: Router,
+    base_params: Any,
+    horizon: int,
+) -> jax.Array:
+    """QoS of all that is in flight or arrives within ``horizon`` decisions, by first action: [C] float32.
+
+    After the first action ``base`` routes; after the last decision nothing arrives any more and the fleet
+    drains. All actions meet the same arrivals, requests and draws of ``base`` (common random numbers), so
+    their differences are far less noisy than the values. The simulation runs on the true lengths and
+    qualities, which no router knows: one set of values is for one draw of them, and only its average over
+    states that look alike is something to imitate.
+
+    Args:
+      env: its reward kind does not matter.
+      params: the environment's numbers, with a process.
+      state: where the request waits to be routed.
+      actions: [C] int32, the first actions to compare.
+      key: of the future; equal keys give equal futures.
+      base: the policy that routes afterwards.
+      base_params: its parameters.
+      horizon: decisions, the first included; static, >= 1.
+    """
+    plain = RoutingEnvironment(dataclasses.replace(env.config, reward="qos"))
+    keys = jax.random.split(key, 2 * horizon).reshape(horizon, 2)
+    is_first = jnp.arange(horizon) == 0
+
+    def after(action: jax.Array) -> jax.Array:
+        def step(
+            carry: tuple[EnvState, jax.Array], given: tuple[jax.Array, jax.Array]
+        ) -> tuple[tuple[EnvState, jax.Array], None]:
+            (state, total), (keys, is_first) = carry, given
+            chosen = base(base_params, keys[1], plain.observation(params, state))
+            state, result = plain.step(keys[0], state, jnp.where(is_first, action, chosen), params)
+            return (state, total + result.reward), None
+
+        (reached, total), _ = jax.lax.scan(step, (state, jnp.float32(0.0)), (keys, is_first))
+        _, drained = pass_time(
+            plain.config.serving, params.profile, reached.fleet, jnp.float32(jnp.inf), params.latency_limit_s
+        )
+        return total + jnp.sum(drained.qos)
+
+    return jax.vmap(after)(actions)
+
+
+def with_expected_quality(params: EnvParams, state: EnvState) -> tuple[EnvParams, EnvState]:
+    """The same edge, each request as good as predicted: what lies in the draw of its quality is averaged out.
+
+    Nothing the simulator does depends on qualities, so values get less noisy (half the spread, on the
+    shipped fleet), and where predictions are calibrated no less right.
+    """
+    fleet, request, table = state.fleet, state.request, params.table
+    return (
+        dataclasses.replace(params, table=dataclasses.replace(table, quality=table.predicted_quality)),
+        dataclasses.replace(
+            state,
+            fleet=dataclasses.replace(fleet, quality=fleet.predicted_quality),
+            request=dataclasses.replace(request, quality=request.predicted_quality),
+        ),
+    )

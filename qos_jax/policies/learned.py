@@ -1,0 +1,112 @@
+"""A trained network as a router, deterministic unless asked otherwise."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.policies.actor_critic import (
+    ActorCritic,
+    NetworkConfig,
+    RouterInput,
+    actor_function,
+    router_input,
+)
+from qos_jax.policies.heuristics import GreedyParams, greedy_params
+from qos_jax.policies.types import Policy, Router
+from qos_jax.routing.graph import (
+    ARRIVED_FEATURES,
+    EXPERT_FEATURES,
+    PAIR_FEATURES,
+    SLOT_FEATURES,
+    GraphFeatures,
+)
+from qos_jax.routing.observation import Observation
+
+
+@struct.dataclass
+class LearnedParams:
+    """Parameters of a learned router."""
+
+    network: Any  # of ActorCritic
+    greedy: GreedyParams  # of the net gain that it sees and, with the residual, starts from
+
+
+def learned_policy(
+    name: str,
+    config: NetworkConfig,
+    network_params: Any,
+    *,
+    greedy: GreedyParams | None = None,
+    stochastic: bool = False,
+) -> Policy:
+    """Return the router of trained parameters.
+
+    Args:
+      name: what tables call it.
+      config: the networks' configuration.
+      network_params: of :class:`ActorCritic`.
+      greedy: as in training; by default those of ``projected_greedy``.
+      stochastic: draw from the policy instead of taking its most likely action.
+    """
+    greedy = greedy_params(allow_drop=config.allow_drop) if greedy is None else greedy
+    return Policy(
+        name=name,
+        summary=f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}.",
+        router=_router(config, stochastic),
+        params=LearnedParams(network=network_params, greedy=greedy),
+    )
+
+
+@functools.cache
+def _router(config: NetworkConfig, stochastic: bool) -> Router:
+    """The same object for equal arguments, so that it does not recompile."""
+    actor = actor_function(config)
+
+    def route(params: LearnedParams, key: jax.Array, seen: Observation) -> jax.Array:
+        output = actor(params.network, router_input(seen, params.greedy))
+        if stochastic:
+            return jax.random.categorical(key, output.logits).astype(jnp.int32)
+        return jnp.argmax(output.logits).astype(jnp.int32)
+
+    return route
+
+
+def parameter_shapes(config: NetworkConfig, num_experts: int, slots: int) -> Any:
+    """Shape and dtype of every parameter of an :class:`ActorCritic`, nested dicts; nothing is computed.
+
+    Args:
+      config: the network's configuration.
+      num_experts: N.
+      slots: of an expert, K; as N, it matters to the flat encoder alone.
+    """
+
+    def init() -> Any:
+        rows = (num_experts, slots)
+        graph = GraphFeatures(
+            arrived=jnp.zeros((len(ARRIVED_FEATURES),)),
+            expert=jnp.zeros((num_experts, len(EXPERT_FEATURES))),
+            slot=jnp.zeros((*rows, len(SLOT_FEATURES))),
+            pair=jnp.zeros((num_experts, len(PAIR_FEATURES))),
+            expert_mask=jnp.ones((num_experts,), bool),
+            running_mask=jnp.zeros(rows, bool),
+            waiting_mask=jnp.zeros(rows, bool),
+            available=jnp.ones((num_experts,), bool),
+        )
+        inputs = RouterInput(graph=graph, gain=jnp.zeros((num_experts,)))
+        return ActorCritic(config).init(jax.random.key(0), inputs)
+
+    return jax.eval_shape(init)
+
+
+def flat_sizes(config: NetworkConfig, network_params: Any) -> tuple[int, int]:
+    """Number of experts and of slots of each that the parameters of a flat encoder are for."""
+    encoder = network_params["params"]["trunk"]["flat"]
+    experts = encoder["experts"]["bias"].shape[0] // config.hidden
+    per_expert = (encoder["in"]["kernel"].shape[0] - len(ARRIVED_FEATURES)) // experts
+    slots = (per_expert - len(EXPERT_FEATURES) - len(PAIR_FEATURES) - 1) // (2 * len(SLOT_FEATURES))
+    return experts, slots

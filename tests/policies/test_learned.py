@@ -1,0 +1,103 @@
+"""A trained network as a policy: any fleet, deterministic unless asked, and the sizes its weights are for."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qos_jax.policies import policy
+from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, actor_function, router_input
+from qos_jax.policies.han import HANConfig
+from qos_jax.policies.heuristics import greedy_params
+from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
+from tests.policies.random_seen import SLOTS, random_scenes, random_seen
+
+SCENES, TRAINED = 32, 6
+CONFIG = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8)
+KEYS = jax.random.split(jax.random.key(0), SCENES)
+# What takes long here is compiling; the unoptimised program is as right, and ready in half the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def weights(config=CONFIG, experts=TRAINED, scale=0.3):
+    """Parameters for a fleet of ``experts``; of scale 0, as before any training."""
+    leaves, tree = jax.tree.flatten(parameter_shapes(config, experts, SLOTS))
+    rng = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [jnp.asarray(scale * rng.normal(size=x.shape), x.dtype) for x in leaves])
+
+
+@functools.partial(jit, static_argnums=0)
+def choices(router, params, keys, seen):
+    return jax.vmap(router, (None, 0, 0))(params, keys, seen)
+
+
+@pytest.mark.parametrize("experts", [3, 6, 12, 24])
+def test_weights_of_six_experts_route_on_any_fleet(experts):
+    seen = random_scenes(SCENES, experts)
+    mine = learned_policy("mine", CONFIG, weights())
+    chosen = np.asarray(choices(mine.router, mine.params, KEYS, seen))
+    available = np.asarray(seen.available)
+    assert chosen.dtype == np.int32
+    assert np.all(available[np.arange(SCENES), chosen] | ~available.any(1))
+    assert len(np.unique(chosen)) > experts // 3
+    # Before training it is the heuristic, on every fleet.
+    untrained = learned_policy("untrained", CONFIG, weights(scale=0.0))
+    greedy = policy("projected_greedy")
+    same = choices(untrained.router, untrained.params, KEYS, seen)
+    expected = np.asarray(choices(greedy.router, greedy.params, KEYS, seen))
+    twins = np.arange(SCENES) % 4 == 2  # rounding breaks ties between equal experts, and so may the program
+    np.testing.assert_array_equal(np.where(twins, same // 2, same), np.where(twins, expected // 2, expected))
+
+
+def test_deterministic_by_default_and_drawn_when_asked():
+    seen, count = random_seen(0, TRAINED), 4000
+    config = dataclasses.replace(CONFIG, temperature=0.3)
+    params = weights(config, scale=0.1)
+    likely, drawn = (learned_policy("x", config, params, stochastic=draw) for draw in (False, True))
+    assert likely.summary != drawn.summary
+    logits = jit(lambda seen: actor_function(config)(params, router_input(seen, greedy_params())).logits)(
+        seen
+    )
+    keys = jax.random.split(jax.random.key(1), count)
+    scenes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), seen)
+    assert set(np.asarray(choices(likely.router, likely.params, keys, scenes))) == {int(jnp.argmax(logits))}
+    shares = np.bincount(choices(drawn.router, drawn.params, keys, scenes), minlength=TRAINED) / count
+    expected = np.asarray(jax.nn.softmax(logits))
+    assert np.sum(expected > 0.02) > 1
+    np.testing.assert_allclose(shares, expected, atol=4 * np.sqrt(0.25 / count))
+
+
+def test_equal_configurations_are_one_program():
+    one, two = (learned_policy(name, NetworkConfig(), weights(NetworkConfig())) for name in "ab")
+    assert one.act_function() is two.act_function()
+    assert learned_policy("c", CONFIG, weights()).act_function() is not one.act_function()
+
+
+def test_it_may_drop_where_it_was_trained_to():
+    config = dataclasses.replace(CONFIG, allow_drop=True)
+    hopeless = jax.tree.map(lambda leaf: leaf[1:2], random_scenes(SCENES))  # no queue has room
+    assert not bool(jnp.any(hopeless.available))
+    mine = learned_policy("mine", config, weights(config))
+    assert float(mine.params.greedy.drop_below) == 0.0
+    assert choices(mine.router, mine.params, KEYS[:1], hopeless).tolist() == [3]
+    plain = learned_policy("plain", CONFIG, weights())
+    assert float(plain.params.greedy.drop_below) == -np.inf
+    assert choices(plain.router, plain.params, KEYS[:1], hopeless).tolist()[0] < 3
+
+
+@pytest.mark.parametrize("encoder", ["han", "sets", "flat"])
+def test_shapes_are_those_of_the_network(encoder):
+    config = NetworkConfig(encoder=encoder, han=CONFIG.han, hidden=8)
+    inputs = router_input(random_seen(0), greedy_params())
+    made = jax.eval_shape(ActorCritic(config).init, jax.random.key(0), inputs)
+    assert parameter_shapes(config, 3, SLOTS) == made
+    assert (parameter_shapes(config, 4, SLOTS) == made) == (encoder != "flat")
+
+
+@pytest.mark.parametrize(("experts", "slots"), [(1, 2), (3, 7), (6, 32), (24, 1)])
+def test_a_flat_network_tells_what_fleet_it_is_for(experts, slots):
+    config = NetworkConfig(encoder="flat", hidden=16)
+    assert flat_sizes(config, parameter_shapes(config, experts, slots)) == (experts, slots)
