@@ -1,0 +1,58 @@
+"""Training runs by name: the settings that ``launch.train`` starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qos_jax.learning.distil import DistilConfig
+from qos_jax.learning.scenario import ScenarioConfig
+from qos_jax.learning.train_config import EvaluationConfig, TrainConfig
+from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.han import HANConfig
+
+# Our recipe: learn what actions came to in simulation. One round of attention: two took three times as long
+# to train and did no better on what they had not seen.
+_HAN = HANConfig(layers=1, hidden=32, heads=4)
+_EDGE6 = TrainConfig(
+    agent="none",
+    network=NetworkConfig(han=_HAN),
+    distil=DistilConfig(updates=500),
+    evaluation=EvaluationConfig(every=100),
+    checkpoint_every=100,
+)
+
+# Three minutes on two cores, for the demonstration.
+_QUICK = TrainConfig(
+    agent="none",
+    network=NetworkConfig(han=_HAN),
+    distil=DistilConfig(updates=240, capacity=16384, learning_rate=2e-3),
+    evaluation=EvaluationConfig(every=60, seeds=8, num_requests=256),
+    checkpoint_every=60,
+)
+
+# The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch.
+_PAPER6 = TrainConfig(
+    fleet="paper6",
+    agent="sac",
+    reward="paper",
+    scenario=ScenarioConfig(
+        arrival_rate=(1.0, 6.0),
+        burst_factor=(1.0, 1.0),
+        limit_scale=(1.0, 1.0),
+        speed_log_std=0.0,
+        part_log_std=0.0,
+        error_level=(1.0, 1.0),
+        trace_share=0.0,
+    ),
+    network=NetworkConfig(residual=False),
+    distil=DistilConfig(updates=0),
+    evaluation=EvaluationConfig(every=100, loads=(), arrival_rates=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
+    checkpoint_every=200,
+)
+
+PRESETS = {
+    "edge6": _EDGE6,
+    "quick": _QUICK,
+    "paper3": dataclasses.replace(_PAPER6, fleet="paper3"),
+    "paper6": _PAPER6,
+}

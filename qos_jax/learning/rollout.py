@@ -1,0 +1,174 @@
+"""Experience of many environments at once, each with its own parameters, renewed as episodes end.
+
+Drawing parameters (a table of some hundred requests) costs far more than a step, and under ``vmap`` a
+conditional draw is a draw by every lane at every step. So no lane is renewed within a rollout. Between
+rollouts :func:`renew_lanes` renews the few lanes whose episode is over: an episode lasts ``max_steps``
+decisions rounded up to whole rollouts, and the state it ended in, not that of its successor, is what the
+rollout returns last: **bootstrap from there**. So the input after step t is the input of step t + 1 in every
+rollout, and need not be stored. After a replay that ends by itself (``terminated``, nothing to bootstrap),
+a lane starts the same replay over at once, which is cheap, until it is renewed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.learning.types import SampleParams
+from qos_jax.policies.actor_critic import RouterInput, router_input
+from qos_jax.policies.heuristics import GreedyParams
+from qos_jax.routing import EnvParams, EnvState, RoutingEnvironment
+
+# (key, inputs [B]) -> (actions [B] int32, what else to keep of the choice, leaves [B, ...])
+Act = Callable[[jax.Array, RouterInput], tuple[jax.Array, Any]]
+
+
+@struct.dataclass
+class EnvLanes:
+    """B environments at the instant of a decision."""
+
+    state: EnvState  # leaves [B, ...]
+    params: EnvParams  # leaves [B, ...], each lane its own
+    input: RouterInput  # leaves [B, ...], what is seen of ``state``
+    overdue: jax.Array  # [B] int32, decisions since the episode was over; 0 = it is not
+    key: jax.Array  # [] key
+
+
+@struct.dataclass
+class Transition:
+    """One decision and what came of it. ``input``, and so the action mask, is of the state decided in.
+
+    The input of the state reached is that of the next transition or, after the last one, ``input`` of
+    the lanes before they are renewed.
+    """
+
+    input: RouterInput
+    action: jax.Array  # [] int32
+    reward: jax.Array  # [] float32
+    terminated: jax.Array  # [] bool, the state reached has no future
+    qos: jax.Array  # [] float32, sum of the QoS of the requests that completed
+    completed: jax.Array  # [] int32, how many those are
+    rejected: jax.Array  # [] bool, the chosen expert had no room
+    dropped: jax.Array  # [] bool
+
+
+def start_lanes(
+    env: RoutingEnvironment, sample_params: SampleParams, greedy: GreedyParams, key: jax.Array, num_envs: int
+) -> EnvLanes:
+    """Return ``num_envs`` fresh lanes.
+
+    With an arrival process their first episodes count as begun a random number of decisions ago, so
+    that not all of them end together.
+    """
+    key, lanes_key, age_key = jax.random.split(key, 3)
+    state, params, seen = _fresh(env, sample_params, greedy, lanes_key, num_envs)
+    if params.process is not None:
+        age = jax.random.randint(age_key, (num_envs,), 0, env.config.max_steps)
+        state = dataclasses.replace(state, step=age)
+    overdue = jnp.zeros((num_envs,), jnp.int32)
+    return EnvLanes(state=state, params=params, input=seen, overdue=overdue, key=key)
+
+
+def step_lanes(
+    env: RoutingEnvironment, greedy: GreedyParams, lanes: EnvLanes, actions: jax.Array
+) -> tuple[EnvLanes, Transition]:
+    """Take ``actions`` ([B] int32) in all lanes; the transitions have a leading axis [B]."""
+    key, step_key = jax.random.split(lanes.key)
+
+    def one(
+        key: jax.Array, state: EnvState, params: EnvParams, seen: RouterInput, action: jax.Array
+    ) -> tuple[EnvState, RouterInput, jax.Array, Transition]:
+        key, reset_key = jax.random.split(key)
+        reached, result = env.step(key, state, action, params)
+        observation = result.observation
+        if params.process is None:  # nothing else terminates
+            start = env.reset(reset_key, params)
+            reached, observation = jax.tree.map(
+                lambda new, old: jnp.where(result.terminated, new, old), start, (reached, observation)
+            )
+        transition = Transition(
+            input=seen,
+            action=action,
+            reward=result.reward,
+            terminated=result.terminated,
+            qos=jnp.sum(result.info.passed.qos),
+            completed=jnp.sum(result.info.passed.completed_count, dtype=jnp.int32),
+            rejected=result.info.routed.rejected,
+            dropped=result.info.routed.dropped,
+        )
+        return reached, router_input(observation, greedy), result.terminated | result.truncated, transition
+
+    keys = jax.random.split(step_key, lanes.overdue.shape[0])
+    state, seen, over, transition = jax.vmap(one)(keys, lanes.state, lanes.params, lanes.input, actions)
+    overdue = lanes.overdue + (over | (lanes.overdue > 0)).astype(jnp.int32)
+    return dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key), transition
+
+
+def rollout(
+    env: RoutingEnvironment, greedy: GreedyParams, act: Act, lanes: EnvLanes, steps: int
+) -> tuple[EnvLanes, Transition, Any]:
+    """Take ``steps`` decisions in every lane.
+
+    Returns:
+      lanes: after the last decision, not renewed: ``lanes.input`` is what to bootstrap from.
+      transitions: leaves [steps, B, ...].
+      kept: the second result of ``act``, leaves [steps, B, ...].
+    """
+
+    def one(lanes: EnvLanes, _: None) -> tuple[EnvLanes, tuple[Transition, Any]]:
+        key, act_key = jax.random.split(lanes.key)
+        actions, kept = act(act_key, lanes.input)
+        lanes, transition = step_lanes(env, greedy, dataclasses.replace(lanes, key=key), actions)
+        return lanes, (transition, kept)
+
+    lanes, (transitions, kept) = jax.lax.scan(one, lanes, None, length=steps)
+    return lanes, transitions, kept
+
+
+def renew_lanes(
+    env: RoutingEnvironment, sample_params: SampleParams, greedy: GreedyParams, lanes: EnvLanes, steps: int
+) -> tuple[EnvLanes, jax.Array]:
+    """Give lanes whose episode is over new parameters and an empty edge; call it every ``steps`` decisions.
+
+    At most as many lanes are renewed as end on average, rounded up, those that have waited longest first;
+    the rest go on until it is their turn. So the cost does not depend on how episodes happen to fall.
+
+    Returns:
+      lanes: to go on with.
+      renewed: [B] bool, where an episode was cut here (truncated, unless the last step terminated it).
+    """
+    num_envs = lanes.overdue.shape[0]
+    length = env.config.max_steps
+    if lanes.params.episode is not None:
+        length = min(length, lanes.params.episode.gap_after_s.shape[-1])
+    count = min(num_envs, math.ceil(num_envs * steps / length))
+    key, lanes_key = jax.random.split(lanes.key)
+    waited, index = jax.lax.top_k(lanes.overdue, count)
+    index = jnp.where(waited > 0, index, num_envs)  # past the end: dropped
+    state, params, seen = _fresh(env, sample_params, greedy, lanes_key, count)
+    old = (lanes.state, lanes.params, lanes.input, lanes.overdue, jnp.zeros((num_envs,), bool))
+    new = (state, params, seen, jnp.zeros((count,), jnp.int32), jnp.ones((count,), bool))
+    state, params, seen, overdue, renewed = jax.tree.map(
+        lambda old, new: old.at[index].set(new, mode="drop"), old, new
+    )
+    return EnvLanes(state=state, params=params, input=seen, overdue=overdue, key=key), renewed
+
+
+def _fresh(
+    env: RoutingEnvironment, sample_params: SampleParams, greedy: GreedyParams, key: jax.Array, count: int
+) -> tuple[EnvState, EnvParams, RouterInput]:
+    """``count`` environments just reset, each with parameters of its own."""
+
+    def one(key: jax.Array) -> tuple[EnvState, EnvParams, RouterInput]:
+        params_key, reset_key = jax.random.split(key)
+        params = sample_params(params_key)
+        state, observation = env.reset(reset_key, params)
+        return state, params, router_input(observation, greedy)
+
+    return jax.vmap(one)(jax.random.split(key, count))

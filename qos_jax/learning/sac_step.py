@@ -1,0 +1,189 @@
+"""One gradient step of soft actor-critic for discrete actions: actor, twin critics, temperature.
+
+Source: Christodoulou, "Soft Actor-Critic for Discrete Action Settings", 2019, arXiv 1910.07207.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from qos_jax.learning.replay import ReplayBatch
+from qos_jax.learning.sac_config import ALPHA_RANGE, SACConfig
+from qos_jax.learning.types import Metrics
+from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, RouterInput, TwinCritic, action_mask
+
+
+@struct.dataclass
+class SACWeights:
+    """What gradient steps change."""
+
+    actor: Any  # parameters of the ActorCritic, whose value is not used
+    critic: Any  # parameters of the TwinCritic
+    target: Any  # those of the target critics
+    log_alpha: jax.Array  # [] float32, log of the temperature, QoS per nat of entropy
+    actor_optimizer: Any
+    critic_optimizer: Any
+    alpha_optimizer: Any
+    steps: jax.Array  # [] int32, gradient steps taken
+
+
+def policy_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Entropy of softmax(logits) over the actions in ``mask``, nats; [..., A] -> [...]."""
+    log_pi = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.where(mask, jnp.exp(log_pi) * log_pi, 0.0), axis=-1)
+
+
+def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Array) -> jax.Array:
+    """Value of a state: the policy's expectation of the lower Q, and alpha times its entropy.
+
+    Args:
+      logits: [..., A] float32, of the policy.
+      mask: [..., A] bool; what is not in it counts nothing.
+      q: [..., 2, A] float32, both estimates.
+      alpha: [] float32.
+
+    Returns:
+      [...] float32. Source: arXiv 1910.07207, equations 10 to 12.
+    """
+    lower = jnp.min(q, axis=-2)
+    expected = jnp.sum(jnp.where(mask, jax.nn.softmax(logits) * lower, 0.0), axis=-1)
+    return expected + alpha * policy_entropy(logits, mask)
+
+
+def entropy_surplus(entropy: jax.Array, mask: jax.Array, fraction: float) -> jax.Array:
+    """Mean entropy less its target, nats, [] float32: the gradient of alpha's loss in log(alpha).
+
+    That loss is log(alpha) times this, not alpha times this: a small alpha learns as fast as a large one.
+
+    Args:
+      entropy: [batch] float32.
+      mask: [batch, A] bool, actions available.
+      fraction: the target as a share of the largest entropy, log(actions available).
+    """
+    target = fraction * jnp.log(jnp.sum(mask, axis=-1, dtype=jnp.float32))
+    return jnp.mean(entropy - target)
+
+
+def actor_logits(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Array:
+    """Logits of the actor for many inputs, [batch, A] float32."""
+    output: Any = jax.vmap(lambda one: ActorCritic(network).apply(params, one))(inputs)
+    return output.logits
+
+
+def critic_q(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Array:
+    """Both critics' estimates for many inputs, [batch, 2, A] float32."""
+    q: Any = jax.vmap(lambda one: TwinCritic(network).apply(params, one))(inputs)
+    return q
+
+
+def init_weights(
+    network: NetworkConfig, config: SACConfig, key: jax.Array, example: RouterInput, actor: Any | None
+) -> SACWeights:
+    """Return fresh weights.
+
+    Args:
+      network: of actor and critics.
+      config: the learner's numbers.
+      key: [] key.
+      example: one input, for its shapes.
+      actor: parameters to start the actor from, copied; None for fresh ones.
+    """
+    actor_key, critic_key = jax.random.split(key)
+    # Copies: the state may be donated, and neither what was given nor one leaf twice must be lost by it.
+    actor = ActorCritic(network).init(actor_key, example) if actor is None else jax.tree.map(jnp.copy, actor)
+    critic = TwinCritic(network).init(critic_key, example)
+    log_alpha = jnp.log(jnp.float32(config.initial_alpha))
+    return SACWeights(
+        actor=actor,
+        critic=critic,
+        target=jax.tree.map(jnp.copy, critic),
+        log_alpha=log_alpha,
+        actor_optimizer=_adam(config, config.actor_learning_rate).init(actor),
+        critic_optimizer=_adam(config, config.critic_learning_rate).init(critic),
+        alpha_optimizer=_adam(config, config.alpha_learning_rate).init(log_alpha),
+        steps=jnp.int32(0),
+    )
+
+
+def critic_target(
+    network: NetworkConfig, weights: SACWeights, batch: ReplayBatch, alpha: jax.Array
+) -> jax.Array:
+    """What Q of the decisions in ``batch`` should be, [batch] float32: reward and soft value to come."""
+    value = soft_value(
+        actor_logits(network, weights.actor, batch.next_inputs),
+        action_mask(batch.next_inputs, network.allow_drop),
+        critic_q(network, weights.target, batch.next_inputs),
+        alpha,
+    )
+    return batch.reward + batch.discount * value
+
+
+def gradient_step(
+    network: NetworkConfig, config: SACConfig, weights: SACWeights, batch: ReplayBatch
+) -> tuple[SACWeights, Metrics]:
+    """Learn from one batch; the critics, and after ``critic_only_steps`` the actor and alpha as well."""
+    alpha = jnp.exp(weights.log_alpha)
+    mask = action_mask(batch.inputs, network.allow_drop)
+    target = critic_target(network, weights, batch, alpha)
+
+    def critic_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        q = critic_q(network, params, batch.inputs)
+        chosen = jnp.take_along_axis(q, batch.action[:, None, None], axis=-1)[..., 0]
+        return 0.5 * jnp.mean(jnp.sum((chosen - target[:, None]) ** 2, axis=-1)), q
+
+    (critic_error, q), gradient = jax.value_and_grad(critic_loss, has_aux=True)(weights.critic)
+    critic, critic_optimizer = _descend(
+        config, config.critic_learning_rate, gradient, weights.critic_optimizer, weights.critic
+    )
+
+    # The actor learns from the critics as they were, whose estimates are at hand.
+    def actor_loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits = actor_logits(network, params, batch.inputs)
+        return -jnp.mean(soft_value(logits, mask, q, alpha)), policy_entropy(logits, mask)
+
+    (actor_error, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(weights.actor)
+    actor, actor_optimizer = _descend(
+        config, config.actor_learning_rate, gradient, weights.actor_optimizer, weights.actor
+    )
+    surplus = entropy_surplus(entropy, mask, config.target_entropy_fraction)
+    log_alpha, alpha_optimizer = _descend(
+        config, config.alpha_learning_rate, surplus, weights.alpha_optimizer, weights.log_alpha
+    )
+    low, high = (jnp.log(jnp.float32(end)) for end in ALPHA_RANGE)
+    acting = weights.steps >= config.critic_only_steps
+    old = (weights.actor, weights.actor_optimizer, weights.log_alpha, weights.alpha_optimizer)
+    new = (actor, actor_optimizer, jnp.clip(log_alpha, low, high), alpha_optimizer)
+    actor, actor_optimizer, log_alpha, alpha_optimizer = jax.tree.map(
+        lambda new, old: jnp.where(acting, new, old), new, old
+    )
+    learned = SACWeights(
+        actor=actor,
+        critic=critic,
+        target=optax.incremental_update(critic, weights.target, config.polyak_tau),
+        log_alpha=log_alpha,
+        actor_optimizer=actor_optimizer,
+        critic_optimizer=critic_optimizer,
+        alpha_optimizer=alpha_optimizer,
+        steps=weights.steps + 1,
+    )
+    q_mean = jnp.sum(jnp.where(mask[:, None], q, 0.0)) / (2.0 * jnp.sum(mask, dtype=jnp.float32))
+    return learned, {"critic_loss": critic_error, "actor_loss": actor_error, "q": q_mean}
+
+
+def _adam(config: SACConfig, rate: float) -> optax.GradientTransformation:
+    steps = config.total_updates * config.gradient_steps
+    falling = optax.linear_schedule(rate, rate * config.final_learning_rate, steps)
+    # One vector of all leaves: a third less to compile, and as fast.
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(falling)))
+
+
+def _descend(config: SACConfig, rate: float, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    """One step of Adam: new parameters, new state of the optimiser."""
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
+        change, state = _adam(config, rate).update(gradient, state, params)
+    return optax.apply_updates(params, change), state
