@@ -9,7 +9,7 @@ from absl import flags
 from launch import common
 from qos_jax.errors import input_error
 from qos_jax.evaluation import check_run_folder, open_run_folder, progress, render_text
-from qos_jax.evaluation.cases import WORKLOADS, CaseConfig
+from qos_jax.evaluation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
 from qos_jax.evaluation.comparison import (
     ComparisonConfig,
     draw_cases,
@@ -18,6 +18,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.serving import SCHEDULERS
+from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 _DEFAULTS = CaseConfig()
 
@@ -25,12 +26,21 @@ _FLEET = flags.DEFINE_string("fleet", "edge6", "a fleet CSV, or the name of a sh
 _POLICIES = flags.DEFINE_list(
     "policies", ["all"], "policies by name; all = heuristics, oracles and bounds; heuristics = those alone"
 )
+_CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint",
+    [],
+    "learned router: folder of a training run (its best checkpoint) or of one checkpoint; NAME=DIR names it; "
+    "repeatable",
+)
+_STOCHASTIC = flags.DEFINE_bool(
+    "stochastic", False, "let learned routers draw from their policy, not take its most likely action"
+)
 _BASELINE = flags.DEFINE_string("baseline", "shortest_queue", "policy that differences are taken to")
 _SCHEDULER = flags.DEFINE_enum("scheduler", "prefill_first", list(SCHEDULERS), "iteration scheduler")
 _LIMIT = flags.DEFINE_float(
     "latency_limit_s", None, "L, seconds per output token; default: the shipped fleet's"
 )
-_DROP = flags.DEFINE_bool("allow_drop", False, "let greedy routers drop what no expert gains from")
+_DROP = flags.DEFINE_bool("allow_drop", False, "let greedy and learned routers drop requests")
 _WORKLOADS = flags.DEFINE_list("workloads", list(_DEFAULTS.workloads), f"some of {', '.join(WORKLOADS)}")
 _RATES = flags.DEFINE_list(
     "arrival_rates", [], "requests / s, for every workload; default: by load, or native"
@@ -43,6 +53,16 @@ _TRACE = flags.DEFINE_string(
 )
 _TRACE_START = flags.DEFINE_float("trace_start_s", 0.0, "first second of the trace to use")
 _TRACE_END = flags.DEFINE_float("trace_end_s", float("inf"), "second of the trace to stop before")
+_TABLE = flags.DEFINE_string(
+    "table", None, "request table (.npz) whose rows are the requests of every workload, not synthetic ones"
+)
+_TABLE_SPLIT = flags.DEFINE_enum("table_split", ALL_ROWS, [ALL_ROWS, *SPLITS], "which rows of the table")
+_TABLE_MATCH = flags.DEFINE_enum(
+    "table_match",
+    _DEFAULTS.table_match,
+    list(TABLE_MATCHES),
+    "rows that a trace's arrivals get: nearest in length to the recorded requests, or any, evenly",
+)
 _SEEDS = flags.DEFINE_integer("seeds", _DEFAULTS.seeds, "independent draws of requests and arrivals")
 _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "of all draws")
 _REQUESTS = flags.DEFINE_integer(
@@ -75,6 +95,8 @@ def main() -> None:
         ComparisonConfig(
             fleet=_FLEET.value,
             policies=tuple(_POLICIES.value),
+            checkpoint=tuple(_CHECKPOINT.value),
+            stochastic=_STOCHASTIC.value,
             baseline=_BASELINE.value,
             scheduler=_SCHEDULER.value,
             latency_limit_s=_LIMIT.value,
@@ -82,6 +104,8 @@ def main() -> None:
             trace=_TRACE.value,
             trace_start_s=_TRACE_START.value,
             trace_end_s=_TRACE_END.value,
+            table=_TABLE.value,
+            table_split=_TABLE_SPLIT.value,
             cases=CaseConfig(
                 workloads=tuple(_WORKLOADS.value),
                 arrival_rates=_numbers(_RATES),
@@ -95,6 +119,7 @@ def main() -> None:
                 burst_mean_s=_BURST_S.value,
                 calm_mean_s=_CALM_S.value,
                 diurnal_swing=_SWING.value,
+                table_match=_TABLE_MATCH.value,
             ),
         )
     )
@@ -102,7 +127,7 @@ def main() -> None:
     check_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value)
     cases = draw_cases(plan)
     folder = open_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value, resume=_RESUME.value)
-    if plan.calibration_is_drawn:
+    if plan.source_is_drawn:
         print(
             "note: the fleet's models have no figures; qualities and lengths of drawn experts stand in",
             file=sys.stderr,

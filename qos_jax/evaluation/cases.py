@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.errors import input_error
+from qos_jax.evaluation.contents import Source, draw_contents, known_length_log_std
 from qos_jax.evaluation.simulate import Runs
 from qos_jax.workload import (
     ArrivalProcess,
     Fleet,
-    LengthHistogram,
+    NamedTable,
     RequestTable,
     SyntheticParams,
     Trace,
@@ -24,20 +25,17 @@ from qos_jax.workload import (
     gamma,
     load_length_histogram,
     load_rate_profile,
-    measure_prediction_error,
     mmpp,
     poisson,
     sample_gaps,
-    sample_lengths,
-    sample_table,
     scale_rate,
-    table_for_trace,
 )
 from qos_jax.workload.capacity import capacity_per_s
 
 SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
 RECORDED = ("azure_conv", "azure_code")
 TRACE = "trace"
+TABLE_MATCHES = ("nearest", "even")
 WORKLOADS = (*SYNTHETIC, *RECORDED, TRACE)
 
 _DIURNAL_BINS = 24
@@ -63,8 +61,15 @@ class CaseConfig:
     burst_mean_s: float = 10.0
     calm_mean_s: float = 30.0
     diurnal_swing: float = 0.8  # of "diurnal": rates run from 1 - swing to 1 + swing over a run
+    table_match: str = "nearest"  # recorded workloads on a table: rows "nearest" in length, or drawn "even"
 
     def __post_init__(self) -> None:
+        if self.table_match not in TABLE_MATCHES:
+            raise input_error(
+                f"{self.table_match!r} is unknown",
+                field="table_match",
+                remedy=f"use one of {', '.join(TABLE_MATCHES)}",
+            )
         if not self.workloads:
             raise input_error("is empty", field="workloads", remedy=f"name some of {', '.join(WORKLOADS)}")
         for name in self.workloads:
@@ -124,7 +129,7 @@ class Case:
 def build_cases(
     config: CaseConfig,
     fleet: Fleet,
-    calibration: SyntheticParams,
+    source: Source,
     latency_limit_s: float,
     trace: Trace | None = None,
 ) -> list[Case]:
@@ -137,10 +142,14 @@ def build_cases(
       bins of it, so that together the seeds see all of it; else each starts at the first bin.
     - ``trace``: the recorded arrivals and lengths themselves; seeds draw qualities and predictions.
 
+    With a table for source, arrivals are the same, and what requests ask for are rows of the table: see
+    :func:`~qos_jax.evaluation.contents.draw_contents`. Where a table's requests are nothing like a trace's,
+    ``table_match`` "even" takes the arrivals alone from the recorded workloads.
+
     Args:
-      config: which cases.
+      config: which cases; ``error_level`` is of figures alone.
       fleet: N experts.
-      calibration: figures of the same N experts.
+      source: figures or a table of the same N experts.
       latency_limit_s: L, seconds per output token.
       trace: for the workload ``trace``.
 
@@ -148,14 +157,16 @@ def build_cases(
       InputError: the workload ``trace`` without a trace, or with one that has no rate; a fleet that can
         hold none of the requests.
     """
-    calibration = dataclasses.replace(calibration, error_level=jnp.float32(config.error_level))
+    if isinstance(source, SyntheticParams):
+        source = dataclasses.replace(source, error_level=jnp.float32(config.error_level))
     keys = _keys(config)
+    even = isinstance(source, NamedTable) and config.table_match == "even"
     cases = []
     for workload in config.workloads:
         if workload == TRACE:
             if trace is None:
                 raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
-            table = _recorded_tables(keys, calibration, trace)
+            table = draw_contents(keys, source, None if even else trace, trace.num_requests)
             if not np.isfinite(trace.rate_per_s):
                 raise input_error(
                     f"its {trace.num_requests} requests arrive at one instant, so it has no rate",
@@ -164,10 +175,12 @@ def build_cases(
                 )
             native_per_s: float | None = trace.rate_per_s
         else:
-            table = _drawn_tables(workload, keys, calibration, config.num_requests)
+            recorded = workload in RECORDED and not even
+            histogram = load_length_histogram(workload) if recorded else None
+            table = draw_contents(keys, source, histogram, config.num_requests)
             native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
         _check_room(fleet, table, workload)
-        error = measure_prediction_error(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), table))
+        length_log_std = known_length_log_std(source, table)
         rates = config.arrival_rates or (
             tuple(load * float(capacity_per_s(fleet.profile, table).sum()) for load in config.loads)
             if native_per_s is None
@@ -182,53 +195,13 @@ def build_cases(
             runs = Runs(
                 profile=fleet.profile,
                 latency_limit_s=np.full(config.seeds, latency_limit_s, np.float32),
-                length_log_std=np.broadcast_to(
-                    np.asarray(error.length_log_std), (config.seeds, fleet.num_experts)
-                ),
+                length_log_std=np.broadcast_to(length_log_std, (config.seeds, fleet.num_experts)),
                 arrival_s=arrival_s,
                 requests=table,
                 seed=(config.seed + np.arange(config.seeds)).astype(np.uint32),
             )
             cases.append(Case(workload, float(rate_per_s), runs))
     return cases
-
-
-def _drawn_tables(
-    workload: str, keys: jax.Array, calibration: SyntheticParams, num_requests: int
-) -> RequestTable:
-    """Tables of requests drawn for each key: NumPy leaves [S, T] and [S, T, N]."""
-    histogram = load_length_histogram(workload) if workload in RECORDED else None
-    return jax.device_get(_sample_tables(keys, calibration, histogram, num_requests))
-
-
-def _recorded_tables(keys: jax.Array, calibration: SyntheticParams, trace: Trace) -> RequestTable:
-    prompt, output = jnp.asarray(trace.prompt_tokens), jnp.asarray(trace.output_tokens)
-    return jax.device_get(_sample_contents(keys, calibration, prompt, output))
-
-
-# Compiled once for all cases of equal sizes.
-@functools.partial(jax.jit, static_argnames="num_requests")
-def _sample_tables(
-    keys: jax.Array, calibration: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
-) -> RequestTable:
-    def draw(key: jax.Array) -> RequestTable:
-        key = jax.random.fold_in(key, 0)
-        if histogram is None:
-            return sample_table(key, calibration, num_requests)
-        length_key, table_key = jax.random.split(key)
-        prompt, output = sample_lengths(length_key, histogram, num_requests)
-        return table_for_trace(table_key, calibration, prompt, output)
-
-    return jax.vmap(draw)(keys)
-
-
-@jax.jit
-def _sample_contents(
-    keys: jax.Array, calibration: SyntheticParams, prompt: jax.Array, output: jax.Array
-) -> RequestTable:
-    return jax.vmap(lambda key: table_for_trace(jax.random.fold_in(key, 0), calibration, prompt, output))(
-        keys
-    )
 
 
 def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalProcess:

@@ -14,26 +14,31 @@ import numpy as np
 
 from qos_jax.errors import InputError, input_error
 from qos_jax.evaluation.cases import TRACE, Case, CaseConfig, build_cases
+from qos_jax.evaluation.checkpoints import LearnedRouter, load_router, named_checkpoints
 from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, compare
+from qos_jax.evaluation.contents import Source
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.resume import load_policy_runs, save_policy_run
 from qos_jax.evaluation.run_folder import RunFolder
 from qos_jax.evaluation.tables import Comparison
-from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, Policy, policy
+from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.serving import ServingConfig
 from qos_jax.workload import (
     Fleet,
-    SyntheticParams,
     Trace,
     default_latency_limit_s,
     experts_named,
     fleet_path,
     load_calibration,
     read_fleet,
+    read_table,
     read_trace,
     sample_experts,
+    split_rows,
+    table_for_experts,
     window,
 )
+from qos_jax.workload.named_table import ALL_ROWS
 
 GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
 
@@ -44,6 +49,8 @@ class ComparisonConfig:
 
     fleet: str = "edge6"  # a fleet CSV, or the name of a shipped fleet
     policies: tuple[str, ...] = ("all",)  # names of the registry, or of GROUPS
+    checkpoint: tuple[str, ...] = ()  # learned routers: DIR or NAME=DIR each, see named_checkpoints
+    stochastic: bool = False  # whether learned routers draw their actions, or take the most likely
     baseline: str = "shortest_queue"  # the policy that differences are taken to
     scheduler: str = "prefill_first"  # or "chunked_prefill"
     latency_limit_s: float | None = None  # L, seconds per output token; None = the shipped fleet's
@@ -51,6 +58,8 @@ class ComparisonConfig:
     trace: str | None = None  # trace file; adds the workload "trace"
     trace_start_s: float = 0.0  # of the trace, seconds from its first arrival
     trace_end_s: float = math.inf  # exclusive
+    table: str | None = None  # table file whose rows are the requests, in place of synthetic ones
+    table_split: str = ALL_ROWS  # or one of SPLITS: which of its rows
     cases: CaseConfig = dataclasses.field(default_factory=CaseConfig)
 
 
@@ -61,8 +70,8 @@ class ComparisonPlan:
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     cases: CaseConfig
     fleet: Fleet
-    calibration: SyntheticParams  # figures of the fleet's models
-    calibration_is_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
+    source: Source  # a table of the fleet's experts, or figures of its models
+    source_is_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
     latency_limit_s: float
     trace: Trace | None
     policies: list[Policy]
@@ -79,13 +88,16 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     """
     names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
     policies = [policy(name, allow_drop=config.allow_drop) for name in names if name not in BOUNDS]
-    if not policies:
+    folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
+    if config.stochastic and not folders:
+        raise input_error("only learned routers draw", field="stochastic", remedy="give --checkpoint=DIR")
+    if not policies and not folders:
         raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
-    if config.baseline not in names:
+    if config.baseline not in (*names, *folders):
         raise input_error(
             f"{config.baseline!r} is not among the policies",
             field="baseline",
-            remedy=f"use one of {', '.join(names)}",
+            remedy=f"use one of {', '.join((*names, *folders))}",
         )
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
@@ -112,12 +124,14 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     trace = dataclasses.replace(read_trace(config.trace), name=config.trace) if config.trace else None
     if trace is not None and (config.trace_start_s > 0 or config.trace_end_s < math.inf):
         trace = window(trace, config.trace_start_s, config.trace_end_s)
-    calibration, drawn = load_calibration(), False
-    try:
-        calibration = experts_named(calibration, fleet.names)
-    except InputError:
-        drawn = True
-        calibration = sample_experts(jax.random.key(cases.seed), calibration, fleet.num_experts)
+    source, drawn = _load_source(config, fleet)
+    serving = ServingConfig(
+        fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
+    )
+    learned: dict[str, LearnedRouter] = {
+        name: load_router(name, folder, serving, allow_drop=config.allow_drop, stochastic=config.stochastic)
+        for name, folder in folders.items()
+    }
     return ComparisonPlan(
         settings={
             "launcher": "evaluate",
@@ -126,27 +140,52 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             "fleet": str(file),
             "fleet_sha256": _digest(file),
             "trace_sha256": _digest(config.trace) if config.trace else None,
+            "table_sha256": _digest(config.table) if config.table else None,
             "policies": names,
+            "checkpoint": {name: router.record for name, router in learned.items()},
             "latency_limit_s": limit_s,
         },
         cases=cases,
         fleet=fleet,
-        calibration=calibration,
-        calibration_is_drawn=drawn,
+        source=source,
+        source_is_drawn=drawn,
         latency_limit_s=limit_s,
         trace=trace,
-        policies=policies,
+        policies=[*policies, *(router.policy for router in learned.values())],
         with_upper_bound=UPPER_BOUND in names,
         baseline=config.baseline,
-        serving=ServingConfig(
-            fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
-        ),
+        serving=serving,
     )
+
+
+def _load_source(config: ComparisonConfig, fleet: Fleet) -> tuple[Source, bool]:
+    """Return what requests are drawn from, and whether its experts are drawn for want of figures."""
+    if config.table is not None:
+        if config.cases.error_level != 1.0:
+            raise input_error(
+                f"{config.cases.error_level} is of synthetic predictions, and a table has its own",
+                field="error_level",
+                remedy="leave out error_level, or the table",
+            )
+        if not config.table:
+            raise input_error("is empty", field="table", remedy="give --table=FILE, or leave it out")
+        named = read_table(config.table)
+        return split_rows(table_for_experts(named, fleet.names), config.table_split), False
+    if config.table_split != ALL_ROWS:
+        raise input_error(
+            f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
+        )
+    calibration = load_calibration()
+    try:
+        return experts_named(calibration, fleet.names), False
+    except InputError:
+        key = jax.random.key(config.cases.seed)
+        return sample_experts(key, calibration, fleet.num_experts), True
 
 
 def draw_cases(plan: ComparisonPlan) -> list[Case]:
     """Return the cases of a comparison; the errors are those of :func:`build_cases`."""
-    return build_cases(plan.cases, plan.fleet, plan.calibration, plan.latency_limit_s, plan.trace)
+    return build_cases(plan.cases, plan.fleet, plan.source, plan.latency_limit_s, plan.trace)
 
 
 def work_requests(plan: ComparisonPlan, cases: Sequence[Case]) -> int:

@@ -18,7 +18,16 @@ from qos_jax.files import atomic_write
 
 CONFIG, METRICS_LINES = "config.json", "metrics.jsonl"
 
-_RESULTS = (METRICS_LINES, "records.csv", "records/*.npz", "summary.json", "comparison.*", "plots/*.png")
+_RESULTS = (
+    METRICS_LINES,
+    "records.csv",
+    "records/*.npz",
+    "summary.json",
+    "comparison.*",
+    "evaluations.csv",
+    "plots/*.png",
+    "tensorboard/events.*",
+)
 # What a process killed while it wrote a file leaves beside it.
 _LEFTOVERS = tuple(str(Path(name).parent / f".{Path(name).name}.????????") for name in (CONFIG, *_RESULTS))
 

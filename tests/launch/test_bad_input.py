@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.launch.trained import network, save_run
 
 TRACE = "arrival_s,prompt_tokens,output_tokens\n0,10,3\n0.5,12,4\n1.5,14,5\n7.0,16,6\n"
 
@@ -352,7 +355,162 @@ TRACE_CASES = [
     _write("trace: header only", "trace.csv", b"arrival_s,prompt_tokens,output_tokens\n", "no request"),
 ]
 
+
+def _write_table(given: Given, **changes: object) -> None:
+    """Write a table of the fleet's two experts and another, and give it; a change to None leaves out."""
+    arrays: dict[str, object] = {
+        "version": 1,
+        "experts": ["cow", "bee", "ant"],
+        "prompt_tokens": [10, 20, 30, 40],
+        "quality": np.full((4, 3), 0.5),
+        "output_tokens": np.full((4, 3), 8),
+        "predicted_quality": np.full((4, 3), 0.5),
+        "predicted_output_tokens": np.full((4, 3), 7.5),
+        "split": [0, 0, 0, 2],
+    }
+    arrays |= changes
+    np.savez(given.path("table.npz"), **{k: np.asarray(v) for k, v in arrays.items() if v is not None})
+    given.flags["table"] = str(given.path("table.npz"))
+
+
+def _table(id_: str, changes: dict[str, object], *says: str, **flags: str) -> Case:
+    """A case of a table with these arrays, and these flags."""
+
+    def spoil(given: Given) -> None:
+        _write_table(given, **changes)
+        given.flags.update(flags)
+
+    return Case(f"table: {id_}", spoil, ("table.npz", *says))
+
+
+TABLE_CASES = [
+    Case(
+        "no such table", lambda g: g.flags.update(table="gone.npz"), ("gone.npz: ", "no such file", "; check")
+    ),
+    Case("table: empty --table", lambda g: g.flags.update(table=""), ("'table': ", "empty", "; give")),
+    Case(
+        "table: not an npz",
+        lambda g: g.flags.update(table=g.flags["trace"]),
+        ("trace.csv: ", "not a readable .npz", "; write"),
+    ),
+    _table("other version", {"version": 7}, "'version': ", "'7'", "; write"),
+    _table("array missing", {"quality": None}, "'quality': ", "missing", "; give"),
+    _table("array misspelt", {"splits": [0]}, "'splits': ", "unknown", "'split'", "; rename"),
+    _table("wrong shape", {"quality": np.ones((4, 2))}, "'quality': ", "(4, 2), not (4, 3)", "; give"),
+    _table("NaN", {"quality": np.full((4, 3), np.nan)}, "'quality': ", "nan at quality[0, 0]", "; give"),
+    _table(
+        "out of range", {"prompt_tokens": [1, 2, 0, 3]}, "'prompt_tokens': ", "0 at prompt_tokens[2]", "; "
+    ),
+    _table("name twice", {"experts": ["ant", "bee", "bee"]}, "'experts': ", "'bee'", "twice", "; give"),
+    _table("not the fleet's", {"experts": ["cow", "bees", "ant"]}, "'experts': ", "'bee'", "'bees'", "; use"),
+    _table(
+        "split not there", {}, "'split': ", "no row of 'validation'", "; use train", table_split="validation"
+    ),
+    _table("not split", {"split": None}, "'split': ", "missing", "; use 'all'", table_split="test"),
+    Case(
+        "table: split unknown",
+        lambda g: (_write_table(g), g.flags.update(table_split="tests")),
+        ("--table_split", "<all|train|validation|test>", "; "),
+    ),
+    _flag(
+        "table: split of none", "table_split", "test", "'table_split': 'test' needs a table", "; give --table"
+    ),
+    Case(
+        "table: error level of its own",
+        lambda g: (_write_table(g), g.flags.update(error_level="0")),
+        ("'error_level': ", "a table has its own", "; leave out"),
+    ),
+]
+
+
+def _checkpoint(
+    id_: str, make: Callable[[Path], object], *says: str, give: tuple[str, ...] = ("{}",)
+) -> Case:
+    """A case of a learned router from the folder ``run``, made by ``make``; ``give`` are the flags."""
+
+    def spoil(given: Given) -> None:
+        make(given.path("run"))
+        given.extra += [f"--checkpoint={text.format(given.path('run'))}" for text in give]
+
+    return Case(f"checkpoint: {id_}", spoil, says)
+
+
+def _saved(**choices: object) -> Callable[[Path], object]:
+    return lambda run: save_run(run, network(**choices))
+
+
+def _damaged(run: Path) -> None:
+    save_run(run, network())
+    for file in run.glob("checkpoints/*/policy/**/*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes() + b"x")
+
+
+CHECKPOINT_CASES = [
+    _checkpoint("no such folder", lambda run: None, "run: ", "there is no such folder", "; give the folder"),
+    _checkpoint("a file", lambda run: run.write_text("x"), "run: ", "is a file, not a folder", "; give"),
+    _checkpoint("an empty folder", lambda run: run.mkdir(), "run: ", "the folder is empty", "; give"),
+    _checkpoint(
+        "another folder",
+        lambda run: (run.mkdir(), (run / "notes.txt").write_text("x")),
+        "run: ",
+        "holds no checkpoint",
+        "; give",
+    ),
+    _checkpoint(
+        "nothing saved yet",
+        lambda run: (run / "checkpoints").mkdir(parents=True),
+        "run: ",
+        "no whole checkpoint",
+        "; give",
+    ),
+    _checkpoint("damaged", _damaged, "step_000000001: ", "is damaged", "; delete this folder"),
+    _checkpoint(
+        "of something else",
+        lambda run: save_run(run, network(), stored_config={"model": 1}),
+        "step_000000001, field 'network': ",
+        "does not fit this version",
+        "; use the version that trained it",
+    ),
+    _checkpoint(
+        "of a later version",
+        lambda run: save_run(run, network(), stored_config={"network": {"layers_of_the_future": 3}}),
+        "field 'network': ",
+        "'layers_of_the_future'",
+        "; use the version",
+    ),
+    _checkpoint(
+        "weights of another network",
+        lambda run: save_run(run, network(), stored_config={"network": network(hidden=4)}),
+        "step_000000001: ",
+        "weights do not fit",
+        "; use the version",
+    ),
+    _checkpoint(
+        "flat, of another size",
+        lambda run: save_run(run, network(encoder="flat"), experts=6, slots=32),
+        "step_000000001: ",
+        "for 6 experts of 32 slots",
+        "has 2 experts of 5 slots",
+        "; use a fleet of that size",
+    ),
+    _checkpoint(
+        "drops", _saved(allow_drop=True), "step_000000001: ", "trained to drop", "; give --allow_drop"
+    ),
+    _checkpoint("no folder", _saved(), "'checkpoint': ", "names no folder", "; give", give=("",)),
+    _checkpoint("no folder after the name", _saved(), "names no folder", "; give", give=("mine=",)),
+    _checkpoint("no name", _saved(), "'checkpoint': ", "'' is no name", "; use letters", give=("={}",)),
+    _checkpoint("no file name", _saved(), "'checkpoint': ", "'my run'", "; use letters", give=("my run={}",)),
+    _checkpoint("name of a heuristic", _saved(), "'random' is the name of", "; name it", give=("random={}",)),
+    _checkpoint("name of a group", _saved(), "'all' is the name of", "; name it", give=("all={}",)),
+    _checkpoint("twice", _saved(), "names 'run' twice", "; name each once", give=("{}", "x/run")),
+    _checkpoint("name twice", _saved(), "names 'a' twice", "; name each", give=("a={}", "a=b")),
+    _flag("stochastic without a learned router", "stochastic", "true", "'stochastic'", "; give --checkpoint"),
+]
+
 EVALUATE_CASES = [
+    *CHECKPOINT_CASES,
+    *TABLE_CASES,
     *(case for case in FLEET_CASES),
     *TRACE_CASES,
     *OUT_CASES,

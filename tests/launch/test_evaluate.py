@@ -1,6 +1,7 @@
 """``launch.evaluate`` end to end: tables that follow from the metrics, resumption, Ctrl-C."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from qos_jax.evaluation import METRICS
+from qos_jax.workload import RequestTable, fleet_path, read_fleet, write_table
+from tests.launch.trained import network, save_run
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -129,6 +132,69 @@ def test_a_trace_at_its_rate_and_faster(launch, tmp_path):
     refused = launch("launch.evaluate", *arguments(tmp_path / "native", **flags), "--resume")
     assert refused.code == 2
     assert "trace_sha256" in refused.err
+
+
+def test_a_table_of_requests(launch, tmp_path):
+    """Its rows, and its split and content, are part of what a run is."""
+    names = read_fleet(fleet_path("edge6")).names
+    shape = (4, 7)
+    rows = RequestTable(
+        prompt_tokens=np.full(4, 50, np.int32),
+        quality=np.repeat(np.array([[0.25], [0.5], [0.25], [0.5]], np.float32), 7, axis=1),
+        output_tokens=np.full(shape, 9, np.int32),
+        predicted_quality=np.full(shape, 0.5, np.float32),
+        predicted_output_tokens=np.full(shape, 9.0, np.float32),
+    )
+    table, split = tmp_path / "mine.npz", [0, 2, 0, 2]
+    write_table(table, ("another", *names[::-1]), rows, split=split)
+    flags = {
+        "workloads": "poisson",
+        "loads": 0.1,
+        "policies": "shortest_queue",
+        "table": table,
+        "table_split": "test",
+    }
+    ended = launch("launch.evaluate", *arguments(tmp_path / "run", **flags))
+    assert ended.code == 0, ended.err
+    (line,) = metrics_of(tmp_path / "run")
+    assert line["metrics"]["average_qos"] == [0.5, 0.5]
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["table_sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    assert config["table_split"] == "test"
+    write_table(table, ("another", *names), rows, split=split)
+    refused = launch("launch.evaluate", *arguments(tmp_path / "run", **flags), "--resume")
+    assert refused.code == 2
+    assert "table_sha256" in refused.err
+
+
+def test_learned_routers_in_the_table(launch, whole, tmp_path):
+    """Weights of zero choose as projected_greedy does; the weights are part of what a run is."""
+    trained = save_run(tmp_path / "trained", network(), step=7, average_qos=0.5)
+    flags = {"policies": "projected_greedy", "baseline": "ours"}
+    more = [f"--checkpoint={trained}", f"--checkpoint=ours={trained}/checkpoints"]
+    out = tmp_path / "run"
+    ended = launch("launch.evaluate", *arguments(out, **flags), *more)
+    assert ended.code == 0, ended.err
+    found = {(line["policy"], line["workload"], line["arrival_rate_per_s"]): line for line in metrics_of(out)}
+    expected = {key: line for key, line in found.items() if key[0] == "projected_greedy"}
+    assert len(found) == 3 * len(expected) == 9
+    for name in ("trained", "ours"):
+        for (_, *case), line in expected.items():
+            assert found[name, *case]["metrics"] == line["metrics"]
+        assert f"records/{name}.npz" in files_of(out)
+        assert ended.out.count(f"\n{name} ") == 3
+    assert "difference to" in ended.out
+    config = json.loads((out / "config.json").read_text())
+    assert config["policies"] == ["projected_greedy"]
+    assert list(config["checkpoint"]) == ["trained", "ours"]
+    assert config["checkpoint"]["ours"]["step"] == 7
+    again = launch("launch.evaluate", *arguments(out, **flags), *more, "--resume")
+    assert again.code == 0, again.err
+    assert again.out == ended.out
+    save_run(trained, network(), step=8, average_qos=0.75)
+    refused = launch("launch.evaluate", *arguments(out, **flags), *more, "--resume")
+    assert refused.code == 2
+    assert "differs in checkpoint)" in refused.err
 
 
 def stopped_copy(whole, out, policies):

@@ -1,0 +1,34 @@
+"""Train a router: progress, evaluations against projected_greedy, checkpoints, and a run folder."""
+
+from __future__ import annotations
+
+import sys
+
+from absl import flags
+
+from launch import common, config_flags
+from qos_jax.evaluation.training_run import execute_training, open_training
+from qos_jax.learning.plan import load_plan
+from qos_jax.learning.presets import PRESETS
+
+_DEFAULT = "edge6"
+
+_PRESET = flags.DEFINE_enum("preset", _DEFAULT, list(PRESETS), "settings that the other flags change")
+_OUT = flags.DEFINE_string("out", "runs/train", "run folder")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace another run's results in the folder")
+_RESUME = flags.DEFINE_bool("resume", False, "go on from the folder's last checkpoint, bit for bit")
+_PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
+_SETTINGS = config_flags.define_config_flags(PRESETS[_DEFAULT], sys.argv[0])
+
+
+def main() -> None:
+    """Train as the flags say."""
+    config = config_flags.replaced(PRESETS[_PRESET.value], config_flags.given(_SETTINGS))
+    plan = load_plan(config)
+    plot = common.wants_plots(_PLOTS)
+    run = open_training(plan, _OUT.value, overwrite=_OVERWRITE.value, resume=_RESUME.value)
+    execute_training(run, plot=plot)
+
+
+if __name__ == "__main__":
+    common.run(main)

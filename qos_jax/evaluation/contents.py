@@ -1,0 +1,128 @@
+"""What the requests of a case ask for and would be answered: drawn from figures, or from a table's rows."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from qos_jax.workload import (
+    LengthHistogram,
+    NamedTable,
+    RequestTable,
+    SyntheticParams,
+    Trace,
+    measure_prediction_error,
+    sample_lengths,
+    sample_table,
+    table_for_trace,
+)
+from qos_jax.workload.table_rows import effective_rows, even_rows, length_ratios, rows_near, take_rows
+
+Source = SyntheticParams | NamedTable  # figures to draw requests from, or real ones to draw
+
+FAR = 1.5  # times longer or shorter: what a table's rows may miss recorded lengths by without a note
+FEW = 0.1  # of the rows, or of the draws if they are fewer: repeating as fewer would is worth a note
+
+
+def draw_contents(
+    keys: jax.Array, source: Source, lengths: LengthHistogram | Trace | None, num_requests: int
+) -> RequestTable:
+    """Draw the requests of S runs.
+
+    From figures, requests of these lengths are made up (``sample_table``, ``table_for_trace``). From a table,
+    its rows are drawn with replacement: evenly without ``lengths``, else each near the length of its
+    request (``rows_near``). A row keeps its own lengths and qualities: then only the ARRIVALS are those of a
+    trace, and where the table has few rows of such lengths, or none, a logged warning says so.
+
+    Args:
+      keys: [S] random keys, one per run.
+      source: figures of N experts, or a table of them.
+      lengths: None = the source's own; a histogram to draw from; or a trace, whose requests they are.
+      num_requests: T; that of the trace, if one is given.
+
+    Returns:
+      NumPy leaves [S, T] and [S, T, N].
+    """
+    if isinstance(source, SyntheticParams):
+        if isinstance(lengths, Trace):
+            prompt, output = jnp.asarray(lengths.prompt_tokens), jnp.asarray(lengths.output_tokens)
+            return jax.device_get(_recorded_tables(keys, source, prompt, output))
+        return jax.device_get(_sample_tables(keys, source, lengths, num_requests))
+    row_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    if lengths is None:
+        return take_rows(source.table, even_rows(row_keys, source.num_rows, num_requests))
+    if isinstance(lengths, Trace):
+        wanted = (lengths.prompt_tokens, lengths.output_tokens)
+    else:
+        # The keys are split as for figures, so that the lengths asked for are the same.
+        length_keys, row_keys = jax.vmap(jax.random.split, out_axes=1)(row_keys)
+        wanted = jax.device_get(_sample_lengths(length_keys, lengths, num_requests))
+    rows = rows_near(row_keys, source.table, *wanted)
+    drawn = take_rows(source.table, rows)
+    _warn_if_unlike(source, rows, drawn, wanted)
+    return drawn
+
+
+def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
+    """Return the std of log length errors that routers are told: [N] float32.
+
+    A table's own, which holds over all its rows; of figures, as measured over the requests drawn [S, T].
+    """
+    if isinstance(source, NamedTable):
+        return source.length_log_std
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
+    return np.asarray(measure_prediction_error(flat).length_log_std)
+
+
+def _warn_if_unlike(
+    source: NamedTable, rows: np.ndarray, drawn: RequestTable, wanted: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Log how a table's rows differ from the recorded requests they stand for, where they do."""
+    prompt_ratio, output_ratio = length_ratios(drawn, *wanted)
+    effective = effective_rows(rows)
+    near = all(1 / FAR <= ratio <= FAR for ratio in (prompt_ratio, output_ratio))
+    if near and effective >= FEW * min(source.num_rows, rows.size):
+        return
+    logging.warning(
+        "%s: its rows are %.2g times as long in prompt tokens and %.2g times in output tokens "
+        "as the recorded requests they stand for (medians), and repeat as if there were only %.0f; "
+        "intervals over seeds do not count that",
+        source.file,
+        prompt_ratio,
+        output_ratio,
+        effective,
+    )
+
+
+# Compiled once for all cases of equal sizes.
+@functools.partial(jax.jit, static_argnames="num_requests")
+def _sample_tables(
+    keys: jax.Array, figures: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
+) -> RequestTable:
+    def draw(key: jax.Array) -> RequestTable:
+        key = jax.random.fold_in(key, 0)
+        if histogram is None:
+            return sample_table(key, figures, num_requests)
+        length_key, table_key = jax.random.split(key)
+        prompt, output = sample_lengths(length_key, histogram, num_requests)
+        return table_for_trace(table_key, figures, prompt, output)
+
+    return jax.vmap(draw)(keys)
+
+
+@jax.jit
+def _recorded_tables(
+    keys: jax.Array, figures: SyntheticParams, prompt: jax.Array, output: jax.Array
+) -> RequestTable:
+    return jax.vmap(lambda key: table_for_trace(jax.random.fold_in(key, 0), figures, prompt, output))(keys)
+
+
+@functools.partial(jax.jit, static_argnames="num_requests")
+def _sample_lengths(
+    keys: jax.Array, histogram: LengthHistogram, num_requests: int
+) -> tuple[jax.Array, jax.Array]:
+    return jax.vmap(lambda key: sample_lengths(key, histogram, num_requests))(keys)

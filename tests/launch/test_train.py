@@ -1,0 +1,226 @@
+"""``launch.train`` end to end: killed in mid-training it ends as a run left alone; its flags."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from launch.config_flags import define_config_flags, field_comments, given, replaced
+from qos_jax.errors import InputError
+from qos_jax.learning.array_store import read_arrays
+from qos_jax.learning.presets import PRESETS
+from qos_jax.learning.train_config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "fleet": "paper3",
+    "max_steps": 16,
+    "log_every": 3,
+    "checkpoint_every": 2,
+    "evaluation.every": 6,
+    "evaluation.loads": 0.75,
+    "evaluation.seeds": 2,
+    "evaluation.num_requests": 16,
+    "scenario.table_rows": 8,
+    "network.han.layers": 1,
+    "network.han.hidden": 8,
+    "network.han.heads": 2,
+    "network.hidden": 8,
+    "distil.updates": 10,
+    "distil.num_envs": 4,
+    "distil.steps": 2,
+    "distil.horizon": 3,
+    "distil.capacity": 16,
+    "distil.batch_size": 8,
+    "distil.quality_rows": 8,
+    "agent": "none",
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Return a function that starts a training process; what the first compiled, the others read.
+
+    A process in which every program were compiled anew would test the compiler too, for a minute more.
+    """
+    cache = tmp_path_factory.mktemp("compiled")
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+    def start(out, *more):
+        arguments = [*(f"--{name}={value}" for name, value in TINY.items()), f"--out={out}", *more]
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.train", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """The folder of a run left alone, and what it printed."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    process = start(out)
+    printed, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    return out, printed
+
+
+def lines_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall_s"} for line in lines]
+
+
+def state_of(out):
+    """The whole state after the last update, as it was written."""
+    return read_arrays(out / "checkpoints" / "step_000000010" / "state")
+
+
+def test_the_run_starts_at_the_baseline_and_learns_something(whole):
+    out, printed = whole
+    with open(out / "evaluations.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [int(row["update"]) for row in rows] == [0, 6, 10]
+    assert float(rows[0]["diff"]) == 0.0  # the residual alone routes as projected_greedy
+    assert "projected_greedy" in printed
+    assert f"results in {out}" in printed
+    figures = [line["metrics"] for line in lines_of(out) if "metrics" in line]
+    assert all(np.isfinite(value) for line in figures for value in line.values())
+    assert (out / "plots" / "learning_curve.png").stat().st_size > 0
+
+
+def test_killed_in_mid_training_it_resumes_bit_for_bit(start, whole, tmp_path):
+    out = tmp_path / "run"
+    process = start(out)
+    deadline = time.monotonic() + 200
+    while not (out / "checkpoints" / "step_000000004").is_dir():  # it stands there whole or not at all
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "checkpoints" / "step_000000010").exists()
+    with open(out / "metrics.jsonl", "a") as stream:
+        stream.write('{"phase": "distil", "update": 9, "metrics": {}}\n{"phase": "dist')  # and torn
+    process = start(out, "--resume")
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    ours, theirs = state_of(out), state_of(whole[0])
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(ours[name], values)
+    assert lines_of(out) == lines_of(whole[0])
+    assert (out / "evaluations.csv").read_bytes() == (whole[0] / "evaluations.csv").read_bytes()
+
+
+def test_another_configuration_is_not_resumed(launch, whole):
+    out, _ = whole
+    before = hashlib.sha256((out / "metrics.jsonl").read_bytes()).digest()
+    settings = TINY | {"distil.learning_rate": 0.01, "out": out, "resume": True}
+    ended = launch("launch.train", *(f"--{name}={value}" for name, value in settings.items()))
+    assert ended.code == 2
+    assert "distil.learning_rate: 0.001 in the checkpoint, 0.01 asked for" in ended.err
+    assert hashlib.sha256((out / "metrics.jsonl").read_bytes()).digest() == before
+
+
+def leaves(config, prefix=""):
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, type(config), field.name
+
+
+def test_help_tells_every_setting_with_its_comment(launch):
+    ended = launch("launch.train", "--help")
+    assert ended.code == 0
+    text = " ".join(ended.out.split())
+    for name, kind, field in leaves(PRESETS["edge6"]):
+        assert name in text
+        comment = field_comments(kind).get(field, "")
+        assert " ".join(comment.split())[:40] in text
+    assert "Adam's, of the first update (default: 0.0003)" in text
+
+
+def parsed(config, *arguments):
+    values = flags.FlagValues()
+    holders = define_config_flags(config, "train", values)
+    values(["train", *arguments])
+    return replaced(config, given(holders))
+
+
+def test_flags_change_what_they_name_and_nothing_else():
+    default = TrainConfig()
+    assert parsed(default) == default
+    changed = parsed(
+        default,
+        "--seed=3",
+        "--latency_limit_s=0.05",
+        "--ppo.clip=0.3",
+        "--ppo.value_clip=None",
+        "--nonetwork.residual",
+        "--network.han.heads=4",
+        "--scenario.load=0.5, 2",
+        "--scenario.arrival_rate=1,6",
+        "--evaluation.loads=1",
+        "--evaluation.arrival_rates=",
+    )
+    assert changed == dataclasses.replace(
+        default,
+        seed=3,
+        latency_limit_s=0.05,
+        ppo=dataclasses.replace(default.ppo, clip=0.3),
+        network=dataclasses.replace(
+            default.network, residual=False, han=dataclasses.replace(default.network.han, heads=4)
+        ),
+        scenario=dataclasses.replace(default.scenario, load=(0.5, 2.0), arrival_rate=(1.0, 6.0)),
+        evaluation=dataclasses.replace(default.evaluation, loads=(1.0,)),
+    )
+
+
+def test_what_belongs_together_is_changed_together():
+    """Each of the two alone would be refused."""
+    changed = parsed(TrainConfig(), "--nonetwork.residual", "--nonetwork.impact_features")
+    assert not changed.network.impact_features
+    with pytest.raises(InputError, match=r"^network: residual = True needs impact_features"):
+        parsed(TrainConfig(), "--nonetwork.impact_features")
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--seed=1.5", "'1.5' is not a whole number"),
+        ("--ppo.clip=none", "'none' is not a number"),
+        ("--ppo.value_clip=much", "'much' is not a number, or none"),
+        ("--scenario.load=1", "'1' is not 2 numbers, separated by commas"),
+        ("--evaluation.loads=1,high", "'high' is not numbers, separated by commas"),
+        ("--network.residual=perhaps", "network.residual"),
+        ("--ppo.cilp=0.1", "ppo.clip"),
+    ],
+)
+def test_what_does_not_fit_its_type_is_refused(argument, says):
+    with pytest.raises(flags.Error, match=says):
+        parsed(TrainConfig(), argument)

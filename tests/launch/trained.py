@@ -1,0 +1,36 @@
+"""Training runs as the launchers find them, without training: weights of zero choose by the residual."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from qos_jax.learning import checkpoint
+from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.han import HANConfig
+from qos_jax.policies.learned import parameter_shapes
+
+TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
+
+
+def network(**choices) -> NetworkConfig:
+    return NetworkConfig(**(TINY | choices))
+
+
+def save_run(
+    folder: Path,
+    config: NetworkConfig,
+    experts: int = 2,
+    slots: int = 5,
+    step: int = 1,
+    average_qos: float | None = None,
+    fill: float = 0.0,
+    stored_config: dict | None = None,
+) -> Path:
+    """Save a checkpoint of a run, and return the run's folder."""
+    shapes = parameter_shapes(config, experts, slots)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, fill, leaf.dtype), shapes)
+    stored = {"network": config, "seed": 0} if stored_config is None else stored_config
+    state = {"update": jnp.int32(step)}
+    checkpoint.save(folder, step, state, params=params, config=stored, average_qos=average_qos)
+    return folder
