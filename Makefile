@@ -1,6 +1,7 @@
 # Everything a user or a developer runs; each target makes the virtual environment it needs.
 #
-#   make demo    compare all routers on a six-expert edge fleet: tables, plots and a run folder in runs/demo
+#   make demo    train a router for three minutes, then compare it with all others on a six-expert edge fleet:
+#                learning curve in runs/quick, tables and plots in runs/demo
 #   make test    the test suite
 #   make lint    style, types and the floors of the imports
 #   make bench   speed of the simulator
@@ -15,7 +16,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 TRACE ?=
-DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --out=runs/demo --overwrite
+DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --out=runs/demo --overwrite
+TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
 BENCH_FLAGS ?=
 TEST_FLAGS ?=
 
@@ -23,6 +25,7 @@ TEST_FLAGS ?=
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-plot
+	$(BIN)/python -m launch.train $(TRAIN_FLAGS)
 	$(BIN)/python -m launch.evaluate $(DEMO_FLAGS)
 
 test: $(VENV)/.installed-test
