@@ -19,7 +19,8 @@ TRACE ?=
 DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --out=runs/demo --overwrite
 TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
 BENCH_FLAGS ?=
-TEST_FLAGS ?=
+# A process a core; a file's tests stay together, since they share what it compiles.
+TEST_FLAGS ?= --numprocesses=auto --dist=loadfile
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:

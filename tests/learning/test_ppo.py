@@ -1,7 +1,6 @@
 """PPO: it learns, by a schedule in the right unit, never twice the same, and exactly as its state says."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -31,8 +30,6 @@ CONFIG = PPOConfig(
 )
 NETWORK = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8, residual=False)
 SEEDS = 2
-# What takes long here is compiling; the unoptimised program is as right, and ready in half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def one_good_expert_per_request(key):
@@ -54,7 +51,7 @@ def start():
         fresh = LEARNER.init(key, None)
         return fresh, LEARNER.init(key, jax.tree.map(jnp.ones_like, fresh.params))
 
-    return jit(jax.vmap(both))(jax.random.split(jax.random.key(0), SEEDS))
+    return jax.jit(jax.vmap(both))(jax.random.split(jax.random.key(0), SEEDS))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,7 @@ def update():
     """The update of SEEDS runs at once; it compiles once, whatever its state."""
     traces = []
 
-    @jit
+    @jax.jit
     def counted(states):
         traces.append(None)
         return jax.vmap(LEARNER.update)(states)

@@ -1,7 +1,5 @@
 """Experience: what belongs together stays together, episodes end and are renewed, nothing is lost between."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +13,6 @@ from qos_jax.workload import poisson
 from tests.routing.scenes import LENGTH_LOG_STD, environment, episode, process_params, profile, table
 
 B, T = 6, 12
-# What takes long here is compiling; the unoptimised program is as right, and ready in half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KEY = jax.random.key(0)
 GREEDY = greedy_params()
 LIVE = process_params(poisson(40.0))
@@ -41,9 +37,9 @@ def act(key, inputs):
 
 def scene(sample, max_steps):
     env = environment(max_steps=max_steps)
-    start = jit(lambda key: start_lanes(env, sample, GREEDY, key, B))
-    go = jit(lambda lanes: rollout(env, GREEDY, act, lanes, T))
-    renew = jit(lambda lanes: renew_lanes(env, sample, GREEDY, lanes, T))
+    start = jax.jit(lambda key: start_lanes(env, sample, GREEDY, key, B))
+    go = jax.jit(lambda lanes: rollout(env, GREEDY, act, lanes, T))
+    renew = jax.jit(lambda lanes: renew_lanes(env, sample, GREEDY, lanes, T))
     return start, go, renew
 
 
@@ -65,7 +61,7 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), a, b)
 
 
-@jit
+@jax.jit
 def observed(lanes):
     """What is seen of the state that the lanes are in."""
     env = environment()

@@ -1,7 +1,6 @@
 """The value of an action is what plain stepping comes to after it, in a future common to all actions."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,6 @@ ENV = environment()
 PARAMS = process_params(poisson(20.0))
 GREEDY = greedy_params()
 KEY = jax.random.key(3)
-# What takes long here is compiling; the unoptimised program is as right, and ready in half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def state():
 @pytest.fixture(scope="module")
 def values():
     """(params, state, actions, key) -> values, the base drawing at random."""
-    return jit(
+    return jax.jit(
         lambda params, state, actions, key: action_values(
             ENV, params, state, actions, key, power_of_two, None, HORIZON
         )
@@ -44,14 +41,14 @@ def values():
 @pytest.fixture(scope="module")
 def step():
     """One step at a time, as anyone would take it: (state, result) and what the base would choose."""
-    take = jit(ENV.step)
-    choose = jit(lambda state, key: power_of_two(None, key, ENV.observation(PARAMS, state)))
+    take = jax.jit(ENV.step)
+    choose = jax.jit(lambda state, key: power_of_two(None, key, ENV.observation(PARAMS, state)))
     return take, choose
 
 
 def drained_qos(state):
     """What is in flight comes to, in steps of a tenth of a second in which nothing arrives."""
-    pass_on = jit(
+    pass_on = jax.jit(
         lambda fleet: pass_time(
             SERVING["prefill_first"], PARAMS.profile, fleet, jnp.float32(0.1), PARAMS.latency_limit_s
         )
@@ -109,7 +106,7 @@ def test_differences_are_less_noisy_than_values(values, state):
 
 def test_the_reward_kind_does_not_matter(values, state):
     potential = environment(reward="potential")
-    found = jit(
+    found = jax.jit(
         lambda key: action_values(potential, PARAMS, state, jnp.arange(4), key, power_of_two, None, HORIZON)
     )(KEY)
     np.testing.assert_allclose(found, values(PARAMS, state, jnp.arange(4), KEY), rtol=1e-6)
@@ -117,10 +114,12 @@ def test_the_reward_kind_does_not_matter(values, state):
 
 def test_a_horizon_of_one_is_the_first_action_and_the_drain(state):
     """Then nothing is left to the base: only the request's own worth and its neighbours'."""
-    found = jit(
+    found = jax.jit(
         lambda key: action_values(ENV, PARAMS, state, jnp.arange(4), key, projected_greedy, GREEDY, 1)
     )(KEY)
-    again = jit(lambda key: action_values(ENV, PARAMS, state, jnp.arange(4), key, power_of_two, None, 1))(KEY)
+    again = jax.jit(lambda key: action_values(ENV, PARAMS, state, jnp.arange(4), key, power_of_two, None, 1))(
+        KEY
+    )
     np.testing.assert_array_equal(found, again)
 
 
@@ -139,7 +138,7 @@ def test_expected_quality_changes_no_times(values, state):
     assert np.all(np.isfinite(known))
 
 
-@jit
+@jax.jit
 def _end(params, state):
     def step(state, key):
         return ENV.step(key, state, jnp.int32(1), params)[0], None

@@ -28,8 +28,6 @@ from tests.policies.random_seen import SLOTS, random_scenes, reordered
 SCENES, EXPERTS = 64, 3
 TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
 GREEDY = greedy_params()
-# What takes long here is compiling; the unoptimised program is as right, and ready in half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def network(**choices):
@@ -44,13 +42,13 @@ def actor(config):
 @functools.cache
 def program(config):
     """The same, compiled once."""
-    return jit(actor(config))
+    return jax.jit(actor(config))
 
 
 @functools.cache
 def fresh(config):
     """Parameters before any training."""
-    return jit(ActorCritic(config).init)(jax.random.key(0), at(inputs_of(), 0))
+    return jax.jit(ActorCritic(config).init)(jax.random.key(0), at(inputs_of(), 0))
 
 
 @functools.cache
@@ -62,7 +60,7 @@ def random_params(config):
     return jax.tree.unflatten(tree, drawn)
 
 
-@jit
+@jax.jit
 def gains(greedy, seen):
     """What projected_greedy weighs, -inf where not available."""
     return jax.vmap(lambda seen: net_gain(greedy, seen, projected_impact(seen, greedy.margin)))(seen)
@@ -70,7 +68,7 @@ def gains(greedy, seen):
 
 @functools.cache
 def inputs_of(experts=EXPERTS):
-    return jit(jax.vmap(lambda seen: router_input(seen, GREEDY)))(random_scenes(SCENES, experts))
+    return jax.jit(jax.vmap(lambda seen: router_input(seen, GREEDY)))(random_scenes(SCENES, experts))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +153,7 @@ def test_masked_actions_are_never_chosen_and_teach_nothing(inputs, drop):
         log_share = jax.nn.log_softmax(output.logits)
         return -jnp.sum(jnp.exp(log_share) * log_share) + jnp.sum(output.value)
 
-    gradient = jit(jax.grad(entropy))(params)
+    gradient = jax.jit(jax.grad(entropy))(params)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
     assert float(jnp.max(jnp.abs(gradient["params"]["actor"]["score"]["kernel"]))) > 0
 
@@ -193,7 +191,7 @@ def test_experts_that_only_pad_the_fleet_change_nothing(encoder):
     params = random_params(config)
     padded = reordered(seen, np.array([0, 1, 2, 1, 0]), axis=1)  # the last two exist in no fleet
     exists = jnp.array([True, True, True, False, False])
-    wide = jit(jax.vmap(lambda seen: router_input(seen, GREEDY, exists)))(padded)
+    wide = jax.jit(jax.vmap(lambda seen: router_input(seen, GREEDY, exists)))(padded)
     plain, wider = program(config)(params, inputs_of()), program(config)(params, wide)
     close(wider.logits[:, :3], plain.logits, 1e-3)
     np.testing.assert_array_equal(wider.logits[:, 3:], np.float32(MASKED_LOGIT))
@@ -254,7 +252,7 @@ def test_quality_calibration_learns_by_its_own_loss_alone(inputs):
     def largest(gradient, name):
         return max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient["params"][name]))
 
-    of_others, of_own = jit(jax.grad(others))(params), jit(jax.grad(own))(params)
+    of_others, of_own = jax.jit(jax.grad(others))(params), jax.jit(jax.grad(own))(params)
     assert largest(of_others, "quality") == 0.0
     assert largest(of_own, "quality") > 0.0
     for name in ("trunk", "actor", "critic"):
@@ -280,8 +278,8 @@ def test_the_calibration_counts_by_the_chance_to_meet_the_limit(inputs):
 def test_twin_critics_are_two(inputs):
     config = network(allow_drop=True)
     critic = TwinCritic(config)
-    params = jit(critic.init)(jax.random.key(0), at(inputs, 0))
-    values = jit(jax.vmap(critic.apply, (None, 0)))
+    params = jax.jit(critic.init)(jax.random.key(0), at(inputs, 0))
+    values = jax.jit(jax.vmap(critic.apply, (None, 0)))
     plain = values(params, inputs)
     assert plain.shape == (SCENES, 2, EXPERTS + 1)
     assert np.max(np.abs(plain[:, 0] - plain[:, 1])) > 0.01

@@ -18,8 +18,6 @@ from tests.policies.random_seen import SLOTS, random_scenes, random_seen
 SCENES, TRAINED = 32, 6
 CONFIG = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8)
 KEYS = jax.random.split(jax.random.key(0), SCENES)
-# What takes long here is compiling; the unoptimised program is as right, and ready in half the time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def weights(config=CONFIG, experts=TRAINED, scale=0.3):
@@ -29,7 +27,7 @@ def weights(config=CONFIG, experts=TRAINED, scale=0.3):
     return jax.tree.unflatten(tree, [jnp.asarray(scale * rng.normal(size=x.shape), x.dtype) for x in leaves])
 
 
-@functools.partial(jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def choices(router, params, keys, seen):
     return jax.vmap(router, (None, 0, 0))(params, keys, seen)
 
@@ -58,7 +56,7 @@ def test_deterministic_by_default_and_drawn_when_asked():
     params = weights(config, scale=0.1)
     likely, drawn = (learned_policy("x", config, params, stochastic=draw) for draw in (False, True))
     assert likely.summary != drawn.summary
-    logits = jit(lambda seen: actor_function(config)(params, router_input(seen, greedy_params())).logits)(
+    logits = jax.jit(lambda seen: actor_function(config)(params, router_input(seen, greedy_params())).logits)(
         seen
     )
     keys = jax.random.split(jax.random.key(1), count)
