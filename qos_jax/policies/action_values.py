@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from qos_jax.policies.types import Router
 from qos_jax.routing.environment import EnvState, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
+from qos_jax.routing.observation import Observation
 from qos_jax.routing.params import EnvParams
 
 
@@ -23,6 +25,7 @@ def action_values(
     base: Router,
     base_params: Any,
     horizon: int,
+    later: Callable[[Observation], jax.Array] | None = None,
 ) -> jax.Array:
     """QoS of all that is in flight or arrives within ``horizon`` decisions, by first action: [C] float32.
 
@@ -41,6 +44,7 @@ def action_values(
       base: the policy that routes afterwards.
       base_params: its parameters.
       horizon: decisions, the first included; static, >= 1.
+      later: what the state reached is worth to the requests after the horizon, [] QoS; nothing by default.
     """
     plain = RoutingEnvironment(dataclasses.replace(env.config, reward="qos"))
     keys = jax.random.split(key, 2 * horizon).reshape(horizon, 2)
@@ -59,7 +63,8 @@ def action_values(
         _, drained = pass_time(
             plain.config.serving, params.profile, reached.fleet, jnp.float32(jnp.inf), params.latency_limit_s
         )
-        return total + jnp.sum(drained.qos)
+        value = total + jnp.sum(drained.qos)
+        return value if later is None else value + later(plain.observation(params, reached))
 
     return jax.vmap(after)(actions)
 

@@ -48,6 +48,16 @@ def net_gain(params: GreedyParams, seen: Observation, impact: Impact) -> jax.Arr
     return jnp.where(seen.available, gain, -jnp.inf)
 
 
+def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
+    """What the requests in flight cost those to come: the price of crowding that each was charged, [] QoS.
+
+    The sum of :func:`net_gain`'s price over the requests of each expert, the first of whom found it empty.
+    """
+    length = _queue_length(seen).astype(jnp.float32)
+    cubes = jnp.square(0.5 * length * (length - 1.0))  # 0 + 1 + 8 + ... + (length - 1)^3
+    return params.congestion_price * jnp.sum(cubes / seen.profile.max_running.astype(jnp.float32) ** 3)
+
+
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
     """Index of the highest of [N] scores, the first on ties; N (drop) if it is below ``drop_below``."""
     drop = jnp.int32(scores.shape[0])

@@ -65,6 +65,11 @@ def test_an_update_changes_the_network_counts_and_repeats_itself():
 
     assert all(np.array_equal(a, b) for a, b in zip(leaves(one), leaves(same), strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(leaves(one), leaves(two), strict=True))
+    # What is learned is the running mean, which starts where the weights do.
+    for mean, before, last in zip(
+        leaves(two), leaves(one), map(np.asarray, jax.tree.leaves(two.params)), strict=True
+    ):
+        np.testing.assert_allclose(mean, 0.98 * before + 0.02 * last, rtol=1e-5, atol=1e-8)
     assert int(two.update) == 2
     assert int(two.trials.count) == 2 * CONFIG.num_envs
     assert all(np.isfinite(value) for value in jax.tree.leaves(jax.device_get(metrics)))
@@ -72,7 +77,9 @@ def test_an_update_changes_the_network_counts_and_repeats_itself():
     assert np.all(tried[:, 0] != tried[:, 1])
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_envs", 0), ("candidates", 1), ("capacity", 3)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_envs", 0), ("candidates", 1), ("capacity", 3), ("average", 1.0)]
+)
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         DistilConfig(**{"num_envs": 4, field: value})

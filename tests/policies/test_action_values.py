@@ -123,6 +123,25 @@ def test_a_horizon_of_one_is_the_first_action_and_the_drain(state):
     np.testing.assert_array_equal(found, again)
 
 
+def test_what_comes_later_is_paid_on_the_state_reached(state, step):
+    def later(seen):
+        return jnp.sum(seen.live, dtype=jnp.float32)
+
+    take, _ = step
+    plain, more = (
+        jax.jit(
+            lambda key, later=later: action_values(
+                ENV, PARAMS, state, jnp.arange(4), key, power_of_two, None, 1, later
+            )
+        )(KEY)
+        for later in (None, later)
+    )
+    key = jax.random.split(KEY, 2)[0]
+    reached = [int(jnp.sum(take(key, state, jnp.int32(a), PARAMS)[0].fleet.serving.live)) for a in range(4)]
+    assert len(set(reached)) > 1
+    np.testing.assert_allclose(more - plain, reached, rtol=1e-5)
+
+
 def test_expected_quality_changes_no_times(values, state):
     params, expected = with_expected_quality(PARAMS, state)
     np.testing.assert_array_equal(params.table.quality, PARAMS.table.predicted_quality)

@@ -187,3 +187,10 @@ def test_all_queues_full_is_still_an_answer(name):
 def test_assigned_replays():
     seen = dataclasses.replace(observation(), step=jnp.int32(2))
     assert set(choices("assigned", seen, assignment=jnp.array([0, 0, 1, 0]))) == {1}
+
+
+def test_crowding_costs_what_each_in_flight_was_charged_for_its_place():
+    params = heuristics.greedy_params(congestion_price=0.5)
+    for slots, places in ((0, []), (1, [0]), (3, [0, 1, 2])):
+        charged = 0.5 * sum((place / 3) ** 3 for place in places)  # of batches of 3
+        assert float(heuristics.crowding_cost(params, observation(slots=slots))) == pytest.approx(charged)
