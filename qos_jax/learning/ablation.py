@@ -112,7 +112,7 @@ VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
     FULL: ("the run as configured", lambda full: full),
     "sets": ("no attention, no slots: experts as a set", _network(encoder="sets")),
     "flat": ("no graph: an MLP on all features in one row", _network(encoder="flat")),
-    "no_residual": ("scores start from nothing, not from projected_greedy", _network(residual=False)),
+    "no_residual": ("scores start from nothing, not from load_aware_greedy", _network(residual=False)),
     "no_impact": (
         "nothing from the action impact estimator, neither features nor residual",
         _network(impact_features=False, residual=False),
