@@ -13,7 +13,7 @@ EASY = np.arange(ROWS) % 2 == 0
 
 @pytest.fixture(scope="module")
 def case():
-    """Quality: the cheap one 1 on easy prompts, else 0; the dear one always 1. Costs: 1 and 10 busy seconds."""
+    """The cheap expert is right on easy prompts, the dear one always; they cost 1 and 10 busy seconds."""
     quality = np.stack([EASY.astype(float), np.ones(ROWS)], axis=1)
     return quality, np.tile([1.0, 10.0], (ROWS, 1))
 

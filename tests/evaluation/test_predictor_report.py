@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-metrics = pytest.importorskip("sklearn.metrics", reason="needs the extra 'predictors'")
+from sklearn import metrics
 
 from qos_jax.errors import InputError
 from qos_jax.evaluation.predictor_report import (
@@ -125,12 +124,15 @@ def test_text_and_csv(report, tmp_path):
 
 
 def test_a_held_out_task_is_not_learned():
-    """Each task has a word of its own that says how hard a prompt is: of the other task's, nothing is known."""
+    """Each task has a word of its own that says how hard a prompt is: of the other's, nothing is known."""
     rng = np.random.default_rng(1)
     hard = rng.random(200) < 0.5
     tasks = ["sums" if row % 2 else "poems" for row in range(200)]
     marks = {"sums": ("carry", "add"), "poems": ("sonnet", "rhyme")}
-    prompts = [f"{marks[task][int(is_hard)]} it now" for task, is_hard in zip(tasks, hard, strict=True)]
+    prompts = [
+        f"{marks[task][int(is_hard)]} it w{row % 50} now"
+        for row, (task, is_hard) in enumerate(zip(tasks, hard, strict=True))
+    ]
     quality = np.repeat(1.0 - hard[:, None], 2, axis=1)
     tokens = np.full((200, 2), 50)
     config = PredictorConfig(head="neighbours", components=8, hash_bits=10, neighbours=10)

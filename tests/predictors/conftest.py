@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("sklearn", reason="needs the extra 'predictors'")
-
 from qos_jax.predictors import Predictor, PredictorConfig, fit_predictor
 from tests.predictors.texts import EXPERTS, Texts, make_texts
 

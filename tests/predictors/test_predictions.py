@@ -40,7 +40,7 @@ def test_the_median_lies_where_half_is_reached():
 )
 def test_quantiles_rise_and_stay_inside(weights, shares):
     one = predictions([w / sum(weights) for w in weights], [2, 10, 40, 100])
-    low, high = (float(one.quantile_tokens(share)) for share in sorted(shares))
+    low, high = (one.quantile_tokens(share).item() for share in sorted(shares))
     assert 2 * (1 - 1e-6) <= low <= high * (1 + 1e-6) <= 100 * (1 + 1e-5)
 
 

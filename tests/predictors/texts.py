@@ -20,7 +20,7 @@ class Texts:
 
 
 def make_texts(rows: int, seed: int = 0, missing: float = 0.05) -> Texts:
-    """An answer is right with probability 0.1 if the prompt is hard, else 0.9; hard ones are 4 times as long."""
+    """An answer to a hard prompt is right with probability 0.1, else 0.9; it is 4 times as long."""
     rng = np.random.default_rng(seed)
     words = np.array([f"w{number}" for number in range(30)])
     hard = rng.random(rows) < 0.5
