@@ -189,7 +189,7 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
         if config.test_share:
             check_iterations(iteration_subset(log, plan.fitted_rows), fixed)
     elif log is not None:
-        check_requests(log, plan.limits, plan.fitted_rows)
+        check_requests(log, plan.limits, fixed, plan.fitted_rows)
     return plan
 
 

@@ -21,12 +21,12 @@ WEAK_SHARE = 0.15  # of its value: a standard error above it makes a coefficient
 
 # What a log needs for the coefficient to be told from the others.
 NEEDS = {
-    "prefill_base_s": "prefill iterations of fewer prompt tokens",
-    "prefill_per_token_s": "prefill iterations of other token counts",
+    "prefill_base_s": "shorter prompts",
+    "prefill_per_token_s": "prompts of other lengths",
     "prefill_per_token_sq_s": "at least three different prompt lengths",
-    "decode_base_s": "decode iterations of other batch sizes",
-    "decode_per_seq_s": "decode iterations of other batch sizes",
-    "decode_per_context_token_s": "decode iterations of other context lengths at the same batch size",
+    "decode_base_s": "decoding at other batch sizes",
+    "decode_per_seq_s": "decoding at other batch sizes",
+    "decode_per_context_token_s": "decoding at other context lengths with the same batch size",
 }
 
 

@@ -90,7 +90,7 @@ def check_identified(design: Array, fixed: Mapping[str, float], file: str, facts
     lost = absent or confused
     if not lost:
         return
-    why = f" ({'; '.join(facts)})".replace("; ", ", ") if facts else ""
+    why = f" ({', '.join(facts)})" if facts else ""
     if absent:
         fault = f"no row tells {_listed(lost)}{why}"
     else:

@@ -21,10 +21,10 @@ MIN_REQUESTS = 10
 # Of a log-ratio; errors well above it count linearly, so that a server's warm-up cannot rule. Under load a
 # TTFT is the sum of all that went before, and so are its errors, which queued requests share; TPOT is local.
 TTFT_LOG_SCALE, TPOT_LOG_SCALE = 0.1, 0.02
-STEP = 1e-7  # relative, of the derivatives: so small that no event changes order, which makes them exact
+STEP = 1e-7  # relative, of exact derivatives: so small that no event of a replay changes place
 BLOCKS = 20  # of requests in a row, which share their errors: they waited in one queue
-NEAR_BEST = 1.1  # times the best cost: the spread of starts that end there counts into the errors
 SPREAD = (0.1, 2.0)  # of the candidates around the scale guessed from the log, log-uniform
+NOT_STUCK = 1e-3  # of its scale: where a stage starts a coefficient that the last one left at 0
 SMALLEST_BASE_SHARE = 1e-3  # of its scale: lower bound of decode_base_s, which must stay above 0
 
 
@@ -42,9 +42,13 @@ class ServerLimits:
 class SearchConfig:
     """How widely to search for the coefficients."""
 
-    candidates: int = 32  # profiles tried around the scale of the log, before any is refined
-    starts: int = 3  # best candidates that are refined, each to its own minimum
-    evaluations: int = 20  # most steps of one refinement, each of C + 1 replays
+    candidates: int = 24  # profiles tried around the scale of the log, before any is refined
+    starts: int = 2  # best candidates that are refined, each to its own minimum
+    recoveries: int = 2  # refinements of a log replayed with the fit itself: how far off does a search end?
+    evaluations: int = 5  # most steps of each of the stages of a refinement, each step of C + 1 replays
+    # Relative steps of the derivatives, stage by stage. A replay is piecewise smooth, with a jump wherever an
+    # event changes place: wide differences look over the jumps, the last are so small that they meet none.
+    steps: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, STEP)
     seed: int = 0  # of the candidates
 
 
@@ -83,8 +87,13 @@ def replay_requests(
     return np.array([o.ttft_s for o in run.outcomes]), np.array([o.latency_s for o in run.outcomes])
 
 
-def check_requests(log: RequestLog, limits: ServerLimits, rows: npt.NDArray[np.bool_] | None = None) -> None:
-    """Raise InputError if too few requests (of ``rows`` [T]) are to fit, or the KV cache cannot hold some."""
+def check_requests(
+    log: RequestLog,
+    limits: ServerLimits,
+    fixed: Mapping[str, float],
+    rows: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """Raise InputError as :func:`fit_requests` does, after a handful of replays, without the fit."""
     count = log.num_requests if rows is None else int(rows.sum())
     if count < MIN_REQUESTS:
         raise input_error(
@@ -99,6 +108,10 @@ def check_requests(log: RequestLog, limits: ServerLimits, rows: npt.NDArray[np.b
             field="kv_capacity_tokens",
             remedy="give the KV capacity that the server logged",
         )
+    problem = _Problem(log, limits, fixed, rows, None)
+    if problem.free:
+        # Where a replay is linear in the coefficients its derivatives show what the log cannot tell.
+        check_identified(problem.jacobian(np.ones(len(problem.free)))[1], fixed, log.file, _facts(log))
 
 
 def fit_requests(
@@ -115,10 +128,10 @@ def fit_requests(
     """Return the coefficients with which the simulator best replays a log's TTFTs and TPOTs.
 
     Residuals are the logs of replayed over measured TTFT and TPOT of each request, in a robust loss (soft
-    L1). The replay is piecewise smooth: the derivatives are those of the schedule as it stands, and since
-    schedules differ, several starts are refined and the best kept. Two covariances are added up: that of the
-    problem linearised at the best, robust to errors that neighbouring requests share, and that of the starts
-    that end nearly as well.
+    L1). They jump wherever an event changes place, so several starts are refined, with ever narrower
+    differences for derivatives, and the best is kept. Two covariances are added up: that of the
+    problem linearised at the best, robust to errors that neighbouring requests share, and that of the search
+    itself: how far beside the fit its other starts end, and, on a log replayed with the fit, all of them.
 
     Args:
       log: T requests.
@@ -126,35 +139,47 @@ def fit_requests(
       fixed: values of coefficients that are given, by name.
       search: how widely to search.
       rows: [T], the requests whose times are fitted; all by default. The others still load the server.
-      finished: results of the first starts, of an interrupted search with the same arguments.
-      on_start: called with each further start's result.
+      finished: results of the first refinements, of an interrupted search with the same arguments.
+      on_start: called with the result of each further refinement.
       on_progress: called with the number of replays done, :func:`num_replays` in all at most.
 
     Raises:
       InputError: too few requests, one the KV cache cannot hold, or times that cannot tell a coefficient from
         the others, naming it.
     """
-    check_requests(log, limits, rows)
+    check_requests(log, limits, fixed, rows)
     problem = _Problem(log, limits, fixed, rows, on_progress)
-    # Where a replay is linear in the coefficients its derivatives show what the log cannot tell.
-    check_identified(problem.jacobian(np.ones(len(problem.free)))[1], fixed, log.file, _facts(log))
-    starts = list(finished)
-    if len(starts) < search.starts:
-        for point in problem.candidates(search)[len(starts) :]:
-            result = problem.refine(point, search.evaluations)
-            starts.append(result)
+    results = list(finished)
+    points = problem.candidates(search) if len(results) < search.starts + search.recoveries else []
+
+    def refine(problem: _Problem, at: int) -> None:
+        if len(results) == at:
+            results.append(problem.refine(points[at % search.starts], search))
             if on_start is not None:
-                on_start(result)
-    starts.sort(key=lambda start: start.cost)
+                on_start(results[at])
+
+    for at in range(search.starts):
+        refine(problem, at)
+    starts = sorted(results[: search.starts], key=lambda start: start.cost)
     best = starts[0]
     ttft_s, latency_s = replay_requests(log, limits, best.value)
-    return RequestFit(_with_errors(problem, starts), tuple(starts), ttft_s, latency_s)
+    own = dataclasses.replace(
+        log, first_token_s=log.arrival_s + ttft_s, last_token_s=log.arrival_s + latency_s
+    )
+    recovery = problem.on(own)
+    for at in range(search.starts, search.starts + search.recoveries):
+        refine(recovery, at)
+    others = [*starts[1:], *results[search.starts :]] or starts
+    missed = np.stack([result.value - best.value for result in others])
+    covariance = problem.covariance(best.value) + missed.T @ missed / len(missed)
+    return RequestFit(CoefficientFit(best.value, covariance, tuple(fixed)), tuple(starts), ttft_s, latency_s)
 
 
 def num_replays(search: SearchConfig, fixed: Mapping[str, float]) -> int:
     """Return how many replays a search takes at most."""
     per_step = 1 + len(free_columns(fixed))
-    return search.candidates + search.starts * search.evaluations * per_step + 2 * per_step + 1
+    refinements = search.starts + search.recoveries
+    return search.candidates + refinements * len(search.steps) * search.evaluations * per_step + 2 * per_step
 
 
 def request_pairs(
@@ -204,6 +229,12 @@ class _Problem:
         self.request = np.concatenate([np.flatnonzero(self.rows), np.flatnonzero(self.several)])
         self._on_progress = on_progress
 
+    def on(self, log: RequestLog) -> _Problem:
+        """Return the same problem with another log's times, at the same scale."""
+        other = _Problem(log, self.limits, self.fixed, self.rows, self._on_progress)
+        other.scale = self.scale
+        return other
+
     def value(self, x: Array) -> Array:
         """Return the coefficients [C] at x."""
         value = np.array([self.fixed.get(name, 0.0) for name in COEFFICIENTS])
@@ -227,6 +258,16 @@ class _Problem:
         full[:, self.free] = at.jac / self.scale[self.free]
         return at.fun, full
 
+    def covariance(self, value: Array) -> Array:
+        """Return the covariance [C, C] of coefficients fitted as ``value`` [C], of the linearised problem."""
+        if not self.free:
+            return np.zeros((len(value), len(value)))
+        residuals, jacobian = self.jacobian(np.maximum((value / self.scale)[self.free], self.lower))
+        weight = (1.0 + residuals**2) ** -0.25  # of soft L1, as a root
+        fitted = np.flatnonzero(self.rows)
+        block = np.searchsorted(fitted, self.request) * min(BLOCKS, len(fitted)) // len(fitted)
+        return robust_covariance(jacobian * weight[:, None], residuals * weight, block, self.fixed)
+
     def candidates(self, search: SearchConfig) -> list[Array]:
         """Return the best ``search.starts`` points of a Latin hypercube, best first."""
         cube = qmc.LatinHypercube(max(len(self.free), 1), rng=search.seed).random(search.candidates)
@@ -235,21 +276,26 @@ class _Problem:
         costs = [_cost(self.residuals(point)) for point in points]
         return [points[k] for k in np.argsort(costs, kind="stable")[: search.starts]]
 
-    def refine(self, x: Array, evaluations: int) -> StartResult:
-        """Return the minimum that a trust-region search reaches from x."""
+    def refine(self, x: Array, search: SearchConfig) -> StartResult:
+        """Return the best point that trust-region searches reach from x, one after the other."""
         if not self.free:
             return StartResult(self.value(x), _cost(self.residuals(x)))
-        end = least_squares(
-            self.residuals,
-            x,
-            bounds=(self.lower, np.inf),
-            diff_step=STEP,
-            loss="soft_l1",
-            max_nfev=evaluations,
-            xtol=1e-4,
-            ftol=1e-4,
-        )
-        return StartResult(self.value(end.x), float(end.cost))
+        best = (np.inf, x)
+        for step in search.steps:
+            end = least_squares(
+                self.residuals,
+                np.maximum(best[1], NOT_STUCK),
+                bounds=(self.lower, np.inf),
+                diff_step=step,
+                x_scale="jac",
+                loss="soft_l1",
+                max_nfev=search.evaluations,
+                xtol=1e-4,
+                ftol=1e-4,
+            )
+            if end.cost < best[0]:
+                best = (float(end.cost), end.x)
+        return StartResult(self.value(best[1]), best[0])
 
 
 def guess_scale(log: RequestLog, limits: ServerLimits) -> Array:
@@ -273,22 +319,6 @@ def typical_load(log: RequestLog, limits: ServerLimits) -> tuple[float, float]:
     batch = max(float(np.sum(log.last_token_s - log.first_token_s)) / makespan_s, 1.0)
     context = batch * float(np.mean(log.prompt_tokens + log.output_tokens / 2))
     return batch, min(context, limits.kv_capacity_tokens)
-
-
-def _with_errors(problem: _Problem, starts: Sequence[StartResult]) -> CoefficientFit:
-    """Return the best start's coefficients with their covariance, see :func:`fit_requests`."""
-    best = starts[0]
-    fixed = tuple(problem.fixed)
-    if not problem.free:
-        return CoefficientFit(best.value, np.zeros((len(COEFFICIENTS), len(COEFFICIENTS))), fixed)
-    x = np.maximum((best.value / problem.scale)[problem.free], problem.lower)
-    residuals, jacobian = problem.jacobian(x)
-    weight = (1.0 + residuals**2) ** -0.25  # of soft L1, as a root
-    fitted = np.flatnonzero(problem.rows)
-    block = np.searchsorted(fitted, problem.request) * min(BLOCKS, len(fitted)) // len(fitted)
-    within = robust_covariance(jacobian * weight[:, None], residuals * weight, block, problem.fixed)
-    near = np.stack([start.value for start in starts if start.cost <= NEAR_BEST * best.cost])
-    return CoefficientFit(best.value, within + np.cov(near, rowvar=False, bias=True), fixed)
 
 
 def _cost(residuals: Array) -> float:

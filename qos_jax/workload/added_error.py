@@ -43,8 +43,13 @@ def with_prediction_error(key: jax.Array, table: RequestTable, error: AddedError
     length_key, quality_key = jax.random.split(key)
     tokens = jnp.asarray(table.predicted_output_tokens, jnp.float32)
     quality = jnp.asarray(table.predicted_quality, jnp.float32)
-    shift = error.length_bias_log + error.length_noise_log * jax.random.normal(length_key, tokens.shape)
-    moved = error.quality_bias + error.quality_noise * jax.random.normal(quality_key, quality.shape)
+
+    def miss(key: jax.Array, bias: jax.Array | float, noise: jax.Array | float) -> jax.Array:
+        drawn = jax.random.normal(key, tokens.shape)
+        return jnp.broadcast_to(bias, tokens.shape) + jnp.broadcast_to(noise, tokens.shape) * drawn
+
+    shift = miss(length_key, error.length_bias_log, error.length_noise_log)
+    moved = miss(quality_key, error.quality_bias, error.quality_noise)
     least = jnp.minimum(tokens, 1.0)  # a prediction below 1 that was given may stay
     return dataclasses.replace(
         table,
