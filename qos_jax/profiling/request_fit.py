@@ -131,7 +131,8 @@ def fit_requests(
     L1). They jump wherever an event changes place, so several starts are refined, with ever narrower
     differences for derivatives, and the best is kept. Two covariances are added up: that of the
     problem linearised at the best, robust to errors that neighbouring requests share, and that of the search
-    itself: how far beside the fit its other starts end, and, on a log replayed with the fit, all of them.
+    itself: how far beside the fit its other starts end, and, on a log replayed with the fit, all of them. The
+    latter rests on few draws, so a standard error may well be off by half.
 
     Args:
       log: T requests.
