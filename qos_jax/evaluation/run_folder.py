@@ -25,6 +25,7 @@ _RESULTS = (
     "summary.json",
     "comparison.*",
     "evaluations.csv",
+    "profile.*",
     "plots/*.png",
     "tensorboard/events.*",
 )
