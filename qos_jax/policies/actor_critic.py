@@ -52,6 +52,7 @@ class NetworkConfig:
         True  # with the residual: weigh the terms of the net gain by load, request and server
     )
     temperature: float = 0.03  # QoS, logits = scores / temperature
+    head_scale: float = 0.3  # of the head's part beside a residual: below 1, noise moves scores less
     allow_drop: bool = False  # an action more: drop the request
 
     def __post_init__(self) -> None:
@@ -59,8 +60,9 @@ class NetworkConfig:
             raise ValueError(f"encoder {self.encoder!r} is unknown: use one of {', '.join(ENCODERS)}")
         if self.hidden < 1:
             raise ValueError(f"hidden = {self.hidden}: must be at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: must be above 0")
+        for name in ("temperature", "head_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
         if self.residual and not self.impact_features:
             raise ValueError("residual = True needs impact_features: the net gain is made of them")
 
@@ -235,7 +237,7 @@ class ActorCritic(nn.Module):
                 base = base + LearnedPrices(config.hidden, name="prices")(inputs)
             if config.allow_drop:
                 base = jnp.concatenate([base, drop_score(base)])
-            logits = logits + base / config.temperature
+            logits = config.head_scale * logits + base / config.temperature
         mask = action_mask(inputs, config.allow_drop)
         value = _Value(config.hidden, name="critic")(embedding, inputs.graph.expert_mask)
         return RouterOutput(
