@@ -18,6 +18,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.serving import SCHEDULERS
+from qos_jax.workload.degraded import FITTED, PREDICTIONS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 _DEFAULTS = CaseConfig()
@@ -63,6 +64,13 @@ _TABLE_MATCH = flags.DEFINE_enum(
     list(TABLE_MATCHES),
     "rows that a trace's arrivals get: nearest in length to the recorded requests, or any, evenly",
 )
+_PREDICTIONS = flags.DEFINE_list(
+    "predictions",
+    [FITTED],
+    "what routers are told of a table's rows: its fitted predictions, each expert's mean over train rows, the "
+    f"fitted ones shuffled over rows, or the true values; some of {', '.join(PREDICTIONS)}. With several, every "
+    "policy runs under each, named POLICY@PREDICTIONS, on identical requests",
+)
 _SEEDS = flags.DEFINE_integer("seeds", _DEFAULTS.seeds, "independent draws of requests and arrivals")
 _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "of all draws")
 _REQUESTS = flags.DEFINE_integer(
@@ -106,6 +114,7 @@ def main() -> None:
             trace_end_s=_TRACE_END.value,
             table=_TABLE.value,
             table_split=_TABLE_SPLIT.value,
+            predictions=tuple(_PREDICTIONS.value),
             cases=CaseConfig(
                 workloads=tuple(_WORKLOADS.value),
                 arrival_rates=_numbers(_RATES),

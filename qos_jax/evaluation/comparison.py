@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from qos_jax.errors import InputError, input_error
 from qos_jax.evaluation.cases import TRACE, Case, CaseConfig, build_cases
 from qos_jax.evaluation.checkpoints import LearnedRouter, load_router, named_checkpoints
-from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, compare
+from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.evaluation.contents import Source
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.resume import load_policy_runs, save_policy_run
@@ -38,7 +38,9 @@ from qos_jax.workload import (
     table_for_experts,
     window,
 )
+from qos_jax.workload.degraded import FITTED, PREDICTIONS, with_predictions
 from qos_jax.workload.named_table import ALL_ROWS
+from qos_jax.workload.text_table import near_match
 
 GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
 
@@ -60,6 +62,7 @@ class ComparisonConfig:
     trace_end_s: float = math.inf  # exclusive
     table: str | None = None  # table file whose rows are the requests, in place of synthetic ones
     table_split: str = ALL_ROWS  # or one of SPLITS: which of its rows
+    predictions: tuple[str, ...] = (FITTED,)  # some of PREDICTIONS: what routers are told of a table's rows
     cases: CaseConfig = dataclasses.field(default_factory=CaseConfig)
 
 
@@ -70,7 +73,7 @@ class ComparisonPlan:
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     cases: CaseConfig
     fleet: Fleet
-    source: Source  # a table of the fleet's experts, or figures of its models
+    sources: dict[str, Source]  # by predictions: a table of the fleet's experts, or figures of its models
     source_is_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
     latency_limit_s: float
     trace: Trace | None
@@ -93,11 +96,16 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         raise input_error("only learned routers draw", field="stochastic", remedy="give --checkpoint=DIR")
     if not policies and not folders:
         raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
-    if config.baseline not in (*names, *folders):
+    shown = [*names, *folders]
+    if len(config.predictions) > 1:
+        bounds = [name for name in shown if name in BOUNDS]
+        routers = [name for name in shown if name not in BOUNDS]
+        shown = [named_under(name, kind) for kind in config.predictions for name in routers] + bounds
+    if config.baseline not in shown:
         raise input_error(
             f"{config.baseline!r} is not among the policies",
             field="baseline",
-            remedy=f"use one of {', '.join((*names, *folders))}",
+            remedy=f"use one of {', '.join(shown)}",
         )
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
@@ -124,7 +132,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     trace = dataclasses.replace(read_trace(config.trace), name=config.trace) if config.trace else None
     if trace is not None and (config.trace_start_s > 0 or config.trace_end_s < math.inf):
         trace = window(trace, config.trace_start_s, config.trace_end_s)
-    source, drawn = _load_source(config, fleet)
+    sources, drawn = _load_sources(config, fleet)
     serving = ServingConfig(
         fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
     )
@@ -147,7 +155,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         },
         cases=cases,
         fleet=fleet,
-        source=source,
+        sources=sources,
         source_is_drawn=drawn,
         latency_limit_s=limit_s,
         trace=trace,
@@ -158,8 +166,9 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     )
 
 
-def _load_source(config: ComparisonConfig, fleet: Fleet) -> tuple[Source, bool]:
+def _load_sources(config: ComparisonConfig, fleet: Fleet) -> tuple[dict[str, Source], bool]:
     """Return what requests are drawn from, and whether its experts are drawn for want of figures."""
+    _check_predictions(config)
     if config.table is not None:
         if config.cases.error_level != 1.0:
             raise input_error(
@@ -169,33 +178,70 @@ def _load_source(config: ComparisonConfig, fleet: Fleet) -> tuple[Source, bool]:
             )
         if not config.table:
             raise input_error("is empty", field="table", remedy="give --table=FILE, or leave it out")
-        named = read_table(config.table)
-        return split_rows(table_for_experts(named, fleet.names), config.table_split), False
+        named = table_for_experts(read_table(config.table), fleet.names)
+        sources: dict[str, Source] = {
+            kind: split_rows(with_predictions(named, kind, config.cases.seed), config.table_split)
+            for kind in config.predictions
+        }
+        return sources, False
     if config.table_split != ALL_ROWS:
         raise input_error(
             f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
         )
     calibration = load_calibration()
     try:
-        return experts_named(calibration, fleet.names), False
+        return {FITTED: experts_named(calibration, fleet.names)}, False
     except InputError:
         key = jax.random.key(config.cases.seed)
-        return sample_experts(key, calibration, fleet.num_experts), True
+        return {FITTED: sample_experts(key, calibration, fleet.num_experts)}, True
 
 
-def draw_cases(plan: ComparisonPlan) -> list[Case]:
-    """Return the cases of a comparison; the errors are those of :func:`build_cases`."""
-    return build_cases(plan.cases, plan.fleet, plan.source, plan.latency_limit_s, plan.trace)
+def _check_predictions(config: ComparisonConfig) -> None:
+    if not config.predictions or len(set(config.predictions)) < len(config.predictions):
+        fault = "names one twice" if config.predictions else "is empty"
+        raise input_error(
+            fault, field="predictions", remedy=f"give some of {', '.join(PREDICTIONS)}, each once"
+        )
+    for kind in config.predictions:
+        if kind not in PREDICTIONS:
+            raise input_error(
+                f"{kind!r} is unknown{near_match(kind, PREDICTIONS)}",
+                field="predictions",
+                remedy=f"use some of {', '.join(PREDICTIONS)}",
+            )
+    if config.table is None and config.predictions != (FITTED,):
+        raise input_error(
+            f"{', '.join(config.predictions)} need a table",
+            field="predictions",
+            remedy="give --table=FILE, or --error_level for synthetic predictions",
+        )
 
 
-def work_requests(plan: ComparisonPlan, cases: Sequence[Case]) -> int:
+def named_under(policy_name: str, predictions: str) -> str:
+    """Return what a policy is called where several kinds of predictions are compared."""
+    return f"{policy_name}@{predictions}"
+
+
+def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
+    """Return the cases of a comparison by predictions: the same requests and arrivals under each.
+
+    The errors are those of :func:`build_cases`.
+    """
+    return {
+        kind: build_cases(plan.cases, plan.fleet, source, plan.latency_limit_s, plan.trace)
+        for kind, source in plan.sources.items()
+    }
+
+
+def work_requests(plan: ComparisonPlan, cases: Mapping[str, Sequence[Case]]) -> int:
     """Return how many requests a comparison routes in all."""
-    return len(plan.policies) * sum(case.runs.shape[0] * case.runs.shape[1] for case in cases)
+    per_policy = sum(case.runs.shape[0] * case.runs.shape[1] for each in cases.values() for case in each)
+    return len(plan.policies) * per_policy
 
 
 def execute_comparison(
     plan: ComparisonPlan,
-    cases: Sequence[Case],
+    cases: Mapping[str, Sequence[Case]],
     folder: RunFolder,
     *,
     plot: bool,
@@ -206,20 +252,32 @@ def execute_comparison(
     What a policy did is in the folder as soon as it is done (see ``resume.py``); all other files are
     written at the end, from all of it, so that a comparison stopped and resumed ends as one that was not.
     """
-    shown = shown_cases(cases)
-    compared = compare(
-        plan.serving,
-        plan.policies,
-        cases,
-        with_upper_bound=plan.with_upper_bound,
-        keep_records=shown,
-        finished=load_policy_runs(folder, cases, shown),
-        on_progress=on_progress,
-        on_policy=lambda run: save_policy_run(folder, run),
+    first = next(iter(cases.values()))
+    shown = shown_cases(first)
+    finished = load_policy_runs(folder, first, shown)
+    parts: list[tuple[list[Policy], Compared]] = []
+    for kind, each in cases.items():
+        policies = plan.policies
+        if len(cases) > 1:
+            policies = [dataclasses.replace(p, name=named_under(p.name, kind)) for p in policies]
+        compared = compare(
+            plan.serving,
+            policies,
+            each,
+            with_upper_bound=plan.with_upper_bound and not parts,
+            keep_records=shown,
+            finished=finished,
+            on_progress=on_progress,
+            on_policy=lambda run: save_policy_run(folder, run),
+        )
+        parts.append((policies, compared))
+    compared = Compared(
+        [result for _, part in parts for result in part.results],
+        {case: {k: v for _, part in parts for k, v in part.records.get(case, {}).items()} for case in shown},
     )
     comparison = write_tables(folder, compared, plan.baseline)
     if plot:
-        write_plots(folder, compared, cases, plan.policies, plan.serving, plan.fleet.names)
+        write_plots(folder, compared, first, parts[0][0], plan.serving, plan.fleet.names)
     return comparison
 
 
