@@ -7,7 +7,6 @@ import sys
 from absl import flags
 
 from launch import common
-from qos_jax.errors import input_error
 from qos_jax.evaluation import check_run_folder, open_run_folder, progress, render_text
 from qos_jax.evaluation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
 from qos_jax.evaluation.comparison import (
@@ -67,9 +66,9 @@ _TABLE_MATCH = flags.DEFINE_enum(
 _PREDICTIONS = flags.DEFINE_list(
     "predictions",
     [FITTED],
-    "what routers are told of a table's rows: its fitted predictions, each expert's mean over train rows, the "
-    f"fitted ones shuffled over rows, or the true values; some of {', '.join(PREDICTIONS)}. With several, every "
-    "policy runs under each, named POLICY@PREDICTIONS, on identical requests",
+    "what routers are told of a table's rows: its fitted predictions, each expert's mean over train rows, "
+    f"the fitted ones of other rows, or the true values; some of {', '.join(PREDICTIONS)}. With several, "
+    "every policy runs under each, named POLICY@PREDICTIONS, on identical requests",
 )
 _SEEDS = flags.DEFINE_integer("seeds", _DEFAULTS.seeds, "independent draws of requests and arrivals")
 _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "of all draws")
@@ -88,13 +87,6 @@ _RESUME = flags.DEFINE_bool(
     "resume", False, "go on with the same comparison where it was stopped: policies that are done stay so"
 )
 _PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
-
-
-def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-    try:
-        return tuple(float(text) for text in flag.value)
-    except ValueError as error:
-        raise input_error(str(error), field=flag.name, remedy="give numbers, separated by commas") from None
 
 
 def main() -> None:
@@ -117,8 +109,8 @@ def main() -> None:
             predictions=tuple(_PREDICTIONS.value),
             cases=CaseConfig(
                 workloads=tuple(_WORKLOADS.value),
-                arrival_rates=_numbers(_RATES),
-                loads=_numbers(_LOADS),
+                arrival_rates=common.numbers(_RATES),
+                loads=common.numbers(_LOADS),
                 seeds=_SEEDS.value,
                 seed=_SEED.value,
                 num_requests=_REQUESTS.value,

@@ -118,7 +118,7 @@ class SplitConfig:
 def split_by_prompt(log: AnswerLog, config: SplitConfig) -> npt.NDArray[np.int32]:
     """Return which of ``SPLITS`` each row is in, [M] int32; rows with the same prompt are in the same one.
 
-    Distinct prompts (blank margins aside) are drawn in random order and dealt to the splits by their
+    Distinct prompts (case and white space aside) are drawn in random order and dealt to the splits by their
     shares. With a held-out task, test is that task; the other rows, of which none has a prompt of it, go to
     train and validation, the share of test to train.
 
@@ -126,7 +126,8 @@ def split_by_prompt(log: AnswerLog, config: SplitConfig) -> npt.NDArray[np.int32
       InputError: train or test would be empty.
     """
     distinct: dict[str, int] = {}
-    group = np.array([distinct.setdefault(prompt.strip(), len(distinct)) for prompt in log.prompts])
+    texts = (" ".join(prompt.split()).casefold() for prompt in log.prompts)
+    group = np.array([distinct.setdefault(text, len(distinct)) for text in texts])
     held_out = np.zeros(len(distinct), bool)
     shares = np.asarray(config.split_shares, np.float64)
     if config.held_out_task is not None:
