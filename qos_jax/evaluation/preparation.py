@@ -26,6 +26,7 @@ from qos_jax.predictors import (
     out_of_fold,
     save_predictor,
 )
+from qos_jax.predictors.answers import check_answers
 from qos_jax.workload import (
     Fleet,
     NamedTable,
@@ -59,7 +60,7 @@ from qos_jax.workload.requests import MIN_PREDICTED_TOKENS
 from qos_jax.workload.table_file import MAX_LENGTH_LOG_STD
 from qos_jax.workload.table_rows import length_ratios
 
-TABLE, PREDICTOR, REQUESTS = "table.npz", "predictor", "requests.csv"
+TABLE, PREDICTOR, REQUESTS = "table.npz", "predictor.npz", "requests.csv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +171,39 @@ def load_preparation(config: PreparationConfig) -> Preparation:
             field="folds",
             remedy="give fewer folds, or more prompts",
         )
+    _check_fit(config.predictor, rows, split)
     wanted = [] if config.trace_split == ALL_ROWS else [SPLITS.index(config.trace_split)]
     if trace is not None and not all((split == k).any() for k in wanted):
         raise input_error(
             f"no row is in {config.trace_split!r}", field="trace_split", remedy="use another split"
         )
     return Preparation(config, rows, split, excluded, fleet, trace)
+
+
+def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.int32]) -> None:
+    """Refuse now what fitting would refuse later."""
+    log = rows.log
+    longest = np.where(rows.seen, log.output_tokens, 0)
+    if longest.max() > config.max_output_tokens:
+        row, expert = np.unravel_index(int(longest.argmax()), longest.shape)
+        raise input_error(
+            f"an answer of {log.experts[expert]!r} has {longest.max()} tokens, past the last length bucket",
+            file=log.file,
+            row=int(log.line[row]),
+            field="output_tokens",
+            remedy=f"mend it, or give --predictor.max_output_tokens={longest.max()}",
+        )
+    check_answers(config, *_answers(rows, split == TRAIN))
+
+
+def _answers(
+    rows: Completed, chosen: npt.NDArray[np.bool_]
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return what predictors are fitted to: prompts, true answers to them, filled ones missing, experts."""
+    log = rows.log
+    quality = np.where(rows.seen, log.quality, np.nan)
+    output_tokens = np.where(rows.seen, log.output_tokens, MISSING_TOKENS)
+    return take_rows(log, chosen).prompts, quality[chosen], output_tokens[chosen], log.experts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,11 +222,7 @@ def fit_table(plan: Preparation, on_progress: Callable[[int], None] | None = Non
     are fitted by no one. What routers are told of the length error is that of train rows out of fold.
     """
     log, train = plan.rows.log, plan.split == TRAIN
-    seen = plan.rows.seen
-    quality = np.where(seen, log.quality, np.nan)
-    output_tokens = np.where(seen, log.output_tokens, MISSING_TOKENS)
-    prompts = take_rows(log, train).prompts
-    answers = prompts, quality[train], output_tokens[train], log.experts
+    answers = _answers(plan.rows, train)
     tell = _Progress(plan, on_progress)
     folded = out_of_fold(
         plan.config.predictor, *answers, folds=plan.config.folds, on_progress=tell.of(plan.config.folds)
@@ -304,8 +328,8 @@ def _files_of(path: str) -> list[pathlib.Path]:
 def write_prepared(folder: RunFolder, plan: Preparation, prepared: Prepared, *, plot: bool) -> str:
     """Write everything that was made and return what to tell the user.
 
-    ``table.npz`` and the predictor, ``summary.csv`` and ``summary.json``, with a trace ``requests.csv``, and with
-    ``plot`` the plots of test rows.
+    ``table.npz`` and the predictor, ``summary.csv`` and ``summary.json``, with a trace ``requests.csv``,
+    and with ``plot`` the plots of test rows.
     """
     named = prepared.named
     write_table(

@@ -46,8 +46,8 @@ def quality_distribution(named: NamedTable) -> Any:
             ("true", named.table.quality[:, n], {"color": "#BBBBBB"}),
             ("predicted", named.table.predicted_quality[:, n], {"histtype": "step", "color": "#0072B2"}),
         ):
-            values = np.asarray(values)
-            axes.hist(values, edges, weights=np.full(values.size, 1 / values.size), label=label, **style)
+            share = np.full(named.num_rows, 1 / named.num_rows)
+            axes.hist(np.asarray(values), edges, weights=share, label=label, **style)
         plot_style.tidy(axes, "quality", "share of answers")
     figure.legend(*panels[0].get_legend_handles_labels(), **_LEGEND_BELOW)
     return figure

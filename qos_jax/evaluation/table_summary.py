@@ -58,9 +58,10 @@ def summarise_table(named: NamedTable) -> list[TableRow]:
 
 def _expert_row(named: NamedTable, split: str, rows: npt.NDArray[np.bool_], n: int) -> TableRow:
     table = named.table
-    quality, guess = np.float64(table.quality[rows, n]), np.float64(table.predicted_quality[rows, n])
-    tokens = np.float64(table.output_tokens[rows, n])
-    predicted = np.float64(table.predicted_output_tokens[rows, n])
+    quality, guess, tokens, predicted = (
+        np.asarray(getattr(table, field), np.float64)[rows, n]
+        for field in ("quality", "predicted_quality", "output_tokens", "predicted_output_tokens")
+    )
     return TableRow(
         split=split,
         expert=named.names[n],

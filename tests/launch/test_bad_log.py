@@ -48,7 +48,7 @@ def _spoil(id_: str, change: Callable[[Record], Any], *says: str, row: int = 3) 
         change(log[row - 1])
         given.path("log.jsonl").write_text(lines(log))
 
-    return Case(id_, spoil, (f"log.jsonl, row {row}", *says, "; "))
+    return Case(id_, spoil, (f"log.jsonl, row {row}", *says))
 
 
 def _every(id_: str, change: Callable[[Record], Any], *says: str) -> Case:
@@ -60,7 +60,7 @@ def _every(id_: str, change: Callable[[Record], Any], *says: str) -> Case:
             change(record)
         given.path("log.jsonl").write_text(lines(log))
 
-    return Case(id_, spoil, (*says, "; "))
+    return Case(id_, spoil, says)
 
 
 def _file(id_: str, name: str, content: str | bytes, *says: str) -> Case:
@@ -70,7 +70,7 @@ def _file(id_: str, name: str, content: str | bytes, *says: str) -> Case:
         given.path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
         given.flags["log"] = str(given.path(name))
 
-    return Case(id_, spoil, (name, *says, "; "))
+    return Case(id_, spoil, (name, *says))
 
 
 def _flag(id_: str, name: str, value: str, *says: str) -> Case:
@@ -157,7 +157,7 @@ LOG_CASES = [
     _spoil("prompt a number", lambda r: r.update(prompt=7), "'prompt'", "7 is not text"),
     _spoil("prompt of no tokens", lambda r: r.update(prompt_tokens=0), "'prompt_tokens'", "below 1"),
     _spoil("unknown field", lambda r: r.update(tsk="sums"), "'tsk'", "unknown", "did you mean 'task'"),
-    _spoil("task of some rows", lambda r: r.pop("task"), "'task'", "is missing", "all rows or none"),
+    _spoil("task of some rows", lambda r: r.pop("task"), "'task'", "is missing", "every row or in none"),
     _spoil("task empty", lambda r: r.update(task=""), "'task'", "is empty"),
     _every("a model never answers", _answer("bee", score=None), "'bee'", "no score in any row"),
     _every(
@@ -167,6 +167,14 @@ LOG_CASES = [
         "every row misses an answer",
         "--missing=fill",
     ),
+    _spoil(
+        "an answer beyond the last bucket",
+        _answer("ant", output_tokens=20_000),
+        "'output_tokens'",
+        "20000 tokens",
+        "--predictor.max_output_tokens=20000",
+    ),
+    _file("too few prompts", "log.jsonl", lines(records()[:12]), "different prompts"),
     _file(
         "CSV a cell too few", "log.csv", CSV + "x,sums,1,2,0.5\n", "row 2", "5 cells where the header has 6"
     ),
@@ -261,7 +269,7 @@ def _lookahead(id_: str, change: Callable[[Path, dict[str, np.ndarray]], Any], *
         np.savez(folder / "scores_lengths.npz", **arrays)
         given.flags["log"] = str(folder)
 
-    return Case(id_, spoil, ("lookahead", *says, "; "))
+    return Case(id_, spoil, ("lookahead", *says))
 
 
 LOOKAHEAD_CASES = [
@@ -280,7 +288,7 @@ LOOKAHEAD_CASES = [
         "3 is outside",
     ),
     _lookahead(
-        "tokens negative",
+        "out_tokens negative",
         lambda f, a: a["out_tokens"].__setitem__((2, 0), -3),
         "row 3",
         "out_tokens[2, 0]",
@@ -312,7 +320,13 @@ def _verify(id_: str, content: bytes | None, *says: str) -> Case:
 FLAG_CASES = [
     _flag("unknown format", "format", "csv", "--format", "auto|generic"),
     _flag(
-        "format of another", "format", "sprout", "log.jsonl, row 1", "'task'", "no object of a model", "; "
+        "format of another",
+        "format",
+        "sprout",
+        "log.jsonl, row 1",
+        "'prompt_tokens'",
+        "no object of a model",
+        "; ",
     ),
     _flag("score range of one number", "score_range", "1", "'score_range'", "1 numbers", "; give LOW,HIGH"),
     _flag("score range backwards", "score_range", "1,0", "'score_range'", "is no range", "; "),
