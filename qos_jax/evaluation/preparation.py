@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.errors import input_error
+from qos_jax.errors import InputError, input_error
 from qos_jax.evaluation.cases import TABLE_MATCHES
 from qos_jax.evaluation.contents import draw_contents
 from qos_jax.evaluation.run_folder import RunFolder, digest, open_run_folder
@@ -193,7 +193,10 @@ def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.i
             field="output_tokens",
             remedy=f"mend it, or give --predictor.max_output_tokens={longest.max()}",
         )
-    check_answers(config, *_answers(rows, split == TRAIN))
+    try:
+        check_answers(config, *_answers(rows, split == TRAIN))
+    except InputError as error:
+        raise InputError(f"{log.file}, train rows, {error}") from None
 
 
 def _answers(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import input_error
+from qos_jax.predictors.answers import groups_of
 from qos_jax.workload.answer_log import MISSING_TOKENS, AnswerLog, take_rows
 from qos_jax.workload.named_table import SPLITS
 
@@ -125,10 +126,9 @@ def split_by_prompt(log: AnswerLog, config: SplitConfig) -> npt.NDArray[np.int32
     Raises:
       InputError: train or test would be empty.
     """
-    distinct: dict[str, int] = {}
-    texts = (" ".join(prompt.split()).casefold() for prompt in log.prompts)
-    group = np.array([distinct.setdefault(text, len(distinct)) for text in texts])
-    held_out = np.zeros(len(distinct), bool)
+    group = groups_of(log.prompts)
+    distinct = int(group.max()) + 1
+    held_out = np.zeros(distinct, bool)
     shares = np.asarray(config.split_shares, np.float64)
     if config.held_out_task is not None:
         held_out[group[np.array(log.task) == config.held_out_task]] = True
@@ -136,7 +136,7 @@ def split_by_prompt(log: AnswerLog, config: SplitConfig) -> npt.NDArray[np.int32
     others = np.flatnonzero(~held_out)
     order = np.random.default_rng(config.split_seed).permutation(others)
     ends = np.round(np.cumsum(shares / shares.sum()) * len(order)).astype(int)
-    of_group = np.full(len(distinct), TEST, np.int32)
+    of_group = np.full(distinct, TEST, np.int32)
     for split, part in enumerate(np.split(order, ends[:-1])):
         of_group[part] = split
     split = of_group[group]

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from qos_jax.errors import InputError, input_error
+from qos_jax.files import read_npz
 from qos_jax.workload.answer_log import MISSING_TOKENS, LogBuilder
 from qos_jax.workload.answer_records import read_records
-from qos_jax.workload.text_table import open_error
 
 ARRAYS, PROMPTS = "scores_lengths.npz", "prompts.jsonl.gz"
 
@@ -77,18 +75,11 @@ def _read_arrays(path: str) -> dict[str, np.ndarray]:
     def error(name: str, fault: str) -> InputError:
         return input_error(fault, file=path, field=name, remedy="give the arrays of the layout of lookahead6")
 
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            missing = next((name for name in _AXES if name not in content.files), None)
-            if missing is not None:
-                raise error(missing, "array is missing")
-            arrays = {name: np.asarray(content[name]) for name in _AXES}
-    except InputError:
-        raise
-    except OSError as fault:
-        raise open_error(path, fault) from None
-    except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise input_error("is no readable .npz file", file=path, remedy="fetch it anew") from None
+    content = read_npz(path, remedy="fetch it anew")
+    missing = next((name for name in _AXES if name not in content), None)
+    if missing is not None:
+        raise error(missing, "array is missing")
+    arrays = {name: content[name] for name in _AXES}
     sizes = {"M": arrays["prompt_tokens"].size, "N": arrays["models"].size}
     for name, axes in _AXES.items():
         shape = tuple(sizes[axis] for axis in axes)
