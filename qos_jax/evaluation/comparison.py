@@ -88,6 +88,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
+    _check_predictions(config)
     names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
     policies = [policy(name, allow_drop=config.allow_drop) for name in names if name not in BOUNDS]
     folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
@@ -167,7 +168,6 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
 
 def _load_sources(config: ComparisonConfig, fleet: Fleet) -> tuple[dict[str, Source], bool]:
     """Return what requests are drawn from, and whether its experts are drawn for want of figures."""
-    _check_predictions(config)
     if config.table is not None:
         if config.cases.error_level != 1.0:
             raise input_error(

@@ -72,4 +72,6 @@ def token_counter(tokenizer: Path | None) -> TokenCount:
             file=tokenizer,
             remedy="give the tokenizer.json of a model",
         ) from None
+    loaded.no_truncation()  # which many files set to the model's window, and some pad to
+    loaded.no_padding()
     return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)

@@ -406,6 +406,27 @@ TABLE_CASES = [
     _table(
         "split not there", {}, "'split': ", "no row of 'validation'", "; use train", table_split="validation"
     ),
+    _table(
+        "no train rows",
+        {"split": [2] * 4},
+        "'split': ",
+        "no train rows",
+        "'mean'",
+        "; use",
+        predictions="mean",
+    ),
+    _flag(
+        "predictions unknown", "predictions", "meen", "'predictions': 'meen'", "did you mean 'mean'", "; use"
+    ),
+    _flag("predictions twice", "predictions", "mean,mean", "'predictions'", "twice", "; give"),
+    _flag(
+        "predictions of no table", "predictions", "true", "'predictions'", "need a table", "; give --table"
+    ),
+    Case(
+        "baseline of other predictions",
+        lambda g: (_write_table(g), g.flags.update(predictions="mean,true", baseline="random@fitted")),
+        ("'baseline': 'random@fitted'", "; use one of random@mean, shortest_queue@mean, random@true"),
+    ),
     _table("not split", {"split": None}, "'split': ", "missing", "; use 'all'", table_split="test"),
     Case(
         "table: split unknown",

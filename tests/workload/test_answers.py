@@ -229,3 +229,28 @@ def test_tokenizer_without_its_library(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(InputError, match=r"'tokenizer': .*not installed; run: pip install tokenizers"):
         token_counter(tmp_path / "tokenizer.json")
+
+
+def test_tokenizer_counts_whole_texts(tmp_path: Path):
+    tokenizers = pytest.importorskip("tokenizers", reason="an optional library")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1, "[CLS]": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", 2)]
+    )
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=4)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    count = token_counter(tmp_path / "tokenizer.json")
+    assert [count(text) for text in ("", "a", "a b a b a b a")] == [0, 1, 7]
+    (tmp_path / "log.jsonl").write_text(_lines([{**WIDE[0], "prompt": "a b a", "prompt_tokens": None}]))
+    log = _read(tmp_path / "log.jsonl", tokenizer=str(tmp_path / "tokenizer.json"))
+    np.testing.assert_array_equal(log.prompt_tokens, [3])
+    assert log.notes == ()
+
+
+def test_no_tokenizer(tmp_path: Path):
+    pytest.importorskip("tokenizers", reason="an optional library")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json: is no tokenizer"):
+        token_counter(tmp_path / "tokenizer.json")
