@@ -17,14 +17,9 @@ from launch import common, config_flags
 from qos_jax.errors import input_error
 from qos_jax.evaluation import check_run_folder, open_run_folder, progress
 from qos_jax.evaluation.cases import TABLE_MATCHES
-from qos_jax.evaluation.preparation import (
-    PreparationConfig,
-    fit_table,
-    load_preparation,
-    preparation_settings,
-    verify_table,
-    write_prepared,
-)
+from qos_jax.evaluation.fitted_table import fit_table
+from qos_jax.evaluation.preparation import PreparationConfig, load_preparation
+from qos_jax.evaluation.table_files import preparation_settings, verify_table, write_prepared
 from qos_jax.predictors import PredictorConfig
 from qos_jax.workload.answer_rows import MISSING, SplitConfig
 from qos_jax.workload.answers import FORMATS, LogConfig

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from qos_jax.errors import InputError, input_error
+from qos_jax.errors import input_error
 from qos_jax.evaluation.cases import TRACE, Case, CaseConfig, build_cases
 from qos_jax.evaluation.checkpoints import LearnedRouter, load_router, named_checkpoints
 from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, Compared, compare
@@ -25,20 +21,11 @@ from qos_jax.serving import ServingConfig
 from qos_jax.workload import (
     Fleet,
     Trace,
-    default_latency_limit_s,
-    experts_named,
-    fleet_path,
-    load_calibration,
-    read_fleet,
-    read_table,
-    read_trace,
-    sample_experts,
     split_rows,
-    table_for_experts,
-    window,
 )
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, with_predictions
 from qos_jax.workload.named_table import ALL_ROWS
+from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
 from qos_jax.workload.text_table import near_match
 
 GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
@@ -110,28 +97,10 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
         raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
-    if not 0 <= config.trace_start_s < config.trace_end_s:  # NaN fails too
-        raise input_error(
-            f"{config.trace_start_s} to {config.trace_end_s} is no window",
-            field="trace_start_s",
-            remedy="give seconds >= 0, the start before the end",
-        )
     cases = dataclasses.replace(config.cases, workloads=tuple(workloads))
-    file = pathlib.Path(config.fleet) if config.fleet.endswith(".csv") else fleet_path(config.fleet)
-    fleet = read_fleet(file)
-    limit_s = default_latency_limit_s(file) if config.latency_limit_s is None else config.latency_limit_s
-    with np.errstate(over="ignore", under="ignore"):
-        as_computed_s = float(np.float32(limit_s))
-    if not 0 < as_computed_s < math.inf:
-        raise input_error(
-            f"{limit_s} is not a positive, finite time",
-            field="latency_limit_s",
-            remedy="give seconds per output token, such as 0.05",
-        )
-    # Under its path, so that every fault of it names the file.
-    trace = dataclasses.replace(read_trace(config.trace), name=config.trace) if config.trace else None
-    if trace is not None and (config.trace_start_s > 0 or config.trace_end_s < math.inf):
-        trace = window(trace, config.trace_start_s, config.trace_end_s)
+    file, fleet = open_fleet(config.fleet)
+    limit_s = limit_of(file, config.latency_limit_s)
+    trace = open_trace(config.trace, config.trace_start_s, config.trace_end_s) if config.trace else None
     sources, drawn = _load_sources(config, fleet)
     serving = ServingConfig(
         fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
@@ -175,9 +144,7 @@ def _load_sources(config: ComparisonConfig, fleet: Fleet) -> tuple[dict[str, Sou
                 field="error_level",
                 remedy="leave out error_level, or the table",
             )
-        if not config.table:
-            raise input_error("is empty", field="table", remedy="give --table=FILE, or leave it out")
-        named = table_for_experts(read_table(config.table), fleet.names)
+        named = open_table(config.table, fleet)
         sources: dict[str, Source] = {
             kind: split_rows(with_predictions(named, kind, config.cases.seed), config.table_split)
             for kind in config.predictions
@@ -187,12 +154,8 @@ def _load_sources(config: ComparisonConfig, fleet: Fleet) -> tuple[dict[str, Sou
         raise input_error(
             f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
         )
-    calibration = load_calibration()
-    try:
-        return {FITTED: experts_named(calibration, fleet.names)}, False
-    except InputError:
-        key = jax.random.key(config.cases.seed)
-        return {FITTED: sample_experts(key, calibration, fleet.num_experts)}, True
+    figures, drawn = figures_for(fleet, config.cases.seed)
+    return {FITTED: figures}, drawn
 
 
 def _check_predictions(config: ComparisonConfig) -> None:

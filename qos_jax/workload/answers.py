@@ -8,7 +8,7 @@ import os
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.workload.answer_log import AnswerLog, LogBuilder, take_rows
+from qos_jax.workload.answer_log import AnswerLog, take_rows
 from qos_jax.workload.answer_records import CSV, read_records, record_kind
 from qos_jax.workload.answers_generic import add_generic, is_generic
 from qos_jax.workload.answers_lookahead import add_lookahead, is_lookahead
@@ -19,6 +19,7 @@ from qos_jax.workload.answers_public import (
     is_mixinstruct,
     is_sprout,
 )
+from qos_jax.workload.log_builder import LogBuilder
 from qos_jax.workload.token_count import APPROXIMATION, token_counter
 
 AUTO, GENERIC, LOOKAHEAD, SPROUT, MIXINSTRUCT = "auto", "generic", "lookahead6", "sprout", "mixinstruct"

@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qos_jax.workload.answer_log import LogBuilder, check_fields, one_of
 from qos_jax.workload.answer_records import CSV, Record, read_records, record_kind
+from qos_jax.workload.log_builder import LogBuilder, check_fields, one_of
 from qos_jax.workload.token_count import TokenCount
 
 _ROW = ("prompt_tokens", "task", "id")

@@ -16,8 +16,9 @@ import numpy as np
 
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import read_npz
-from qos_jax.workload.answer_log import MISSING_TOKENS, LogBuilder
+from qos_jax.workload.answer_log import MISSING_TOKENS
 from qos_jax.workload.answer_records import read_records
+from qos_jax.workload.log_builder import LogBuilder
 
 ARRAYS, PROMPTS = "scores_lengths.npz", "prompts.jsonl.gz"
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.workload.answer_log import LogBuilder, check_fields
 from qos_jax.workload.answer_records import Record, read_records
+from qos_jax.workload.log_builder import LogBuilder, check_fields
 from qos_jax.workload.text_table import near_match
 from qos_jax.workload.token_count import TokenCount
 
