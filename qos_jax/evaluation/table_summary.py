@@ -43,8 +43,8 @@ class TableRow:
 def summarise_table(named: NamedTable) -> list[TableRow]:
     """Return a row for each split that has rows and each expert, after one for all its experts.
 
-    Quality's AUC and both R2 of all experts are the means of theirs, so that differences between experts,
-    which a mean of each already tells, do not count.
+    Quality's AUC and both R2 of all experts are the means of theirs, where defined, so that differences
+    between experts, which a mean of each already tells, do not count.
     """
     parts = [(ALL_ROWS, np.ones(named.num_rows, bool))]
     if named.split is not None:
@@ -84,7 +84,7 @@ def _together(
 ) -> TableRow:
     tokens, predicted = named.table.output_tokens[rows], named.table.predicted_output_tokens[rows]
     figures = {
-        field.name: float(np.mean([getattr(row, field.name) for row in experts]))
+        field.name: _mean_defined([getattr(row, field.name) for row in experts])
         for field in dataclasses.fields(TableRow)
         if field.name not in ("split", "expert", "rows")
     }
@@ -94,6 +94,11 @@ def _together(
         "length_error_tokens": float(np.median(np.abs(tokens - predicted))),
     }
     return TableRow(split=split, expert=EVERY_EXPERT, rows=int(rows.sum()), **figures)
+
+
+def _mean_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
 
 
 def explained_share(true: npt.NDArray[np.float64], predicted: npt.NDArray[np.float64]) -> float:
