@@ -1,9 +1,7 @@
 """Build a request table from a log of prompts and answers: predictors fitted, predictions out of fold.
 
-Formats of --log, told by its content unless --format says it: the generic one (JSON Lines or CSV: a prompt
-with, per model, a score and an answer text or token count; see qos_jax/workload/answers_generic.py), the
-layout of lookahead6 (a folder), and SPROUT (CARROT) and MixInstruct files that you downloaded (see
-qos_jax/workload/answers_public.py).
+Formats of --log, told by its content unless --format says it: the generic one, the layout of lookahead6 (a
+folder), and SPROUT (CARROT) and MixInstruct files that you downloaded. The first and the last two are:
 """
 
 from __future__ import annotations
@@ -21,9 +19,12 @@ from qos_jax.evaluation.fitted_table import fit_table
 from qos_jax.evaluation.preparation import PreparationConfig, load_preparation
 from qos_jax.evaluation.table_files import preparation_settings, verify_table, write_prepared
 from qos_jax.predictors import PredictorConfig
+from qos_jax.workload import answers_generic, answers_public
 from qos_jax.workload.answer_rows import MISSING, SplitConfig
 from qos_jax.workload.answers import FORMATS, LogConfig
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
+
+__doc__ = f"{__doc__}\n{answers_generic.__doc__}\n{answers_public.__doc__}"  # what --help shows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,7 +151,7 @@ def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.i
         row, expert = np.unravel_index(int(longest.argmax()), longest.shape)
         raise input_error(
             f"an answer of {log.experts[expert]!r} has {longest.max()} tokens, past the last length bucket",
-            file=log.file,
+            file=log.files[int(row)],
             row=int(log.line[row]),
             field="output_tokens",
             remedy=f"mend it, or give --predictor.max_output_tokens={longest.max()}",

@@ -21,7 +21,8 @@ class AnswerLog:
       quality: [M, N] float32 in [0, 1], NaN = missing.
       output_tokens: [M, N] int32, tokens, >= 1; ``MISSING_TOKENS`` = missing.
       task: M names of what a prompt is an example of, or None.
-      file: where it came from, for errors.
+      file: where it came from, for errors: all files.
+      files: M, the file of each row.
       line: [M] int32, where each row is in its file: a line or a place in a list, from 1.
       notes: what a user is to know of how it was read, such as counts that are estimates.
     """
@@ -33,6 +34,7 @@ class AnswerLog:
     output_tokens: npt.NDArray[np.int32]
     task: tuple[str, ...] | None
     file: str
+    files: tuple[str, ...]
     line: npt.NDArray[np.int32]
     notes: tuple[str, ...] = ()
 
@@ -57,5 +59,6 @@ def take_rows(log: AnswerLog, rows: npt.ArrayLike) -> AnswerLog:
         quality=log.quality[at],
         output_tokens=log.output_tokens[at],
         task=None if log.task is None else tuple(log.task[k] for k in at),
+        files=tuple(log.files[k] for k in at),
         line=log.line[at],
     )

@@ -56,10 +56,11 @@ def complete(log: AnswerLog, missing: str) -> Completed:
     for what, values in (("score", log.quality), ("length", tokens)):
         empty = np.isnan(values).all(axis=1)
         if empty.any():
+            row = int(np.argmax(empty))
             raise input_error(
                 f"no answer has a {what}, so there is nothing to fill from",
-                file=log.file,
-                row=int(log.line[np.argmax(empty)]),
+                file=log.files[row],
+                row=int(log.line[row]),
                 remedy="remove the row, or give --missing=drop",
             )
     quality = np.clip(_filled(log.quality.astype(np.float64)), 0.0, 1.0)

@@ -11,8 +11,8 @@ Of MixInstruct (LLM-Blender, arXiv 2306.02561; llm-blender/mix-instruct): a reco
 ``instruction`` and ``input`` (the prompt is the two, a line break between them, either may be empty), and
 ``candidates``, a list of objects with ``model``, ``text`` and ``scores``, an object of numbers by name, of
 which ``bertscore`` is the quality unless another is named. What else it holds is not read. It has no token
-counts: they are counted from the texts. The task is the part of ``id`` before its first ``/``, where all
-have one.
+counts: they are counted from the texts. The task is the part of ``id`` before its first ``/``, "other"
+where it has none.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def add_mixinstruct(builder: LogBuilder, path: str, count: TokenCount, score_nam
 
 def _source(identifier: Any) -> str | None:
     """Return the name of the data set that an identifier such as ``unified_chip2/69962`` begins with."""
-    if not isinstance(identifier, str) or "/" not in identifier:
+    if identifier is None:
         return None
-    return identifier.partition("/")[0] or None
+    source, slash, _ = str(identifier).partition("/")
+    return source if slash and source.strip() else "other"

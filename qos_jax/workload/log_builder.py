@@ -149,6 +149,7 @@ class LogBuilder:
             output_tokens=output_tokens,
             task=self._checked_tasks(),
             file=self.file,
+            files=tuple(self._files),
             line=np.array(self._line, np.int32),
             notes=(*notes, *self._own_notes()),
         )

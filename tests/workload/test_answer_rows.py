@@ -25,6 +25,7 @@ def make_log(
         output_tokens=tokens.astype(np.int32),
         task=None if task is None else tuple(task),
         file="log.jsonl",
+        files=("log.jsonl",) * rows,
         line=np.arange(1, rows + 1, dtype=np.int32),
     )
 

@@ -144,6 +144,15 @@ def test_mixinstruct_counts_tokens_of_texts(tmp_path: Path):
     np.testing.assert_array_equal(rescaled.quality, np.float32([[0.75, 0.0]]))
 
 
+def test_mixinstruct_tasks(tmp_path: Path):
+    path = tmp_path / "mix.jsonl"
+    ids = ["sums/1", "7", "/x", 8]
+    path.write_text(_lines([{**MIXINSTRUCT[0], "id": name, "input": str(name)} for name in ids]))
+    assert _read(path).task == ("sums", "other", "other", "other")
+    path.write_text(_lines([{k: v for k, v in MIXINSTRUCT[0].items() if k != "id"}]))
+    assert _read(path).task is None
+
+
 def test_lookahead_layout(tmp_path: Path):
     _write_lookahead(tmp_path)
     _check(_read(tmp_path))
