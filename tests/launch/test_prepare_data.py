@@ -127,8 +127,7 @@ def test_paired_requests(made: Path):
 
 
 def test_evaluated_under_all_predictions(launch, made: Path):
-    ended = launch(
-        "launch.evaluate",
+    arguments = (
         f"--fleet={made / 'fleet.csv'}",
         f"--table={made / 'run/table.npz'}",
         "--table_split=test",
@@ -143,7 +142,10 @@ def test_evaluated_under_all_predictions(launch, made: Path):
         "--noplots",
         f"--out={made / 'evaluated'}",
     )
+    ended = launch("launch.evaluate", *arguments)
     assert ended.code == 0, ended.err
+    again = launch("launch.evaluate", *arguments, "--resume")
+    assert (again.code, again.out) == (0, ended.out)
     rows = list(csv.DictReader((made / "evaluated/comparison.csv").read_text().splitlines()))
     quality = {row["policy"]: float(row["mean"]) for row in rows if row["metric"] == "average_qos"}
     assert set(quality) == {
