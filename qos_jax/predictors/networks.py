@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,7 @@ def apply_networks(network: HeadNetwork, params: Params, features: jax.Array) ->
     Returns:
       Quality [M, N] and the probabilities of length buckets [M, N, B].
     """
-    quality, length = jax.vmap(network.apply, (0, None))(params, features)
+    quality, length = typing.cast(Any, jax.vmap(network.apply, (0, None))(params, features))
     return nn.sigmoid(quality).mean(0), nn.softmax(length).mean(0)
 
 

@@ -8,6 +8,7 @@ import functools
 import numpy as np
 
 from qos_jax.errors import input_error
+from qos_jax.predictors.config import PredictorConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +59,27 @@ class Predictions:
         mean = self.bucket_probability @ centres
         square = self.bucket_probability @ (centres**2 + width**2 / 12)
         return np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float32)
+
+
+def mean_predictions(
+    config: PredictorConfig, quality: np.ndarray, output_tokens: np.ndarray, rows: int
+) -> Predictions:
+    """Predict for every prompt what each expert does on average: what a predictor has to beat.
+
+    Args:
+      config: its length buckets.
+      quality: [M, N] of known prompts; NaN = missing, at least one known per expert.
+      output_tokens: [M, N] of known prompts; -1 = missing, at least one known per expert.
+      rows: prompts to predict for.
+    """
+    edges = bucket_edges(config.buckets, config.max_output_tokens)
+    known = (np.asarray(output_tokens) > 0)[..., None]
+    count = (np.eye(config.buckets)[bucket_of(np.asarray(output_tokens), edges)] * known).sum(0)
+    share = count / count.sum(-1, keepdims=True)
+    mean = np.nanmean(np.asarray(quality, np.float64), axis=0)
+    return Predictions(
+        np.tile(mean, (rows, 1)).astype(np.float32), np.tile(share, (rows, 1, 1)).astype(np.float32), edges
+    )
 
 
 def bucket_edges(buckets: int, max_output_tokens: int) -> np.ndarray:

@@ -199,7 +199,7 @@ def _split(
             if lacking.size:
                 count = int(known[part][:, lacking[0]].sum())
                 raise input_error(
-                    f"expert {experts[lacking[0]]!r} has {count} known answers to {use} in {len(part)} prompts",
+                    f"expert {experts[lacking[0]]!r} has {count} answers in {len(part)} prompts to {use}",
                     field=field,
                     remedy="give more of its answers, or leave the expert out",
                 )
