@@ -26,6 +26,8 @@ _RESULTS = (
     "summary.*",
     "table.npz",
     "predictor.*",
+    "predictor_report_*.csv",
+    "cost_frontier_*.csv",
     "requests.csv",
     "comparison.*",
     "evaluations.csv",

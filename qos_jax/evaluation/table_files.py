@@ -13,6 +13,7 @@ from qos_jax.evaluation.fitted_table import Prepared
 from qos_jax.evaluation.preparation import Preparation
 from qos_jax.evaluation.run_folder import RunFolder, digest, open_run_folder
 from qos_jax.evaluation.table_plots import write_table_plots
+from qos_jax.evaluation.table_report import write_reports
 from qos_jax.evaluation.table_summary import render_summary, summarise_table, write_summary
 from qos_jax.predictors import (
     save_predictor,
@@ -87,7 +88,8 @@ def write_prepared(folder: RunFolder, plan: Preparation, prepared: Prepared, *, 
     """Write everything that was made and return what to tell the user.
 
     ``table.npz`` and the predictor, ``summary.csv`` and ``summary.json``, with a trace ``requests.csv``,
-    and with ``plot`` the plots of test rows.
+    the reports of :func:`~qos_jax.evaluation.table_report.write_reports`, and with ``plot`` the plots of test
+    rows.
     """
     named = prepared.named
     write_table(
@@ -104,7 +106,8 @@ def write_prepared(folder: RunFolder, plan: Preparation, prepared: Prepared, *, 
         comment = f"arrivals: {figures['trace']}; contents: {figures['matched']}, {figures['rows_from']} rows"
         write_requests(folder.file(REQUESTS), requests, names, [comment])
         summary["paired"] = figures
-    return _tell(folder, named, summary, plot)
+    told = _tell(folder, named, summary, plot)
+    return f"{told}\n\n{write_reports(folder, plan, prepared, plot=plot)}"
 
 
 def verify_table(path: str, out: str, *, overwrite: bool, plot: bool) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qos_jax.evaluation import plot_style
 from qos_jax.evaluation.run_folder import RunFolder
+from qos_jax.predictors import reliability
 from qos_jax.workload import NamedTable
 
 _BINS = 20
@@ -27,7 +27,7 @@ def write_table_plots(folder: RunFolder, named: NamedTable) -> list[Path]:
         "quality": quality_distribution(named),
         "lengths": length_distribution(named),
         "predicted_lengths": predicted_lengths(named),
-        "reliability": reliability(named),
+        "reliability": reliability_curves(named),
     }
     paths = []
     for name, figure in figures.items():
@@ -86,38 +86,23 @@ def predicted_lengths(named: NamedTable) -> Any:
     return figure
 
 
-def reliability(named: NamedTable) -> Any:
+def reliability_curves(named: NamedTable) -> Any:
     """Return a figure of mean true against mean predicted quality, over answers of like prediction."""
     figure = plot_style.new_figure(6.4, 5.8)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=1)
     for n, (name, style) in enumerate(zip(named.names, plot_style.expert_styles(named.names), strict=True)):
-        predicted, true = reliability_points(
+        found = reliability(
             np.asarray(named.table.predicted_quality[:, n]), np.asarray(named.table.quality[:, n])
         )
+        enough = found.count >= min(_LEAST_IN_BIN, named.num_rows)
+        predicted, true = found.predicted[enough], found.observed[enough]
         axes.plot(predicted, true, color=style.colour, marker=style.marker, markersize=4, label=name)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     plot_style.tidy(axes, "mean predicted quality", "mean true quality")
     figure.legend(**_LEGEND_BELOW)
     return figure
-
-
-def reliability_points(
-    predicted: npt.NDArray[np.floating], true: npt.NDArray[np.floating], bins: int = 10
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return mean predicted and mean true quality in each bin of predictions that holds enough answers.
-
-    Args:
-      predicted: [M] in [0, 1].
-      true: [M] in [0, 1].
-      bins: equally wide.
-    """
-    at = np.minimum((predicted * bins).astype(int), bins - 1)
-    count = np.bincount(at, minlength=bins)
-    kept = count >= min(_LEAST_IN_BIN, len(predicted))
-    means = [np.bincount(at, values, minlength=bins)[kept] / count[kept] for values in (predicted, true)]
-    return means[0], means[1]
 
 
 def _panels(named: NamedTable) -> tuple[Any, list[Any]]:

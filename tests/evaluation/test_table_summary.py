@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.extra import numpy as hnp
 
 from qos_jax.evaluation.run_folder import open_run_folder
-from qos_jax.evaluation.table_plots import reliability_points, write_table_plots
+from qos_jax.evaluation.table_plots import write_table_plots
 from qos_jax.evaluation.table_summary import (
     area_under_curve,
     explained_share,
@@ -83,19 +83,6 @@ def test_written_and_told(tmp_path):
     assert len(lines) == 7
     assert lines[0].startswith("split,expert,rows,quality,predicted_quality,quality_auc,")
     assert "bee" in render_summary(rows).splitlines()[-1]
-
-
-def test_reliability_of_honest_predictions():
-    rng = np.random.default_rng(0)
-    predicted = rng.random(20_000)
-    true = (rng.random(20_000) < predicted).astype(float)
-    x, y = reliability_points(predicted, true)
-    assert len(x) == 10
-    np.testing.assert_allclose(x, y, atol=0.04)
-    assert [values.tolist() for values in reliability_points(np.array([0.25]), np.array([1.0]))] == [
-        [0.25],
-        [1.0],
-    ]
 
 
 def test_plots(tmp_path):

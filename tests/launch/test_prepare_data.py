@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qos_jax.evaluation.table_report import busy_alone_s
 from qos_jax.predictors import load_predictor
-from qos_jax.workload import read_requests, read_table
+from qos_jax.workload import fleet_path, read_fleet, read_requests, read_table
 from qos_jax.workload.named_table import SPLITS
 from tests.launch.conftest import FLEET
 
@@ -109,6 +110,33 @@ def test_validation_and_test_are_predicted_by_the_saved_predictor(made: Path):
     # What routers are told is the error out of fold.
     error = np.log(named.table.output_tokens[train]) - np.log(named.table.predicted_output_tokens[train])
     np.testing.assert_allclose(named.length_log_std, error.std(axis=0), rtol=1e-4)
+
+
+def test_reports_with_intervals_and_costs(made: Path):
+    for split in SPLITS:
+        figures = list(csv.DictReader((made / f"run/predictor_report_{split}.csv").read_text().splitlines()))
+        assert {row["expert"] for row in figures} == {"ant", "bee", "mean", "pooled"}
+        points = list(csv.DictReader((made / f"run/cost_frontier_{split}.csv").read_text().splitlines()))
+        assert {row["frontier"] for row in points} == {"predicted", "static", "oracle", "task_oracle"}
+        assert all(float(row["busy_s"]) > 0 for row in points)
+    text = (made / "out.txt").read_text()
+    assert "predictions of test rows" in text
+    assert "best single expert" in text
+    assert (made / "run/plots/cost_frontier.png").exists()
+
+
+def test_busy_alone_is_by_the_closed_form():
+    fleet = read_fleet(fleet_path("edge6"))
+    busy_s = busy_alone_s(fleet.profile, [100, 7], np.full((2, 6), 1))
+    profile = fleet.profile
+    prompt = np.array([[100.0], [7.0]])
+    expected_s = (
+        profile.prefill_base_s
+        + profile.prefill_per_token_s * prompt
+        + profile.prefill_per_token_sq_s * prompt**2
+    )
+    np.testing.assert_allclose(busy_s, expected_s, rtol=1e-5)
+    assert (busy_alone_s(fleet.profile, [100, 7], np.full((2, 6), 2)) > busy_s).all()
 
 
 def test_paired_requests(made: Path):
