@@ -10,20 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.evaluation.preparation import Preparation, fitted_answers
-from qos_jax.predictors import (
-    Predictions,
-    Predictor,
-    fit_predictor,
-    out_of_fold,
-)
-from qos_jax.workload import (
-    NamedTable,
-    RequestTable,
-)
-from qos_jax.workload.answer_log import take_rows
-from qos_jax.workload.answer_rows import (
-    TRAIN,
-)
+from qos_jax.predictors import Predictions, Predictor, fit_predictor, out_of_fold
+from qos_jax.workload import NamedTable, RequestTable
+from qos_jax.workload.answer_log import MISSING_TOKENS, take_rows
+from qos_jax.workload.answer_rows import TRAIN
 from qos_jax.workload.requests import MIN_PREDICTED_TOKENS
 from qos_jax.workload.table_file import MAX_LENGTH_LOG_STD
 
@@ -74,7 +64,7 @@ def fit_table(plan: Preparation, on_progress: Callable[[int], None] | None = Non
 def _told_error(plan: Preparation, predictions: Predictions) -> npt.NDArray[np.float32]:
     """Return the std of log(true) - log(predicted) output tokens over train rows, out of fold: [N]."""
     error = np.log(plan.rows.log.output_tokens) - np.log(predictions.output_tokens)
-    known = plan.rows.seen & (plan.split == TRAIN)[:, None]
+    known = (plan.rows.given.output_tokens != MISSING_TOKENS) & (plan.split == TRAIN)[:, None]
     std = np.std(error, axis=0, where=known)
     return np.minimum(std, MAX_LENGTH_LOG_STD).astype(np.float32)
 

@@ -12,15 +12,10 @@ import numpy.typing as npt
 
 from qos_jax.errors import InputError, input_error
 from qos_jax.evaluation.cases import TABLE_MATCHES
-from qos_jax.predictors import (
-    PredictorConfig,
-)
+from qos_jax.predictors import PredictorConfig
 from qos_jax.predictors.answers import check_answers
-from qos_jax.workload import (
-    Fleet,
-    Trace,
-)
-from qos_jax.workload.answer_log import MISSING_TOKENS, take_rows
+from qos_jax.workload import Fleet, Trace
+from qos_jax.workload.answer_log import take_rows
 from qos_jax.workload.answer_rows import (
     MISSING,
     TEST,
@@ -98,7 +93,7 @@ class Preparation:
             "rows": self.rows.log.num_rows,
             "rows_by_split": {name: int(np.sum(self.split == k)) for k, name in enumerate(SPLITS)},
             "rows_dropped_for_a_missing_answer": self.rows.dropped_rows,
-            "answers_filled": int(np.sum(~self.rows.seen)),
+            "answers_filled": int(np.sum(self.rows.given.missing)),
             "rows_excluded_by_task": self.excluded,
             "notes": list(self.rows.log.notes),
         }
@@ -145,8 +140,8 @@ def load_preparation(config: PreparationConfig) -> Preparation:
 
 def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.int32]) -> None:
     """Refuse now what fitting would refuse later."""
-    log = rows.log
-    longest = np.where(rows.seen, log.output_tokens, 0)
+    log = rows.given
+    longest = log.output_tokens
     if longest.max() > config.max_output_tokens:
         row, expert = np.unravel_index(int(longest.argmax()), longest.shape)
         raise input_error(
@@ -165,8 +160,6 @@ def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.i
 def fitted_answers(
     rows: Completed, chosen: npt.NDArray[np.bool_]
 ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return what predictors are fitted to: prompts, true answers to them, filled ones missing, experts."""
-    log = rows.log
-    quality = np.where(rows.seen, log.quality, np.nan)
-    output_tokens = np.where(rows.seen, log.output_tokens, MISSING_TOKENS)
-    return take_rows(log, chosen).prompts, quality[chosen], output_tokens[chosen], log.experts
+    """Return what predictors are fitted to: prompts, their answers as given, filled ones missing, experts."""
+    given = take_rows(rows.given, chosen)
+    return given.prompts, given.quality, given.output_tokens, given.experts

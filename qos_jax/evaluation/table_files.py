@@ -15,9 +15,7 @@ from qos_jax.evaluation.run_folder import RunFolder, digest, open_run_folder
 from qos_jax.evaluation.table_plots import write_table_plots
 from qos_jax.evaluation.table_report import write_reports
 from qos_jax.evaluation.table_summary import render_summary, summarise_table, write_summary
-from qos_jax.predictors import (
-    save_predictor,
-)
+from qos_jax.predictors import save_predictor
 from qos_jax.workload import (
     NamedTable,
     Requests,
@@ -27,9 +25,7 @@ from qos_jax.workload import (
     write_requests,
     write_table,
 )
-from qos_jax.workload.answer_rows import (
-    TEST,
-)
+from qos_jax.workload.answer_rows import TEST
 from qos_jax.workload.answers_lookahead import ARRAYS, PROMPTS
 from qos_jax.workload.named_table import SPLITS
 from qos_jax.workload.table_rows import NEIGHBOURS, length_ratios

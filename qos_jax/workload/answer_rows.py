@@ -24,12 +24,12 @@ class Completed:
 
     Attributes:
       log: M rows, nothing missing.
-      seen: [M, N] bool, whether the score and the length were in the log; else filled.
+      given: the same rows as they were, before scores and lengths were filled.
       dropped_rows: rows left out because an answer was missing.
     """
 
     log: AnswerLog
-    seen: npt.NDArray[np.bool_]
+    given: AnswerLog
     dropped_rows: int
 
 
@@ -51,7 +51,8 @@ def complete(log: AnswerLog, missing: str) -> Completed:
             raise input_error(
                 "every row misses an answer", file=log.file, field="missing", remedy="give --missing=fill"
             )
-        return Completed(take_rows(log, kept), np.ones_like(absent[kept]), int(np.sum(~kept)))
+        whole = take_rows(log, kept)
+        return Completed(whole, whole, int(np.sum(~kept)))
     tokens = np.where(log.output_tokens == MISSING_TOKENS, np.nan, log.output_tokens)
     for what, values in (("score", log.quality), ("length", tokens)):
         empty = np.isnan(values).all(axis=1)
@@ -71,7 +72,7 @@ def complete(log: AnswerLog, missing: str) -> Completed:
             quality=np.where(np.isnan(log.quality), quality, log.quality).astype(np.float32),
             output_tokens=np.where(np.isnan(tokens), length, tokens).astype(np.int32),
         ),
-        ~absent,
+        log,
         0,
     )
 

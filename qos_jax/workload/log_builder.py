@@ -12,6 +12,8 @@ from qos_jax.workload.answer_log import MISSING_TOKENS, AnswerLog
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.text_table import MAX_INT32, near_match
 
+MAX_TOKENS = MAX_INT32 // 2  # of a prompt or an answer, so that their sum is an int32 too
+
 
 class LogBuilder:
     """Gathers an :class:`AnswerLog` row by row and answer by answer, and refuses what is malformed.
@@ -107,8 +109,8 @@ class LogBuilder:
     def tokens(self, row: int, field: str, value: Any) -> int:
         """Return a value that must be a number of tokens, >= 0."""
         number = self.number(row, field, value)
-        if number != round(number) or not 0 <= number <= MAX_INT32:
-            remedy = f"write a whole number from 0 to {MAX_INT32}"
+        if number != round(number) or not 0 <= number <= MAX_TOKENS:
+            remedy = f"write a whole number from 0 to {MAX_TOKENS}"
             raise self.error(row, field, f"{_shown(value)} is no number of tokens", remedy)
         return int(number)
 

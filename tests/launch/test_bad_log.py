@@ -142,7 +142,7 @@ LOG_CASES = [
         "tokens beyond int32",
         _answer("ant", output_tokens=2**40),
         "'answers.ant.output_tokens'",
-        "2147483647",
+        "1073741823",
     ),
     _spoil("tokens and text", _answer("ant", text="five"), "'text'", "beside 'output_tokens'"),
     _spoil("answer unknown field", _answer("ant", scroe=1), "'answers.ant.scroe'", "unknown", "score"),

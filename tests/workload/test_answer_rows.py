@@ -40,7 +40,7 @@ def test_complete_drops_and_counts():
     done = complete(make_log(quality, tokens), DROP)
     assert done.dropped_rows == 2
     assert done.log.prompts == ("prompt 0", "prompt 3")
-    assert done.seen.all()
+    assert done.given is done.log
 
 
 def test_complete_fills_by_row_and_expert():
@@ -54,7 +54,7 @@ def test_complete_fills_by_row_and_expert():
     done = complete(log, FILL)
     np.testing.assert_allclose(done.log.quality, quality, atol=1e-5)
     np.testing.assert_array_equal(done.log.output_tokens, tokens)
-    np.testing.assert_array_equal(done.seen, ~gaps)
+    np.testing.assert_array_equal(done.given.missing, gaps)
     assert done.dropped_rows == 0
 
 
