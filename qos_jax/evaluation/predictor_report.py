@@ -158,10 +158,10 @@ def held_out_task_report(
         )
     seen, unseen = np.flatnonzero(~out), np.flatnonzero(out)
     fitted = fit_predictor(
-        config, [prompts[i] for i in seen], quality[seen], output_tokens[seen], experts, on_progress
+        config, [prompts[int(i)] for i in seen], quality[seen], output_tokens[seen], experts, on_progress
     )
     return predictor_report(
-        fitted.predict([prompts[i] for i in unseen]),
+        fitted.predict([prompts[int(i)] for i in unseen]),
         mean_predictions(config, quality[seen], output_tokens[seen], len(unseen)),
         quality[unseen],
         output_tokens[unseen],

@@ -31,17 +31,17 @@ class PredictorConfig:
     word_ngram: int = 2  # words of the longest word n-gram
     char_ngram: int = 0  # characters of the longest character n-gram; the shortest has 2; 0 = none
     min_documents: int = 5  # a column is used if so many prompts of the fit have it
-    components: int = 192  # K, truncated SVD of the columns used
+    components: int = 384  # K, truncated SVD of the columns used
 
     max_output_tokens: int = 16_384  # upper end of the last length bucket
     buckets: int = 40  # B, length buckets, equally wide in log tokens from 1 token
 
-    members: int = 4  # networks whose probabilities are averaged
+    members: int = 2  # networks whose probabilities are averaged
     hidden: tuple[int, ...] = (128,)  # units of each hidden layer of the head "mlp"
     dropout: float = 0.4  # share of inputs and hidden units left out in training
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    batch_size: int = 256  # prompts of a gradient step
+    batch_size: int = 256  # prompts of a gradient step, at most; fewer where an epoch had few steps
     max_epochs: int = 60
     patience: int = 6  # epochs without a better validation loss before training stops
     validation_share: float = 0.12  # of the prompts: kept for early stopping, calibration and errors

@@ -16,6 +16,8 @@ from flax import struct
 
 from qos_jax.predictors.config import PredictorConfig
 
+_LEAST_STEPS = 16  # gradient steps of an epoch: few rows are learned from in small batches
+
 Params = Any
 OnProgress = Callable[[int], None]
 """Takes how many more epochs are done."""
@@ -100,7 +102,7 @@ def fit_networks(
     """
     network = network_of(config, targets.quality.shape[1])
     rng = np.random.default_rng([config.seed, 1])
-    batch = min(config.batch_size, len(train))
+    batch = min(config.batch_size, max(len(train) // _LEAST_STEPS, 1))
     steps = len(train) // batch
     inputs = jnp.asarray(features)
     optimiser = _optimiser(config, steps)
