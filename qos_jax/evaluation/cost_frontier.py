@@ -146,7 +146,8 @@ def render_frontier(frontier: CostFrontier) -> str:
         f"best single expert: {frontier.best_single}; {frontier.rows:,} requests, "
         f"{frontier.left_out:,} left out for a missing answer"
     )
-    return f"{title}\n{tabulate(lines, headers='firstrow', colalign=('left', 'right', 'right'))}"
+    align = ("left", "right", "right")
+    return f"{title}\n{tabulate(lines, headers='firstrow', colalign=align, disable_numparse=True)}"
 
 
 def write_frontier_csv(path: Path, frontier: CostFrontier) -> None:

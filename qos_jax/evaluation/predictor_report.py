@@ -178,7 +178,8 @@ def render_predictor_report(report: Sequence[PredictorFigure]) -> str:
         numbers = [f"{value:.{digits}f}" for value in (row.value, row.low, row.high, row.baseline)]
         value = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
         lines.append([row.figure, row.expert, value, numbers[3], f"{row.n:,}"])
-    return tabulate(lines, headers="firstrow", colalign=("left", "left", "right", "right", "right"))
+    align = ("left", "left", "right", "right", "right")
+    return tabulate(lines, headers="firstrow", colalign=align, disable_numparse=True)
 
 
 def write_predictor_report_csv(path: Path, report: Sequence[PredictorFigure]) -> None:

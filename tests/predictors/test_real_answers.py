@@ -28,7 +28,6 @@ def test_figures_on_real_answers(shared):
     means = mean_predictions(config, quality[learned], tokens[learned], JUDGED)
     report = predictor_report(predicted, means, quality[judged], tokens[judged], experts, resamples=50)
     figures = {(row.figure, row.expert): row for row in report}
-    print({k: round(v.value, 4) for k, v in figures.items() if k[1] in ("mean", "pooled")})
     assert figures["auc", "mean"].low > 0.72
     assert figures["log_length_r2", "mean"].low > 0.3
     assert (
