@@ -56,6 +56,14 @@ def wants_plots(wish: flags.FlagHolder[bool | None]) -> bool:
     return False
 
 
+def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
+    """Return the numbers of a list flag, or raise the error of the first that is none."""
+    try:
+        return tuple(float(text) for text in flag.value)
+    except ValueError as error:
+        raise input_error(str(error), field=flag.name, remedy="give numbers, separated by commas") from None
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))

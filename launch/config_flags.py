@@ -78,6 +78,9 @@ class _Parser(flags.ArgumentParser):
 
     def __init__(self, kind: Any) -> None:
         options = typing.get_args(kind) if _is_union(kind) else (kind,)
+        self._choices: tuple[str, ...] = ()
+        if typing.get_origin(kind) is typing.Literal:
+            self._choices, options = typing.get_args(kind), (str,)
         self._optional = type(None) in options
         (self._kind,) = (option for option in options if option is not type(None))
         self._item, self._length = self._kind, None
@@ -85,7 +88,7 @@ class _Parser(flags.ArgumentParser):
             items = typing.get_args(self._kind)
             self._item, self._length = items[0], None if items[-1] is Ellipsis else len(items)
         names = {int: "a whole number", float: "a number", str: "a string"}
-        text = names[self._item]
+        text = " or ".join(self._choices) or names[self._item]
         if self._item is not self._kind:
             text = f"{self._length or ''} numbers, separated by commas".strip()
         self.syntactic_help = f"{text}, or none" if self._optional else text
@@ -106,6 +109,8 @@ class _Parser(flags.ArgumentParser):
 
     def _read(self, text: str) -> Any:
         try:
+            if self._choices and text not in self._choices:
+                raise ValueError
             return self._item(text)
         except ValueError:
             raise ValueError(f"{text!r} is not {self.syntactic_help}") from None

@@ -7,7 +7,6 @@ import sys
 from absl import flags
 
 from launch import common
-from qos_jax.errors import input_error
 from qos_jax.evaluation import check_run_folder, open_run_folder, progress, render_text
 from qos_jax.evaluation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
 from qos_jax.evaluation.comparison import (
@@ -18,6 +17,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.serving import SCHEDULERS
+from qos_jax.workload.degraded import FITTED, PREDICTIONS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 _DEFAULTS = CaseConfig()
@@ -63,6 +63,13 @@ _TABLE_MATCH = flags.DEFINE_enum(
     list(TABLE_MATCHES),
     "rows that a trace's arrivals get: nearest in length to the recorded requests, or any, evenly",
 )
+_PREDICTIONS = flags.DEFINE_list(
+    "predictions",
+    [FITTED],
+    "what routers are told of a table's rows: its fitted predictions, each expert's mean over train rows, "
+    f"the fitted ones of other rows, or the true values; some of {', '.join(PREDICTIONS)}. With several, "
+    "every policy runs under each, named POLICY@PREDICTIONS, on identical requests",
+)
 _SEEDS = flags.DEFINE_integer("seeds", _DEFAULTS.seeds, "independent draws of requests and arrivals")
 _SEED = flags.DEFINE_integer("seed", _DEFAULTS.seed, "of all draws")
 _REQUESTS = flags.DEFINE_integer(
@@ -95,13 +102,6 @@ _RESUME = flags.DEFINE_bool(
 _PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
 
 
-def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-    try:
-        return tuple(float(text) for text in flag.value)
-    except ValueError as error:
-        raise input_error(str(error), field=flag.name, remedy="give numbers, separated by commas") from None
-
-
 def main() -> None:
     """Run the comparison that the flags ask for."""
     plan = load_comparison(
@@ -119,10 +119,11 @@ def main() -> None:
             trace_end_s=_TRACE_END.value,
             table=_TABLE.value,
             table_split=_TABLE_SPLIT.value,
+            predictions=tuple(_PREDICTIONS.value),
             cases=CaseConfig(
                 workloads=tuple(_WORKLOADS.value),
-                arrival_rates=_numbers(_RATES),
-                loads=_numbers(_LOADS),
+                arrival_rates=common.numbers(_RATES),
+                loads=common.numbers(_LOADS),
                 seeds=_SEEDS.value,
                 seed=_SEED.value,
                 num_requests=_REQUESTS.value,

@@ -3,42 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
-from qos_jax.errors import InputError, input_error
+from qos_jax.errors import input_error
 from qos_jax.evaluation.cases import TRACE, Case, CaseConfig, build_cases
 from qos_jax.evaluation.checkpoints import LearnedRouter, load_router, named_checkpoints
-from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, compare
+from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.evaluation.contents import Source
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.resume import load_policy_runs, save_policy_run
-from qos_jax.evaluation.run_folder import RunFolder
+from qos_jax.evaluation.run_folder import RunFolder, digest
 from qos_jax.evaluation.tables import Comparison
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.serving import ServingConfig
 from qos_jax.workload import (
     Fleet,
     Trace,
-    default_latency_limit_s,
-    experts_named,
-    fleet_path,
-    load_calibration,
-    read_fleet,
-    read_table,
-    read_trace,
-    sample_experts,
     split_rows,
-    table_for_experts,
-    window,
 )
+from qos_jax.workload.degraded import FITTED, PREDICTIONS, with_predictions
 from qos_jax.workload.named_table import ALL_ROWS
+from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
+from qos_jax.workload.text_table import near_match
 
 GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
 
@@ -60,6 +48,7 @@ class ComparisonConfig:
     trace_end_s: float = math.inf  # exclusive
     table: str | None = None  # table file whose rows are the requests, in place of synthetic ones
     table_split: str = ALL_ROWS  # or one of SPLITS: which of its rows
+    predictions: tuple[str, ...] = (FITTED,)  # some of PREDICTIONS: what routers are told of a table's rows
     cases: CaseConfig = dataclasses.field(default_factory=CaseConfig)
 
 
@@ -70,7 +59,7 @@ class ComparisonPlan:
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     cases: CaseConfig
     fleet: Fleet
-    source: Source  # a table of the fleet's experts, or figures of its models
+    sources: dict[str, Source]  # by predictions: a table of the fleet's experts, or figures of its models
     source_is_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
     latency_limit_s: float
     trace: Trace | None
@@ -86,6 +75,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
+    _check_predictions(config)
     names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
     policies = [policy(name, allow_drop=config.allow_drop) for name in names if name not in BOUNDS]
     folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
@@ -93,38 +83,25 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         raise input_error("only learned routers draw", field="stochastic", remedy="give --checkpoint=DIR")
     if not policies and not folders:
         raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
-    if config.baseline not in (*names, *folders):
+    shown = [*names, *folders]
+    if len(config.predictions) > 1:
+        bounds = [name for name in shown if name in BOUNDS]
+        routers = [name for name in shown if name not in BOUNDS]
+        shown = [named_under(name, kind) for kind in config.predictions for name in routers] + bounds
+    if config.baseline not in shown:
         raise input_error(
             f"{config.baseline!r} is not among the policies",
             field="baseline",
-            remedy=f"use one of {', '.join((*names, *folders))}",
+            remedy=f"use one of {', '.join(shown)}",
         )
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
         raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
-    if not 0 <= config.trace_start_s < config.trace_end_s:  # NaN fails too
-        raise input_error(
-            f"{config.trace_start_s} to {config.trace_end_s} is no window",
-            field="trace_start_s",
-            remedy="give seconds >= 0, the start before the end",
-        )
     cases = dataclasses.replace(config.cases, workloads=tuple(workloads))
-    file = pathlib.Path(config.fleet) if config.fleet.endswith(".csv") else fleet_path(config.fleet)
-    fleet = read_fleet(file)
-    limit_s = default_latency_limit_s(file) if config.latency_limit_s is None else config.latency_limit_s
-    with np.errstate(over="ignore", under="ignore"):
-        as_computed_s = float(np.float32(limit_s))
-    if not 0 < as_computed_s < math.inf:
-        raise input_error(
-            f"{limit_s} is not a positive, finite time",
-            field="latency_limit_s",
-            remedy="give seconds per output token, such as 0.05",
-        )
-    # Under its path, so that every fault of it names the file.
-    trace = dataclasses.replace(read_trace(config.trace), name=config.trace) if config.trace else None
-    if trace is not None and (config.trace_start_s > 0 or config.trace_end_s < math.inf):
-        trace = window(trace, config.trace_start_s, config.trace_end_s)
-    source, drawn = _load_source(config, fleet)
+    file, fleet = open_fleet(config.fleet)
+    limit_s = limit_of(file, config.latency_limit_s)
+    trace = open_trace(config.trace, config.trace_start_s, config.trace_end_s) if config.trace else None
+    sources, drawn = _load_sources(config, fleet)
     serving = ServingConfig(
         fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
     )
@@ -138,16 +115,16 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             **{field: value for field, value in dataclasses.asdict(config).items() if field != "cases"},
             **dataclasses.asdict(cases),
             "fleet": str(file),
-            "fleet_sha256": _digest(file),
-            "trace_sha256": _digest(config.trace) if config.trace else None,
-            "table_sha256": _digest(config.table) if config.table else None,
+            "fleet_sha256": digest(file),
+            "trace_sha256": digest(config.trace) if config.trace else None,
+            "table_sha256": digest(config.table) if config.table else None,
             "policies": names,
             "checkpoint": {name: router.record for name, router in learned.items()},
             "latency_limit_s": limit_s,
         },
         cases=cases,
         fleet=fleet,
-        source=source,
+        sources=sources,
         source_is_drawn=drawn,
         latency_limit_s=limit_s,
         trace=trace,
@@ -158,7 +135,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     )
 
 
-def _load_source(config: ComparisonConfig, fleet: Fleet) -> tuple[Source, bool]:
+def _load_sources(config: ComparisonConfig, fleet: Fleet) -> tuple[dict[str, Source], bool]:
     """Return what requests are drawn from, and whether its experts are drawn for want of figures."""
     if config.table is not None:
         if config.cases.error_level != 1.0:
@@ -167,35 +144,66 @@ def _load_source(config: ComparisonConfig, fleet: Fleet) -> tuple[Source, bool]:
                 field="error_level",
                 remedy="leave out error_level, or the table",
             )
-        if not config.table:
-            raise input_error("is empty", field="table", remedy="give --table=FILE, or leave it out")
-        named = read_table(config.table)
-        return split_rows(table_for_experts(named, fleet.names), config.table_split), False
+        named = open_table(config.table, fleet)
+        sources: dict[str, Source] = {
+            kind: split_rows(with_predictions(named, kind, config.cases.seed), config.table_split)
+            for kind in config.predictions
+        }
+        return sources, False
     if config.table_split != ALL_ROWS:
         raise input_error(
             f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
         )
-    calibration = load_calibration()
-    try:
-        return experts_named(calibration, fleet.names), False
-    except InputError:
-        key = jax.random.key(config.cases.seed)
-        return sample_experts(key, calibration, fleet.num_experts), True
+    figures, drawn = figures_for(fleet, config.cases.seed)
+    return {FITTED: figures}, drawn
 
 
-def draw_cases(plan: ComparisonPlan) -> list[Case]:
-    """Return the cases of a comparison; the errors are those of :func:`build_cases`."""
-    return build_cases(plan.cases, plan.fleet, plan.source, plan.latency_limit_s, plan.trace)
+def _check_predictions(config: ComparisonConfig) -> None:
+    if not config.predictions or len(set(config.predictions)) < len(config.predictions):
+        fault = "names one twice" if config.predictions else "is empty"
+        raise input_error(
+            fault, field="predictions", remedy=f"give some of {', '.join(PREDICTIONS)}, each once"
+        )
+    for kind in config.predictions:
+        if kind not in PREDICTIONS:
+            raise input_error(
+                f"{kind!r} is unknown{near_match(kind, PREDICTIONS)}",
+                field="predictions",
+                remedy=f"use some of {', '.join(PREDICTIONS)}",
+            )
+    if config.table is None and config.predictions != (FITTED,):
+        raise input_error(
+            f"{', '.join(config.predictions)} need a table",
+            field="predictions",
+            remedy="give --table=FILE, or --error_level for synthetic predictions",
+        )
 
 
-def work_requests(plan: ComparisonPlan, cases: Sequence[Case]) -> int:
+def named_under(policy_name: str, predictions: str) -> str:
+    """Return what a policy is called where several kinds of predictions are compared."""
+    return f"{policy_name}@{predictions}"
+
+
+def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
+    """Return the cases of a comparison by predictions: the same requests and arrivals under each.
+
+    The errors are those of :func:`build_cases`.
+    """
+    return {
+        kind: build_cases(plan.cases, plan.fleet, source, plan.latency_limit_s, plan.trace)
+        for kind, source in plan.sources.items()
+    }
+
+
+def work_requests(plan: ComparisonPlan, cases: Mapping[str, Sequence[Case]]) -> int:
     """Return how many requests a comparison routes in all."""
-    return len(plan.policies) * sum(case.runs.shape[0] * case.runs.shape[1] for case in cases)
+    per_policy = sum(case.runs.shape[0] * case.runs.shape[1] for each in cases.values() for case in each)
+    return len(plan.policies) * per_policy
 
 
 def execute_comparison(
     plan: ComparisonPlan,
-    cases: Sequence[Case],
+    cases: Mapping[str, Sequence[Case]],
     folder: RunFolder,
     *,
     plot: bool,
@@ -206,20 +214,32 @@ def execute_comparison(
     What a policy did is in the folder as soon as it is done (see ``resume.py``); all other files are
     written at the end, from all of it, so that a comparison stopped and resumed ends as one that was not.
     """
-    shown = shown_cases(cases)
-    compared = compare(
-        plan.serving,
-        plan.policies,
-        cases,
-        with_upper_bound=plan.with_upper_bound,
-        keep_records=shown,
-        finished=load_policy_runs(folder, cases, shown),
-        on_progress=on_progress,
-        on_policy=lambda run: save_policy_run(folder, run),
+    first = next(iter(cases.values()))
+    shown = shown_cases(first)
+    finished = load_policy_runs(folder, first, shown)
+    parts: list[tuple[list[Policy], Compared]] = []
+    for kind, each in cases.items():
+        policies = plan.policies
+        if len(cases) > 1:
+            policies = [dataclasses.replace(p, name=named_under(p.name, kind)) for p in policies]
+        compared = compare(
+            plan.serving,
+            policies,
+            each,
+            with_upper_bound=plan.with_upper_bound and not parts,
+            keep_records=shown,
+            finished=finished,
+            on_progress=on_progress,
+            on_policy=lambda run: save_policy_run(folder, run),
+        )
+        parts.append((policies, compared))
+    compared = Compared(
+        [result for _, part in parts for result in part.results],
+        {case: {k: v for _, part in parts for k, v in part.records.get(case, {}).items()} for case in shown},
     )
     comparison = write_tables(folder, compared, plan.baseline)
     if plot:
-        write_plots(folder, compared, cases, plan.policies, plan.serving, plan.fleet.names)
+        write_plots(folder, compared, first, parts[0][0], plan.serving, plan.fleet.names)
     return comparison
 
 
@@ -229,9 +249,3 @@ def shown_cases(cases: Sequence[Case]) -> list[CaseName]:
     for case in cases:
         rates.setdefault(case.workload, []).append(case.arrival_rate_per_s)
     return [(workload, sorted(each)[len(each) // 2]) for workload, each in rates.items()]
-
-
-def _digest(path: str | pathlib.Path) -> str:
-    """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

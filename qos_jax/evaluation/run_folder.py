@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,12 @@ _RESULTS = (
     METRICS_LINES,
     "records.csv",
     "records/*.npz",
-    "summary.json",
+    "summary.*",
+    "table.npz",
+    "predictor.*",
+    "predictor_report_*.csv",
+    "cost_frontier_*.csv",
+    "requests.csv",
     "comparison.*",
     "evaluations.csv",
     "profile.*",
@@ -117,6 +123,12 @@ def open_run_folder(
             f"cannot be written ({error.strerror})", remedy="choose another folder with --out", file=folder
         ) from error
     return run
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def to_json(value: Any) -> Any:

@@ -9,7 +9,7 @@ from qos_jax.policies.heuristics import GreedyParams, best_of, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import FleetProfile
-from qos_jax.serving.latency import decode_run_s, prefill_s
+from qos_jax.serving.latency import alone_s, prefill_s
 from qos_jax.workload.request_table import RequestTable
 
 
@@ -46,10 +46,8 @@ def upper_bound(
 
     def of_one(prompt: jax.Array, output: jax.Array, quality: jax.Array) -> jax.Array:
         prompt_f, output_f = prompt.astype(jnp.float32), output.astype(jnp.float32)
-        alone_s = prefill_s(profile, prompt_f, prompt_f * prompt_f) + decode_run_s(
-            profile, output_f - 1.0, jnp.ones_like(output_f), prompt_f + 1.0
-        )
-        per_token_s = (alone_s - saved_s * (output_f - 1.0) + profile.network_rtt_s) / output_f
+        busy_s = alone_s(profile, prompt_f, output_f)
+        per_token_s = (busy_s - saved_s * (output_f - 1.0) + profile.network_rtt_s) / output_f
         # A float32 rounding of the sum must not turn a request that just meets L away.
         good = (per_token_s <= latency_limit_s * (1.0 + 1e-5)) & (
             prompt + output <= profile.kv_capacity_tokens

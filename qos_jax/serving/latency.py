@@ -50,6 +50,24 @@ def decode_run_s(
     return whole_s + rest_s
 
 
+def alone_s(profile: FleetProfile, prompt_tokens: jax.Array, output_tokens: jax.Array) -> jax.Array:
+    """Seconds that an expert which serves nothing else is busy with one request.
+
+    One prefill iteration, which makes the first token, and a decode iteration for each of the others.
+
+    Args:
+      profile: the fleet, leaves [N].
+      prompt_tokens: [] or [N] float32.
+      output_tokens: [N] float32, >= 1.
+
+    Returns:
+      [N] float32 seconds, without ``network_rtt_s``.
+    """
+    return prefill_s(profile, prompt_tokens, prompt_tokens * prompt_tokens) + decode_run_s(
+        profile, output_tokens - 1.0, jnp.ones_like(output_tokens), prompt_tokens + 1.0
+    )
+
+
 def decode_run_parts_s(
     profile: FleetProfile, iterations: jax.Array, batch: jax.Array, held_tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,8 @@
-"""Open what a user names: a fleet, its latency limit, and what its requests are drawn from."""
+"""Open what a user names: a fleet, its latency limit, a trace, and what requests are drawn from."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 
@@ -14,6 +15,8 @@ from qos_jax.workload.named_table import NamedTable, table_for_experts
 from qos_jax.workload.profiles import default_latency_limit_s, fleet_path, load_calibration
 from qos_jax.workload.synthetic_params import SyntheticParams, experts_named, sample_experts
 from qos_jax.workload.table_file import read_table
+from qos_jax.workload.trace import Trace, window
+from qos_jax.workload.trace_readers import read_trace
 
 
 def open_fleet(name: str) -> tuple[pathlib.Path, Fleet]:
@@ -42,6 +45,22 @@ def limit_of(file: pathlib.Path, given_s: float | None) -> float:
             remedy="give seconds per output token, such as 0.05",
         )
     return limit_s
+
+
+def open_trace(path: str, start_s: float, end_s: float) -> Trace:
+    """Return the requests of a trace file that arrive in [start_s, end_s), under the file's path as name.
+
+    Raises:
+      InputError: no window, any fault of the file, or no request in the window.
+    """
+    if not 0 <= start_s < end_s:  # NaN fails too
+        raise input_error(
+            f"{start_s} to {end_s} is no window",
+            field="trace_start_s",
+            remedy="give seconds >= 0, the start before the end",
+        )
+    trace = dataclasses.replace(read_trace(path), name=path)
+    return window(trace, start_s, end_s) if start_s > 0 or end_s < math.inf else trace
 
 
 def figures_for(fleet: Fleet, seed: int) -> tuple[SyntheticParams, bool]:

@@ -86,7 +86,7 @@ def read_chunks(path: Path) -> Iterator[TextTable]:
             if header is None:
                 raise input_error("is empty", file=path, remedy="give a CSV file with a header line")
             names = [name.strip() for name in header]
-            _check_header(names, file, at)
+            check_header(names, file, at)
             cells: list[list[str]] = []
             line: list[int] = []
             yielded = False
@@ -114,7 +114,8 @@ def _columns(file: str, names: Sequence[str], cells: list[list[str]], line: list
     return TextTable(file, {n: [c.strip() for c in col] for n, col in zip(names, columns, strict=True)}, line)
 
 
-def _check_header(names: Sequence[str], file: str, line: int) -> None:
+def check_header(names: Sequence[str], file: str, line: int) -> None:
+    """Raise InputError if a column of a header has no name, or one has the name of another."""
     for position, name in enumerate(names):
         if not name:
             raise input_error(

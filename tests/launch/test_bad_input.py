@@ -413,6 +413,27 @@ TABLE_CASES = [
     _table(
         "split not there", {}, "'split': ", "no row of 'validation'", "; use train", table_split="validation"
     ),
+    _table(
+        "no train rows",
+        {"split": [2] * 4},
+        "'split': ",
+        "no train rows",
+        "'mean'",
+        "; use",
+        predictions="mean",
+    ),
+    _flag(
+        "predictions unknown", "predictions", "meen", "'predictions': 'meen'", "did you mean 'mean'", "; use"
+    ),
+    _flag("predictions twice", "predictions", "mean,mean", "'predictions'", "twice", "; give"),
+    _flag(
+        "predictions of no table", "predictions", "true", "'predictions'", "need a table", "; give --table"
+    ),
+    Case(
+        "baseline of other predictions",
+        lambda g: (_write_table(g), g.flags.update(predictions="mean,true", baseline="random@fitted")),
+        ("'baseline': 'random@fitted'", "; use one of random@mean, shortest_queue@mean, random@true"),
+    ),
     _table("not split", {"split": None}, "'split': ", "missing", "; use 'all'", table_split="test"),
     Case(
         "table: split unknown",
@@ -800,12 +821,13 @@ def given(request: pytest.FixtureRequest, tmp_path: Path, inputs: Path) -> Given
     return Given(inputs, {**_good_flags(module, inputs), "out": str(tmp_path / "out")})
 
 
-def _tree(folder: Path) -> dict[str, bytes | None]:
+def tree(folder: Path) -> dict[str, bytes | None]:
     """Return every file and folder below ``folder``, with the files' content."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-def _check_refused(code: int, out: str, err: str, says: tuple[str, ...]) -> None:
+def check_refused(code: int, out: str, err: str, says: tuple[str, ...]) -> None:
+    """Check that a launcher ended with one clear line that says these texts in this order."""
     assert code == 2, err
     assert out == ""
     assert err.endswith("\n")
@@ -823,10 +845,10 @@ def _check_refused(code: int, out: str, err: str, says: tuple[str, ...]) -> None
 @pytest.mark.parametrize(("module", "case"), PAIRS)
 def test_refused_in_one_line(launch, given: Given, tmp_path: Path, module: str, case: Case):
     case.spoil(given)
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     ended = launch(module, *given.arguments)
-    _check_refused(ended.code, ended.out, ended.err, case.says)
-    assert _tree(tmp_path) == before
+    check_refused(ended.code, ended.out, ended.err, case.says)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("module", ["launch.simulate", "launch.evaluate", "launch.calibrate"])
@@ -846,7 +868,7 @@ def test_enough_kinds(module: str):
 def test_refused_by_a_real_process(given: Given, tmp_path: Path, module: str, case_id: str):
     case = next(case for case in CASES[module] if case.id == case_id)
     case.spoil(given)
-    before = _tree(tmp_path)
+    before = tree(tmp_path)
     ended = subprocess.run(
         [sys.executable, "-m", module, *given.arguments],
         capture_output=True,
@@ -856,5 +878,5 @@ def test_refused_by_a_real_process(given: Given, tmp_path: Path, module: str, ca
         cwd=Path(__file__).parents[2],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    _check_refused(ended.returncode, ended.stdout, ended.stderr, case.says)
-    assert _tree(tmp_path) == before
+    check_refused(ended.returncode, ended.stdout, ended.stderr, case.says)
+    assert tree(tmp_path) == before

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qos_jax.serving import FleetProfile
-from qos_jax.serving.latency import decode_iterations_until, decode_run_kv_token_s, decode_run_s, prefill_s
+from qos_jax.serving.latency import (
+    alone_s,
+    decode_iterations_until,
+    decode_run_kv_token_s,
+    decode_run_s,
+    prefill_s,
+)
 
 LANES = 64
 
@@ -82,6 +88,16 @@ def test_decode_run_is_the_sum_of_its_iterations(case):
         durations, context = durations_s(p, lane, m[lane], batch[lane], held[lane])
         assert got[lane] == pytest.approx(durations.sum(), rel=1e-5)
         assert kv[lane] == pytest.approx((durations * context).sum(), rel=1e-5)
+
+
+def test_one_request_alone():
+    p = profile(0.02, 0.001, 1e-5, prefill=(0.01, 1e-4, 1e-7))
+    tokens = jnp.arange(1, LANES + 1, dtype=jnp.float32)
+    lane = 5  # six output tokens: the prompt phase makes the first
+    decode_s, _ = durations_s(p, lane, 5, 1, 101)
+    expected_s = 0.01 + 1e-4 * 100 + 1e-7 * 100**2 + decode_s.sum()
+    np.testing.assert_allclose(alone_s(p, jnp.float32(100), tokens)[lane], expected_s, rtol=1e-5)
+    np.testing.assert_allclose(alone_s(p, jnp.float32(100), tokens)[0], 0.021, rtol=1e-5)
 
 
 def test_no_iterations_take_no_time():
