@@ -1,4 +1,4 @@
-"""Measure decisions per second: simulator, routers, HAN, latency and training, beside an earlier run if given."""
+"""Measure decisions per second: simulator, routers, HAN, latency, training; ratios to an earlier run."""
 
 from __future__ import annotations
 

@@ -559,6 +559,7 @@ EVALUATE_CASES = [
     ),
 ]
 
+
 def _earlier(id_: str, content: str | None, *says: str) -> Case:
     """A case of a benchmark compared with an earlier run's file of this content."""
 
@@ -604,7 +605,10 @@ BENCHMARK_CASES = [
     _earlier("not JSON", "what,name\n", "row 1", "no JSON"),
     _earlier("of something else", '{"what": "peak memory"}\n', "row 1", "not of a benchmark"),
     _earlier(
-        "of another format", '{"what": "benchmark", "format": 0, "settings": {}}\n', "row 1", "format 0, not 1"
+        "of another format",
+        '{"what": "benchmark", "format": 0, "settings": {}}\n',
+        "row 1",
+        "format 0, not 1",
     ),
     _earlier(
         "of other work",

@@ -47,7 +47,12 @@ def test_stretches_of_a_trace_and_a_second_run_beside_the_first(launch, tmp_path
     # The file compared with may be the one that is about to be replaced.
     before = f"--compare={tmp_path / 'run/metrics.jsonl'}"
     again = launch(
-        "launch.benchmark", *flags, "--environments=2", "--reference_runs=0", before, f"--out={tmp_path / 'run'}"
+        "launch.benchmark",
+        *flags,
+        "--environments=2",
+        "--reference_runs=0",
+        before,
+        f"--out={tmp_path / 'run'}",
     )
     assert again.code == 0, again.err
     assert "geometric mean of the ratios per CPU-second" in again.out

@@ -1,4 +1,4 @@
-"""Measuring speed: simulator, routers, networks, decisions and training, on work that is checked to be equal."""
+"""Measuring speed: simulator, routers, networks, decisions, training; on work that is checked to be equal."""
 
 from qos_jax.evaluation.speed.benchmark import (
     BenchmarkConfig,

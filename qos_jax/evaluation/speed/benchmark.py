@@ -90,9 +90,7 @@ class BenchmarkConfig:
             value = getattr(self, field)
             for number in value if isinstance(value, tuple) else (value,):
                 if not low <= number < 2**31:
-                    raise input_error(
-                        f"{number} is out of range", field=field, remedy=f"give at least {low}"
-                    )
+                    raise input_error(f"{number} is out of range", field=field, remedy=f"give at least {low}")
         if self.arrival_rate is not None and not 0 < self.arrival_rate < float("inf"):
             raise input_error(
                 f"{self.arrival_rate} is no rate", field="arrival_rate", remedy="give requests / s, above 0"

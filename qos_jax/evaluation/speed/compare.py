@@ -94,13 +94,23 @@ def same_machine(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> b
 
 
 def render_comparison(now: Sequence[Speed], before: Sequence[Speed]) -> str:
-    """Return a table of the rows in both, with the ratios now / before of decisions a second; above 1 is faster.
+    """Return a table of the rows in both, with ratios now / before of decisions a second: above 1 = faster.
 
     Rows in only one of them are counted below it, and the geometric mean of the ratios told.
     """
     earlier = {speed.key: speed for speed in before}
     both = [(speed, earlier[speed.key]) for speed in now if speed.key in earlier]
-    heads = ("what", "by", "environments", "experts", "slots", "before/CPU-s", "now/CPU-s", "ratio", "ratio/s")
+    heads = (
+        "what",
+        "by",
+        "environments",
+        "experts",
+        "slots",
+        "before/CPU-s",
+        "now/CPU-s",
+        "ratio",
+        "ratio/s",
+    )
     rows, ratios = [], []
     for speed, old in both:
         ratio = speed.decisions_per_cpu_s / old.decisions_per_cpu_s

@@ -1,4 +1,4 @@
-"""Speed of routing requests in simulation: by one compiled program, through ``simulate``, by the reference."""
+"""Speed of routing in simulation: by one compiled program, through ``simulate``, by the reference."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def measure_closed_form(
 
 
 def measure_evaluation(work: Work, policy: Policy, environments: int, repeats: int) -> Speed:
-    """The same requests through :func:`simulate`, as ``launch.evaluate`` runs them: every request is recorded.
+    """The same requests through :func:`simulate`, as ``launch.evaluate`` runs them: each is recorded.
 
     Arguments as of :func:`measure_closed_form`. What compiling takes is not told apart, and not counted.
     """

@@ -81,7 +81,7 @@ def measure_training(plan: TrainPlan, repeats: int) -> Speed:
     _, wall_s, cpu_s = timed(advance, repeats)
     state = holder[0]
     part = getattr(config, phase.name)
-    steps = part.rollout_steps if phase.name == "ppo" else getattr(part, "steps_per_update", None) or part.steps
+    steps = getattr(part, {"ppo": "rollout_steps", "sac": "steps_per_update"}.get(phase.name, "steps"))
     lanes, params = state.lanes, learner.params(state)
     times = _parts(plan, phase, lanes, params, steps, repeats)
     parts = {name: time_s / cpu_s for name, time_s in times.items()}

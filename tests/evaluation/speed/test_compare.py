@@ -77,7 +77,9 @@ def test_incompatible_runs_are_refused(tmp_path):
     file = tmp_path / "m.jsonl"
     with pytest.raises(InputError, match="cannot be read"):
         read_speeds(file, SETTINGS)
-    with pytest.raises(InputError, match="'num_requests': measured other work .*512, not 256.*--num_requests"):
+    with pytest.raises(
+        InputError, match=r"'num_requests': measured other work .*512, not 256.*--num_requests"
+    ):
         read_speeds(write(file, speed(), settings=SETTINGS | {"num_requests": 512}), SETTINGS)
     with pytest.raises(InputError, match="has format 7, not 1"):
         read_speeds(write(file, speed(), format=7), SETTINGS)
