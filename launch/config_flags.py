@@ -90,7 +90,8 @@ class _Parser(flags.ArgumentParser):
         names = {int: "a whole number", float: "a number", str: "a string"}
         text = " or ".join(self._choices) or names[self._item]
         if self._item is not self._kind:
-            text = f"{self._length or ''} numbers, separated by commas".strip()
+            kind = "names" if self._item is str else "numbers"
+            text = f"{self._length or ''} {kind}, separated by commas".strip()
         self.syntactic_help = f"{text}, or none" if self._optional else text
 
     def parse(self, argument: str) -> Any:

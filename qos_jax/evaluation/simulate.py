@@ -184,6 +184,8 @@ def simulate(
     if block_runs is None:
         block_runs = CPU_BLOCK_RUNS if jax.default_backend() == "cpu" else num_runs
     block_runs = min(block_runs, num_runs)
+    # As few chunks, all of one size, so that next to nothing is stepped through as padding.
+    chunk_requests = -(-num_requests // -(-num_requests // chunk_requests))
     profile = jax.tree.map(jnp.asarray, runs.profile)
     policy_function = policy.act_function()
     ledger = Ledger(num_runs, num_requests, config.num_experts)

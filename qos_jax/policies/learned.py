@@ -84,23 +84,24 @@ def parameter_shapes(config: NetworkConfig, num_experts: int, slots: int) -> Any
       num_experts: N.
       slots: of an expert, K; as N, it matters to the flat encoder alone.
     """
+    return jax.eval_shape(lambda: fresh_parameters(config, num_experts, slots, jax.random.key(0)))
 
-    def init() -> Any:
-        rows = (num_experts, slots)
-        graph = GraphFeatures(
-            arrived=jnp.zeros((len(ARRIVED_FEATURES),)),
-            expert=jnp.zeros((num_experts, len(EXPERT_FEATURES))),
-            slot=jnp.zeros((*rows, len(SLOT_FEATURES))),
-            pair=jnp.zeros((num_experts, len(PAIR_FEATURES))),
-            expert_mask=jnp.ones((num_experts,), bool),
-            running_mask=jnp.zeros(rows, bool),
-            waiting_mask=jnp.zeros(rows, bool),
-            available=jnp.ones((num_experts,), bool),
-        )
-        inputs = RouterInput(graph=graph, gain=jnp.zeros((num_experts,)))
-        return ActorCritic(config).init(jax.random.key(0), inputs)
 
-    return jax.eval_shape(init)
+def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: jax.Array) -> Any:
+    """Parameters of an :class:`ActorCritic` before any training, nested dicts; arguments as above."""
+    rows = (num_experts, slots)
+    graph = GraphFeatures(
+        arrived=jnp.zeros((len(ARRIVED_FEATURES),)),
+        expert=jnp.zeros((num_experts, len(EXPERT_FEATURES))),
+        slot=jnp.zeros((*rows, len(SLOT_FEATURES))),
+        pair=jnp.zeros((num_experts, len(PAIR_FEATURES))),
+        expert_mask=jnp.ones((num_experts,), bool),
+        running_mask=jnp.zeros(rows, bool),
+        waiting_mask=jnp.zeros(rows, bool),
+        available=jnp.ones((num_experts,), bool),
+    )
+    inputs = RouterInput(graph=graph, gain=jnp.zeros((num_experts,)))
+    return ActorCritic(config).init(key, inputs)
 
 
 def flat_sizes(config: NetworkConfig, network_params: Any) -> tuple[int, int]:

@@ -591,19 +591,63 @@ EVALUATE_CASES = [
     ),
 ]
 
+
+def _earlier(id_: str, content: str | None, *says: str) -> Case:
+    """A case of a benchmark compared with an earlier run's file of this content."""
+
+    def spoil(given: Given) -> None:
+        if content is not None:
+            given.path("earlier.jsonl").write_text(content)
+        given.flags["compare"] = str(given.path("earlier.jsonl"))
+
+    return Case(f"compare: {id_}", spoil, ("earlier.jsonl", *says, "; "))
+
+
 BENCHMARK_CASES = [
     *(case for case in TRACE_CASES if "missing" in case.id or "order" in case.id),
     Case("out is a file", lambda g: Path(g.flags["out"]).write_text("mine"), ("out", "is a file", "--out")),
     _flag("unknown policy", "policy", "shortest_que", "'policy'", "did you mean 'shortest_queue'"),
-    _flag("unknown scheduler", "scheduler", "fcfs", "--scheduler", "prefill_first|chunked_prefill"),
-    _flag("environments not numbers", "environments", "1,many", "'environments'", "'many'"),
+    _flag("unknown scheduler", "scheduler", "fcfs", "'scheduler'", "prefill_first, chunked_prefill"),
+    _flag("unknown what", "what", "simulator,decisions", "'what'", "did you mean 'decision'"),
+    _flag("unknown preset", "preset", "edge", "'preset'", "did you mean 'edge6'"),
+    _flag("nothing", "what", "", "'what'", "empty", "; give"),
+    _flag("environments not numbers", "environments", "1,many", "--environments", "'1,many'", "; see"),
     _flag("no environments", "environments", "0", "'environments'", "multiples of 64"),
     _flag("environments not whole blocks", "environments", "100", "'environments'", "multiples of 64"),
-    _flag("no experts", "experts", "0", "'experts'", "at least 1"),
+    _flag("environments twice", "environments", "1,1", "'environments'", "twice"),
+    _flag("no experts", "experts", "4,0", "'experts'", "at least 1"),
+    _flag("no slots", "slots", "0", "'slots'", "at least 1"),
     _flag("no requests", "num_requests", "0", "'num_requests'", "at least 1"),
     _flag("no repeats", "repeats", "0", "'repeats'", "at least 1"),
+    _flag("no calls", "calls", "1", "'calls'", "at least 10"),
+    _flag("no rate", "arrival_rate", "nan", "'arrival_rate'", "above 0"),
     _flag("reference runs negative", "reference_runs", "-1", "'reference_runs'", "at least 0"),
     _flag("trace too short", "num_requests", "5", "'trace'", "only 4 requests", "--num_requests"),
+    Case(
+        "environments that PPO cannot split",
+        lambda g: g.flags.update(what="ppo", train_environments="3", preset="paper6"),
+        ("'minibatches'", "; give a divisor of 192"),
+    ),
+    Case(
+        "no such checkpoint",
+        lambda g: g.flags.update(what="rollout", checkpoint=str(g.path("gone"))),
+        ("gone", "no such folder", "; give"),
+    ),
+    _earlier("missing", None, "cannot be read"),
+    _earlier("not JSON", "what,name\n", "row 1", "no JSON"),
+    _earlier("of something else", '{"what": "peak memory"}\n', "row 1", "not of a benchmark"),
+    _earlier(
+        "of another format",
+        '{"what": "benchmark", "format": 0, "settings": {}}\n',
+        "row 1",
+        "format 0, not 1",
+    ),
+    _earlier(
+        "of other work",
+        '{"what": "benchmark", "format": 1, "settings": {"policy": "random"}}\n',
+        "'policy'",
+        "measured other work (policy 'random', not 'shortest_queue')",
+    ),
 ]
 
 FIT_CASES = [
