@@ -18,10 +18,11 @@ class GreedyParams:
     margin: jax.Array  # [] float32, std of log latency per token for what the projection cannot know
     congestion_price: jax.Array  # [] float32, QoS charged for a place on an expert whose batch is full
     drop_below: jax.Array  # [] float32, drop if no expert's net gain exceeds this; -inf = never drop
+    impact_weight: jax.Array  # [] float32, of the paper's penalty, as in its reward; of impact_greedy alone
 
 
 def greedy_params(
-    margin: float = 0.3, congestion_price: float = 0.15, allow_drop: bool = False
+    margin: float = 0.3, congestion_price: float = 0.15, allow_drop: bool = False, impact_weight: float = 1.0
 ) -> GreedyParams:
     """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from.
 
@@ -33,6 +34,7 @@ def greedy_params(
         margin=jnp.float32(margin),
         congestion_price=jnp.float32(congestion_price),
         drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf),
+        impact_weight=jnp.float32(impact_weight),
     )
 
 
@@ -123,8 +125,8 @@ def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax
 
 
 def impact_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
-    """Predicted quality less the paper's impact penalty: greedy by the paper's estimator."""
-    net = seen.predicted_quality - paper_impact(seen)
+    """Predicted quality less the weighted impact penalty of the paper: greedy by its estimator."""
+    net = seen.predicted_quality - params.impact_weight * paper_impact(seen)
     return best_of(jnp.where(seen.available, net, -jnp.inf), params.drop_below)
 
 
