@@ -7,7 +7,6 @@ import sys
 from absl import flags
 
 from launch import common
-from qos_jax.errors import input_error
 from qos_jax.evaluation import check_run_folder, open_run_folder, progress, render_text
 from qos_jax.evaluation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
 from qos_jax.evaluation.comparison import (
@@ -82,13 +81,6 @@ _RESUME = flags.DEFINE_bool(
 _PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
 
 
-def _numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-    try:
-        return tuple(float(text) for text in flag.value)
-    except ValueError as error:
-        raise input_error(str(error), field=flag.name, remedy="give numbers, separated by commas") from None
-
-
 def main() -> None:
     """Run the comparison that the flags ask for."""
     plan = load_comparison(
@@ -108,8 +100,8 @@ def main() -> None:
             table_split=_TABLE_SPLIT.value,
             cases=CaseConfig(
                 workloads=tuple(_WORKLOADS.value),
-                arrival_rates=_numbers(_RATES),
-                loads=_numbers(_LOADS),
+                arrival_rates=common.numbers(_RATES),
+                loads=common.numbers(_LOADS),
                 seeds=_SEEDS.value,
                 seed=_SEED.value,
                 num_requests=_REQUESTS.value,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.resume import load_policy_runs, save_policy_run
 from qos_jax.evaluation.run_folder import RunFolder
 from qos_jax.evaluation.tables import Comparison
+from qos_jax.files import sha256
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.serving import ServingConfig
 from qos_jax.workload import (
@@ -138,9 +138,9 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             **{field: value for field, value in dataclasses.asdict(config).items() if field != "cases"},
             **dataclasses.asdict(cases),
             "fleet": str(file),
-            "fleet_sha256": _digest(file),
-            "trace_sha256": _digest(config.trace) if config.trace else None,
-            "table_sha256": _digest(config.table) if config.table else None,
+            "fleet_sha256": sha256(file),
+            "trace_sha256": sha256(config.trace) if config.trace else None,
+            "table_sha256": sha256(config.table) if config.table else None,
             "policies": names,
             "checkpoint": {name: router.record for name, router in learned.items()},
             "latency_limit_s": limit_s,
@@ -229,9 +229,3 @@ def shown_cases(cases: Sequence[Case]) -> list[CaseName]:
     for case in cases:
         rates.setdefault(case.workload, []).append(case.arrival_rate_per_s)
     return [(workload, sorted(each)[len(each) // 2]) for workload, each in rates.items()]
-
-
-def _digest(path: str | pathlib.Path) -> str:
-    """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

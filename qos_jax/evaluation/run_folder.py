@@ -24,6 +24,7 @@ _RESULTS = (
     "records/*.npz",
     "summary.json",
     "comparison.*",
+    "sweep.csv",
     "evaluations.csv",
     "plots/*.png",
     "tensorboard/events.*",

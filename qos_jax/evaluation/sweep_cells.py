@@ -107,9 +107,7 @@ def build_grid(
     groups = []
     for serving, places in by_shape.items():
         numbers = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[parts[p].numbers for p in places])
-        numbers = dataclasses.replace(
-            numbers, fleet=np.repeat(np.arange(len(places), dtype=np.int32), count)
-        )
+        numbers = dataclasses.replace(numbers, fleet=np.repeat(np.arange(len(places), dtype=np.int32), count))
         cell = np.concatenate([np.arange(count) + place * count for place in places])
         # Neighbours share a block, whose event loop waits for the most crowded of them.
         crowded = np.concatenate([parts[p].rate_per_s / parts[p].capacity_per_s for p in places])

@@ -121,7 +121,11 @@ def check_axes(axes: Sequence[Axis]) -> None:
     fields = {(axis.expert, axis.profile_field): axis for axis in axes if axis.profile_field}
     for (expert, field), axis in fields.items():
         other = next(
-            (o for o in axes if o.profile_field == field and o.name != axis.name and o.expert in (None, expert)),
+            (
+                o
+                for o in axes
+                if o.profile_field == field and o.name != axis.name and o.expert in (None, expert)
+            ),
             None,
         )
         if other is not None:
@@ -204,6 +208,8 @@ def _check_values(axis: Axis) -> None:
         if value not in allowed:
             raise input_error(f"{value:g} is out of range", field=axis.name, remedy=f"give values {allowed}")
         if field in INTEGER_COLUMNS and not axis.is_scale and not (value.is_integer() and value < 2**31):
-            raise input_error(f"{value:g} is not a whole number", field=axis.name, remedy="give whole numbers")
+            raise input_error(
+                f"{value:g} is not a whole number", field=axis.name, remedy="give whole numbers"
+            )
     if len(set(axis.values)) < len(axis.values):
         raise input_error("has a value twice", field=axis.name, remedy="give each once")

@@ -148,9 +148,7 @@ class LaneProgram:
         lanes = lanes_of(self._config, self._group, cells, self._seed)
         if arrival_rate_per_s is not None:
             rates = np.repeat(arrival_rate_per_s.astype(np.float32), seeds)
-            lanes = dataclasses.replace(
-                lanes, cell=dataclasses.replace(lanes.cell, arrival_rate_per_s=rates)
-            )
+            lanes = dataclasses.replace(lanes, cell=dataclasses.replace(lanes.cell, arrival_rate_per_s=rates))
         result = gather(self._compiled(*self._shared, self._spread(lanes)))
         order = self._order()
         metrics, wrong = (np.empty_like(leaf) for leaf in (result.metrics, result.unaccounted))
@@ -158,7 +156,9 @@ class LaneProgram:
         runs = len(cells) * seeds
         metrics, wrong = (leaf.reshape(-1, *leaf.shape[2:])[:runs] for leaf in (metrics, wrong))
         if wrong.any():
-            raise RuntimeError(f"{wrong.sum()} requests are unaccounted for: this is a defect, please report it")
+            raise RuntimeError(
+                f"{wrong.sum()} requests are unaccounted for: this is a defect, please report it"
+            )
         return metrics.reshape(len(cells), seeds, -1).astype(np.float64)
 
     def _spread(self, lanes: Lane) -> Lane:
@@ -190,4 +190,3 @@ def _program(config: LaneConfig, policy_function: Any, mesh: Mesh) -> Any:
             check_vma=False,  # the simulator's loops start from constants, which are the same on every device
         )
     )
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from qos_jax.evaluation.learning_curve import render_difference, render_judgemen
 from qos_jax.evaluation.progress import progress
 from qos_jax.evaluation.run_folder import RunFolder, check_run_folder, open_run_folder
 from qos_jax.evaluation.training_log import TrainingLog
+from qos_jax.files import sha256
 from qos_jax.learning import checkpoint
 from qos_jax.learning.checkpoint_record import CHECKPOINTS, find, step_folders
 from qos_jax.learning.config_json import config_dict
@@ -239,13 +239,8 @@ def _settings(plan: TrainPlan) -> dict[str, Any]:
         "launcher": "train",
         **config_dict(config),
         "latency_limit_s": plan.latency_limit_s,
-        **{name: None if file is None else _sha256(file) for name, file in files.items()},
+        **{name: None if file is None else sha256(file) for name, file in files.items()},
     }
-
-
-def _sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _phase_ends(plan: TrainPlan) -> Mapping[str, int]:
