@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def joined() -> Iterator[None]:
     _check(given)
     _make_cpu_devices()
     if _DETECT.value or None not in given.values():
+        # Where JAX itself ends the process, its message says why, and stacks would bury it.
+        faulthandler.disable()
         try:
             jax.distributed.initialize(**given, heartbeat_timeout_seconds=_LOST_AFTER.value)
         except (ValueError, RuntimeError) as error:
