@@ -7,6 +7,7 @@ import faulthandler
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from absl import flags
@@ -42,7 +43,7 @@ def joined() -> Iterator[None]:
       InputError: flags that are missing, contradict each other or are out of range; no cluster to detect, or
         no coordinator to reach.
     """
-    given = {flag.name: flag.value for flag in (_ADDRESS, _COUNT, _ID)}
+    given: dict[str, Any] = {flag.name: flag.value for flag in (_ADDRESS, _COUNT, _ID)}
     _check(given)
     _make_cpu_devices()
     if _DETECT.value or None not in given.values():
@@ -63,14 +64,14 @@ def joined() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         print(
-            f"error: lost touch with another process of the run ({_first_line(error)}); files already complete "
-            "are kept: start all processes again with --resume",
+            f"error: lost touch with another process of the run ({_first_line(error)}); start all processes "
+            "again with --resume, which keeps what is complete",
             file=sys.stderr,
         )
         common.exit_now(EXIT_LOST)  # else it would wait for the lost one
 
 
-def _check(given: dict[str, object]) -> None:
+def _check(given: dict[str, Any]) -> None:
     missing = [name for name, value in given.items() if value is None]
     if _DETECT.value:
         if len(missing) < len(given):
@@ -87,17 +88,13 @@ def _check(given: dict[str, object]) -> None:
             raise input_error(
                 f"{_ADDRESS.value!r} is not HOST:PORT", field=_ADDRESS.name, remedy="give e.g. 10.0.0.1:7000"
             )
-    if _COUNT.value is not None and _COUNT.value < 1:
-        raise input_error(f"{_COUNT.value} is below 1", field=_COUNT.name, remedy="give at least 1")
-    if _ID.value is not None and not 0 <= _ID.value < _COUNT.value:
+    for flag in (_COUNT, _LOST_AFTER, _CPU_DEVICES):
+        if flag.value is not None and flag.value < 1:
+            raise input_error(f"{flag.value} is below 1", field=flag.name, remedy="give at least 1")
+    if _ID.value is not None and _COUNT.value is not None and not 0 <= _ID.value < _COUNT.value:
         raise input_error(
             f"{_ID.value} is out of range", field=_ID.name, remedy=f"give 0 to {_COUNT.value - 1}"
         )
-    for flag, least in ((_LOST_AFTER, 1), (_CPU_DEVICES, 1)):
-        if flag.value is not None and flag.value < least:
-            raise input_error(
-                f"{flag.value} is below {least}", field=flag.name, remedy=f"give at least {least}"
-            )
 
 
 def _make_cpu_devices() -> None:

@@ -1,4 +1,4 @@
-"""Sweep routers over a grid of scenarios, on all devices: one CSV file, heat maps, and the rate a fleet bears."""
+"""Sweep routers over a grid of scenarios, on all devices: one CSV file, plots, and the rate a fleet bears."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import jax
 from absl import flags
 
 from launch import common, hosts
+from qos_jax.devices import is_writer, lane_mesh
 from qos_jax.errors import input_error
 from qos_jax.evaluation import check_run_folder, open_run_folder, progress
 from qos_jax.evaluation.cases import TRACE, WORKLOADS
-from qos_jax.evaluation.devices import is_writer, lane_mesh
 from qos_jax.evaluation.sweep import (
     SweepConfig,
     describe,
@@ -20,6 +20,7 @@ from qos_jax.evaluation.sweep import (
     plan_memory,
     render_sweep,
 )
+from qos_jax.evaluation.sweep_grid import SCALARS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
@@ -28,10 +29,9 @@ _DEFAULTS = SweepConfig()
 _SWEEP = flags.DEFINE_multi_string(
     "sweep",
     [],
-    "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is load, "
-    "arrival_rate, latency_limit_s, gap_cv, burst_factor, burst_mean_s, calm_mean_s, diurnal_swing, error_level, "
-    "quality_bias, length_log_bias, margin, congestion_price, impact_weight, or a field of the fleet's profile: "
-    "profile.FIELD of all experts, profile.EXPERT.FIELD of one, with a * behind it to scale it; repeatable",
+    "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
+    f"one of {', '.join(SCALARS)}, or a field of the fleet's profile: profile.FIELD of all experts, "
+    "profile.EXPERT.FIELD of one, with a * behind it to scale it; repeatable",
 )
 _FLEET = flags.DEFINE_multi_string(
     "fleet", list(_DEFAULTS.fleets), "a fleet CSV, or the name of a shipped one; repeatable: an axis"
@@ -69,6 +69,11 @@ _MEMORY = flags.DEFINE_float(
     None,
     "for the runs in flight on this host; default: 2 on a CPU, else 80%% of its devices'",
 )
+_CHUNK = flags.DEFINE_integer(
+    "chunk_requests",
+    None,
+    "requests between two saves, of which a kill loses at most one's; default: by device",
+)
 _OUT = flags.DEFINE_string("out", "runs/sweep", "run folder")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace another run's results in the folder")
 _RESUME = flags.DEFINE_bool("resume", False, "go on with the same sweep where it was stopped")
@@ -105,7 +110,9 @@ def _sweep() -> None:
         )
     )
     mesh = lane_mesh()
-    chunks = plan_memory(plan, mesh, _max_bytes())
+    if _CHUNK.value is not None and _CHUNK.value < 1:
+        raise input_error(f"{_CHUNK.value} is below 1", field=_CHUNK.name, remedy="give at least 1")
+    chunks = plan_memory(plan, mesh, _max_bytes(), _CHUNK.value)
     plot = is_writer() and common.wants_plots(_PLOTS)
     check_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value)
     folder = None

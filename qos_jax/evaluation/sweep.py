@@ -1,4 +1,4 @@
-"""One sweep of routers over a grid of scenarios: loaded and checked, run or resumed, written to its folder."""
+"""One sweep of routers over a grid of scenarios: loaded, checked, run or resumed, written to its folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tabulate import tabulate
 
+from qos_jax.devices import agree
 from qos_jax.errors import InputError, input_error
 from qos_jax.evaluation import plot_style
 from qos_jax.evaluation.cases import TRACE, CaseConfig
 from qos_jax.evaluation.checkpoints import LearnedRouter, load_router, named_checkpoints
 from qos_jax.evaluation.comparison import GROUPS
-from qos_jax.evaluation.devices import agree, is_writer
 from qos_jax.evaluation.metrics import METRICS
 from qos_jax.evaluation.run_folder import RunFolder
 from qos_jax.evaluation.sweep_capacity import Search, largest_rates, parse_search
@@ -149,7 +149,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     grid = build_grid(fleets, axes, config.scheduler, draws, allow_drop=config.allow_drop)
     routers: dict[str, LearnedRouter] = {}
     for name, folder in folders.items():
-        for group in grid.groups:  # it must fit every fleet
+        for group in grid.groups:  # it must fit them all
             routers[name] = load_router(
                 name, folder, group.serving, allow_drop=config.allow_drop, stochastic=config.stochastic
             )
@@ -181,10 +181,19 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     )
 
 
-def plan_memory(plan: SweepPlan, mesh: Mesh, max_bytes: float) -> list[ChunkPlan]:
+def plan_memory(
+    plan: SweepPlan, mesh: Mesh, max_bytes: float, chunk_requests: int | None = None
+) -> list[ChunkPlan]:
     """Return how each group is cut to stay within ``max_bytes`` on this process' devices; see plan_chunks."""
     return [
-        plan_chunks(plan.lane_config(group), group, mesh, max_bytes, cell_requests=plan.cell_requests)
+        plan_chunks(
+            plan.lane_config(group),
+            group,
+            mesh,
+            max_bytes,
+            cell_requests=plan.cell_requests,
+            chunk_requests=chunk_requests,
+        )
         for group in plan.grid.groups
     ]
 
@@ -199,8 +208,8 @@ def describe(plan: SweepPlan, mesh: Mesh, chunks: Sequence[ChunkPlan]) -> str:
     ]
     for group, cut in zip(grid.groups, chunks, strict=True):
         lines.append(
-            f"{group.serving.num_experts} experts x {group.serving.slots} slots: {len(group.cell):,} cells in "
-            f"{cut.chunks} chunk(s) of {cut.chunk_cells:,}, blocks of {cut.block_runs} runs, about "
+            f"{group.serving.num_experts} experts x {group.serving.slots} slots: {len(group.cell):,} cells "
+            f"in {cut.chunks} chunk(s) of {cut.chunk_cells:,}, blocks of {cut.block_runs} runs, about "
             f"{cut.run_bytes / 1e3:,.0f} kB a run in a block, {cut.chunk_bytes / 1e6:,.0f} MB in all"
         )
     return "\n".join(lines)
@@ -287,7 +296,8 @@ def _run_policy(
         say(f"{router.name}: compiled, {measured / 1e6:,.0f} MB on a device")
     for part in parts:
         cells = group.cell[part]
-        rate, extra = plan.grid.arrival_rate_per_s[cells], [()] * len(part)
+        rate = plan.grid.arrival_rate_per_s[cells]
+        extra: list[tuple] = [()] * len(part)
         if plan.search is not None and plan.search_ends is not None:
             low, high = (end[cells] for end in plan.search_ends)
 

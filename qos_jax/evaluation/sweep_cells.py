@@ -148,19 +148,19 @@ def _numbers_of(
     count = len(points)
     column = {axis.name: points[:, index] for index, axis in enumerate(axes)}
 
-    def scalar(name: str, default: float) -> np.ndarray:
+    def scalar(name: str, default: float) -> Any:
         return np.asarray(column.get(name, np.full(count, default)), np.float32)
 
     profile = _profiles(swept, axes, points)
     error_level = scalar("error_level", draws.error_level)
-    length_log_std = np.zeros((count, swept.fleet.num_experts), np.float32)
+    length_log_std: Any = np.zeros((count, swept.fleet.num_experts), np.float32)
     capacity = np.zeros(count)
     for level in np.unique(error_level):
         mine = np.flatnonzero(error_level == level)
         contents = _contents(swept.source, draws, float(level))
         length_log_std[mine] = known_length_log_std(_at_level(swept.source, float(level)), contents)
         capacity[mine] = _capacities(jax.tree.map(lambda leaf, m=mine: leaf[m], profile), contents)
-    rate = column.get("arrival_rate")
+    rate: Any = column.get("arrival_rate")
     if rate is None:
         load = column.get("load")
         workload = draws.workloads[0]
@@ -168,12 +168,12 @@ def _numbers_of(
             rate = np.full(count, load_rate_profile(workload).mean_rate_per_s)
         else:
             rate = (DEFAULT_LOAD if load is None else load) * capacity
-    limit_s = column.get("latency_limit_s")
+    limit_s: Any = column.get("latency_limit_s")
     if limit_s is None:
         limit_s = np.full(count, swept.latency_limit_s, np.float64)
     greedy = greedy_params(allow_drop=allow_drop)
     numbers = CellNumbers(
-        fleet=np.full(count, place, np.int32),
+        fleet=scalar("fleet", place).astype(np.int32),
         profile=profile,
         arrival_rate_per_s=rate.astype(np.float32),
         latency_limit_s=limit_s.astype(np.float32),
@@ -188,7 +188,7 @@ def _numbers_of(
         length_log_bias=scalar("length_log_bias", 0.0),
         greedy=GreedyParams(
             **{name: scalar(name, float(getattr(greedy, name))) for name in _GREEDY},
-            drop_below=np.full(count, float(greedy.drop_below), np.float32),
+            drop_below=scalar("drop_below", float(greedy.drop_below)),
         ),
     )
     return _Part(numbers, np.asarray(rate, np.float64), capacity)
@@ -197,7 +197,7 @@ def _numbers_of(
 def _profiles(swept: SweptFleet, axes: Sequence[Axis], points: np.ndarray) -> FleetProfile:
     """Return the profile of each cell, leaves [C, N], each checked as a fleet's file is."""
     fleet, count = swept.fleet, len(points)
-    leaves: dict[str, np.ndarray] = {
+    leaves: dict[str, Any] = {
         name: np.repeat(np.asarray(value)[None], count, axis=0) for name, value in vars(fleet.profile).items()
     }
     about = [index for index, axis in enumerate(axes) if axis.profile_field is not None]

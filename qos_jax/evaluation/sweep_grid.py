@@ -118,20 +118,13 @@ def check_axes(axes: Sequence[Axis]) -> None:
             raise input_error("is swept twice", field=name, remedy="give its values in one --sweep")
     if {"load", "arrival_rate"} <= set(names):
         raise input_error("contradicts arrival_rate", field="load", remedy="sweep one of the two")
-    fields = {(axis.expert, axis.profile_field): axis for axis in axes if axis.profile_field}
-    for (expert, field), axis in fields.items():
-        other = next(
-            (
-                o
-                for o in axes
-                if o.profile_field == field and o.name != axis.name and o.expert in (None, expert)
-            ),
-            None,
-        )
-        if other is not None:
-            raise input_error(
-                f"contradicts {other.name!r}", field=axis.name, remedy="sweep a field in one way only"
-            )
+    for axis in axes:
+        for other in axes:
+            same = axis.profile_field is not None and axis.profile_field == other.profile_field
+            if same and axis is not other and other.expert in (None, axis.expert):
+                raise input_error(
+                    f"contradicts {other.name!r}", field=axis.name, remedy="sweep a field in one way only"
+                )
     cells = math.prod(len(axis.values) for axis in axes)
     if cells > MAX_CELLS:
         raise input_error(f"makes {cells:,} cells", field=FIELD, remedy=f"stay below {MAX_CELLS:,}")

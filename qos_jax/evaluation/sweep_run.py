@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from qos_jax.devices import LANES, gather, replicate, spread
 from qos_jax.errors import input_error
-from qos_jax.evaluation.devices import LANES, gather, replicate, spread
 from qos_jax.evaluation.simulate import CPU_BLOCK_RUNS
 from qos_jax.evaluation.sweep_cells import CellGroup
 from qos_jax.evaluation.sweep_lane import Lane, LaneConfig, LaneResult, lane_bytes, run_lane
 from qos_jax.policies import Policy
 
 ACCELERATOR_BLOCK_RUNS = 8192
-# So that a kill loses little and progress is told often: at most so many requests in a chunk.
-CHUNK_REQUESTS = {"cpu": 2**19, "gpu": 2**24, "tpu": 2**24}
+# So that a kill loses little and progress is told often: at most so many requests a device in a chunk.
+CHUNK_REQUESTS = {"cpu": 2**17, "gpu": 2**24, "tpu": 2**24}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +32,20 @@ class ChunkPlan:
     """
 
     block_runs: int  # runs stepped together
-    chunk_cells: int  # whole cells, and whole blocks unless it is the only chunk
+    chunk_cells: int  # whole cells, and blocks for every device unless it is the only chunk
     chunks: int
     run_bytes: int  # estimated, of a run on its device
     chunk_bytes: int  # estimated, of a chunk on all devices of this process
 
 
 def plan_chunks(
-    config: LaneConfig, group: CellGroup, mesh: Mesh, max_bytes: float, *, cell_requests: int
+    config: LaneConfig,
+    group: CellGroup,
+    mesh: Mesh,
+    max_bytes: float,
+    *,
+    cell_requests: int,
+    chunk_requests: int | None = None,
 ) -> ChunkPlan:
     """Cut the cells of a group so that a chunk stays within ``max_bytes`` on this process' devices.
 
@@ -49,6 +55,8 @@ def plan_chunks(
       mesh: the devices.
       max_bytes: for all devices of this process together.
       cell_requests: requests that one cell takes.
+      chunk_requests: at most so many in a chunk, if it is more than one block; by default
+        ``CHUNK_REQUESTS`` for each device.
 
     Raises:
       InputError: not even one run fits.
@@ -73,9 +81,11 @@ def plan_chunks(
     while block > fitting:  # by halves, so that few sizes are ever compiled
         block = max(block // 2, 1)
     unit = block // math.gcd(block, seeds)  # cells that fill whole blocks
+    unit *= math.ceil(mesh.size * block / (unit * seeds))  # and give every device one
     spare = max_bytes - here * block * run_bytes
     by_memory = max(int(spare // (idle_bytes * seeds)), unit)
-    by_pace = max(CHUNK_REQUESTS.get(platform, 2**24) * mesh.size // cell_requests, 1)
+    pace = chunk_requests or CHUNK_REQUESTS.get(platform, 2**24) * mesh.size
+    by_pace = max(pace // cell_requests, 1)
     chunks = math.ceil(cells / max(min(by_memory, by_pace) // unit * unit, unit))
     chunk_cells = math.ceil(cells / chunks / unit) * unit if chunks > 1 else cells
     chunks = math.ceil(cells / chunk_cells)
@@ -99,12 +109,14 @@ def lanes_of(config: LaneConfig, group: CellGroup, cells: np.ndarray, seed: int)
     """
     seeds = config.seeds
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed), seeds)))
-    return Lane(
-        cell=jax.tree.map(lambda leaf: np.repeat(leaf[cells], seeds, axis=0), group.numbers),
-        seed=np.tile(np.arange(seeds, dtype=np.int32), len(cells)),
-        key_data=np.tile(keys, (len(cells), 1)),
-        policy_seed=np.tile((seed + np.arange(seeds)).astype(np.uint32), len(cells)),
-    )
+    places = np.arange(seeds)
+    of_seed: dict[str, Any] = {
+        "seed": np.tile(places.astype(np.int32), len(cells)),
+        "key_data": np.tile(keys, (len(cells), 1)),
+        "policy_seed": np.tile((seed + places).astype(np.uint32), len(cells)),
+    }
+    numbers = jax.tree.map(lambda leaf: np.repeat(leaf[cells], seeds, axis=0), group.numbers)
+    return Lane(cell=numbers, **of_seed)
 
 
 class LaneProgram:
@@ -147,7 +159,7 @@ class LaneProgram:
         seeds = self._config.seeds
         lanes = lanes_of(self._config, self._group, cells, self._seed)
         if arrival_rate_per_s is not None:
-            rates = np.repeat(arrival_rate_per_s.astype(np.float32), seeds)
+            rates: Any = np.repeat(arrival_rate_per_s.astype(np.float32), seeds)
             lanes = dataclasses.replace(lanes, cell=dataclasses.replace(lanes.cell, arrival_rate_per_s=rates))
         result = gather(self._compiled(*self._shared, self._spread(lanes)))
         order = self._order()
