@@ -16,7 +16,7 @@ from qos_jax.learning.train_config import EvaluationConfig
 from qos_jax.policies import Policy, policy
 from qos_jax.policies.learned import learned_policy
 
-BASELINE = "projected_greedy"  # a learned router counts only if it beats it
+BASELINE = "load_aware_greedy"  # what a router with the residual is before it has learned anything
 LEARNED = "learned"
 
 

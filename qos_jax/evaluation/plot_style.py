@@ -42,6 +42,7 @@ _POLICIES = {
     "quality_within_limit": Style(_PINK, "<", "--"),
     "impact_greedy": Style(_ORANGE, "^", "--"),
     "projected_greedy": Style(_ORANGE, "X", "-"),
+    "load_aware_greedy": Style(_VERMILLION, "X", "-."),
     "mlp": Style(_GREEN, "p", "--"),
     "han": Style(_GREEN, "h", "-"),
     "rollout_improved": Style(_VERMILLION, ">", "-."),

@@ -40,9 +40,11 @@ _OF_WORKLOAD = {
     "calm_mean_s": "mmpp",
     "diurnal_swing": "diurnal",
 }
+_BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
 _OF_POLICIES = {
-    "margin": ("projected_greedy", "clairvoyant_greedy"),
-    "congestion_price": ("projected_greedy", "clairvoyant_greedy"),
+    "margin": _BY_NET_GAIN,
+    "congestion_price": _BY_NET_GAIN,
+    "price_by_load": _BY_NET_GAIN,
     "impact_weight": ("impact_greedy",),
 }
 _OF_FIGURES = ("error_level", "quality_bias", "length_log_bias")
@@ -146,7 +148,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     if not config.fleets or len(set(config.fleets)) < len(config.fleets):
         raise input_error("names no fleet, or one twice", field="fleet", remedy="name each once")
     fleets = [_open_fleet(name, config, "latency_limit_s" in given) for name in config.fleets]
-    grid = build_grid(fleets, axes, config.scheduler, draws, allow_drop=config.allow_drop)
+    grid = build_grid(fleets, axes, config.scheduler, draws)
     routers: dict[str, LearnedRouter] = {}
     for name, folder in folders.items():
         for group in grid.groups:  # it must fit them all
@@ -290,10 +292,7 @@ def _run_policy(
     parts = [part for part in parts if todo[part].any()]
     if not parts:
         return
-    program = LaneProgram(plan.lane_config(group), router, group, cut, mesh, plan.seed)
-    measured = program.measured_bytes
-    if measured is not None:
-        say(f"{router.name}: compiled, {measured / 1e6:,.0f} MB on a device")
+    program = _compiled(plan, mesh, cut, group, router, say)
     for part in parts:
         cells = group.cell[part]
         rate = plan.grid.arrival_rate_per_s[cells]
@@ -314,6 +313,28 @@ def _run_policy(
             on_progress(len(part) * plan.cell_requests)
         if results is not None:
             results.append(_rows(plan, cells, router.name, rate, extra), metrics)
+
+
+def _compiled(
+    plan: SweepPlan, mesh: Mesh, cut: ChunkPlan, group: CellGroup, router: Policy, say: Callable[[str], None]
+) -> LaneProgram:
+    """Compile a policy, with smaller blocks where XLA says that it would take more memory than it may."""
+    while True:
+        program = LaneProgram(plan.lane_config(group), router, group, cut, mesh, plan.seed)
+        measured = program.measured_bytes
+        if measured is None:
+            return program
+        say(f"{router.name}: compiled, {measured / 1e6:,.0f} MB on a device, blocks of {cut.block_runs} runs")
+        if measured <= cut.device_bytes:
+            return program
+        smaller = cut.halved()
+        if smaller is None:
+            raise input_error(
+                f"{router.name} takes {measured / 1e9:.2g} GB on a device",
+                field="max_memory_gb",
+                remedy="raise it, or lower num_requests",
+            )
+        cut = smaller
 
 
 def _columns(plan: SweepPlan) -> list[str]:

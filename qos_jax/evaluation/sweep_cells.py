@@ -16,7 +16,7 @@ from qos_jax.evaluation.cases import RECORDED, CaseConfig
 from qos_jax.evaluation.contents import Source, draw_contents, known_length_log_std
 from qos_jax.evaluation.sweep_grid import Axis, multiply_out
 from qos_jax.evaluation.sweep_lane import CellNumbers, LaneSource
-from qos_jax.policies.heuristics import GreedyParams, greedy_params
+from qos_jax.policies.heuristics import GreedyParams
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload import (
     Fleet,
@@ -32,7 +32,6 @@ from qos_jax.workload.fleet import INTEGER_COLUMNS
 from qos_jax.workload.text_table import near_match
 
 DEFAULT_LOAD = 0.75  # where neither load nor arrival rate is given, and the workload has no rate of its own
-_GREEDY = ("margin", "congestion_price", "impact_weight")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,9 +75,7 @@ class Grid:
         return len(self.fleet)
 
 
-def build_grid(
-    fleets: Sequence[SweptFleet], axes: Sequence[Axis], scheduler: str, draws: CaseConfig, *, allow_drop: bool
-) -> Grid:
+def build_grid(fleets: Sequence[SweptFleet], axes: Sequence[Axis], scheduler: str, draws: CaseConfig) -> Grid:
     """Work out the numbers of every cell; requests are not drawn but for what is known of their lengths.
 
     Args:
@@ -86,13 +83,12 @@ def build_grid(
       axes: checked by ``check_axes``.
       scheduler: of all experts.
       draws: one workload, the seeds, and the numbers of what is not swept.
-      allow_drop: whether the greedy policies may drop a request.
 
     Raises:
       InputError: an expert that a fleet does not have, a profile that no fleet may have.
     """
     points = multiply_out(axes)
-    parts = [_numbers_of(place, fleet, axes, points, draws, allow_drop) for place, fleet in enumerate(fleets)]
+    parts = [_numbers_of(place, fleet, axes, points, draws) for place, fleet in enumerate(fleets)]
     count = len(points)
     by_shape: dict[ServingConfig, list[int]] = {}
     for place, part in enumerate(parts):
@@ -143,7 +139,6 @@ def _numbers_of(
     axes: Sequence[Axis],
     points: np.ndarray,
     draws: CaseConfig,
-    allow_drop: bool,
 ) -> _Part:
     count = len(points)
     column = {axis.name: points[:, index] for index, axis in enumerate(axes)}
@@ -171,7 +166,6 @@ def _numbers_of(
     limit_s: Any = column.get("latency_limit_s")
     if limit_s is None:
         limit_s = np.full(count, swept.latency_limit_s, np.float64)
-    greedy = greedy_params(allow_drop=allow_drop)
     numbers = CellNumbers(
         fleet=scalar("fleet", place).astype(np.int32),
         profile=profile,
@@ -186,10 +180,7 @@ def _numbers_of(
         error_level=error_level,
         quality_bias=scalar("quality_bias", 0.0),
         length_log_bias=scalar("length_log_bias", 0.0),
-        greedy=GreedyParams(
-            **{name: scalar(name, float(getattr(greedy, name))) for name in _GREEDY},
-            drop_below=scalar("drop_below", float(greedy.drop_below)),
-        ),
+        greedy=GreedyParams(**{name: scalar(name, np.nan) for name in GreedyParams.__dataclass_fields__}),
     )
     return _Part(numbers, np.asarray(rate, np.float64), capacity)
 

@@ -53,6 +53,7 @@ SCALARS = {
     "length_log_bias": Range(-10.0, 10.0),
     "margin": _FROM_ZERO,
     "congestion_price": _FROM_ZERO,
+    "price_by_load": Range(0.0, 1.0),
     "impact_weight": _FROM_ZERO,
 }
 PROFILE_FIELDS = COLUMNS[1:]

@@ -57,7 +57,7 @@ class CellNumbers:
     error_level: jax.Array  # [] float32, of predictions
     quality_bias: jax.Array  # [] float32, added to the figures' own
     length_log_bias: jax.Array  # [] float32, likewise
-    greedy: GreedyParams  # of the greedy heuristics
+    greedy: GreedyParams  # of the greedy heuristics; NaN = each one's own
 
 
 @struct.dataclass
@@ -169,7 +169,11 @@ def _route_all(
         gap_after_s=jnp.append(gap_s[1:], jnp.float32(jnp.inf)),
         request_id=jnp.arange(config.num_requests, dtype=jnp.int32),
     )
-    params = cell.greedy if isinstance(policy_params, GreedyParams) else policy_params
+    params = policy_params
+    if isinstance(policy_params, GreedyParams):
+        params = jax.tree.map(
+            lambda swept, own: jnp.where(jnp.isnan(swept), own, swept), cell.greedy, policy_params
+        )
     carry, logged, _ = route_requests(
         config.serving,
         policy_function,

@@ -27,8 +27,9 @@ CHUNK_REQUESTS = {"cpu": 2**17, "gpu": 2**24, "tpu": 2**24}
 class ChunkPlan:
     """How the cells of a group are cut: chunks of whole cells, each in blocks of runs.
 
-    Which runs share a block depends on the order of the cells and on nothing else, and all blocks are worked
-    out by the same program. So neither chunks nor the number of devices change a result.
+    Which runs share a block depends on the order of the cells and, where memory is short, on the memory,
+    and all blocks are worked out by the same program. So neither chunks nor the number of devices
+    change a result.
     """
 
     block_runs: int  # runs stepped together
@@ -36,6 +37,13 @@ class ChunkPlan:
     chunks: int
     run_bytes: int  # estimated, of a run on its device
     chunk_bytes: int  # estimated, of a chunk on all devices of this process
+    device_bytes: float  # what a program may take on one device
+
+    def halved(self) -> ChunkPlan | None:
+        """Return the plan with blocks of half as many runs; None if they are of one."""
+        if self.block_runs == 1:
+            return None
+        return dataclasses.replace(self, block_runs=max(self.block_runs // 2, 1))
 
 
 def plan_chunks(
@@ -95,6 +103,7 @@ def plan_chunks(
         chunks=chunks,
         run_bytes=run_bytes,
         chunk_bytes=here * block * run_bytes + chunk_cells * seeds * idle_bytes,
+        device_bytes=max_bytes / here,
     )
 
 

@@ -35,7 +35,7 @@ from qos_jax.policies.actor_critic import (
     actor_function,
     router_input,
 )
-from qos_jax.policies.heuristics import GreedyParams, crowding_cost, greedy_params, projected_greedy
+from qos_jax.policies.heuristics import GreedyParams, crowding_cost, load_aware_params, projected_greedy
 from qos_jax.routing import EnvParams, RoutingEnvironment
 from qos_jax.routing.fleet_state import empty_fleet
 from qos_jax.routing.graph import PAIR_FEATURES
@@ -116,7 +116,7 @@ def make_distil(
 ) -> Learner:
     """Return the learner. Memory: ``capacity`` inputs, about 8 kB each at 6 experts of 32 slots."""
     actor = actor_function(network)
-    greedy = greedy_params(allow_drop=network.allow_drop)
+    greedy = load_aware_params(allow_drop=network.allow_drop)
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, max(config.updates, 1) * config.gradient_steps
     )

@@ -18,7 +18,7 @@ from qos_jax.learning.ppo_loss import entropy, normalised, policy_loss, value_lo
 from qos_jax.learning.rollout import EnvLanes, Transition, renew_lanes, rollout, start_lanes
 from qos_jax.learning.types import Learner, Metrics, SampleParams
 from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, RouterInput, RouterOutput
-from qos_jax.policies.heuristics import greedy_params
+from qos_jax.policies.heuristics import load_aware_params
 from qos_jax.routing import RoutingEnvironment
 
 
@@ -116,7 +116,7 @@ def make_ppo(
         raise ValueError(
             f"allow_drop: {env.config.allow_drop} of the environment, {network.allow_drop} of the network"
         )
-    model, greedy = ActorCritic(network), greedy_params()
+    model, greedy = ActorCritic(network), load_aware_params()
     size = config.num_envs * config.rollout_steps
     scale = 1.0 - config.gamma if config.reward_scale is None else config.reward_scale
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))

@@ -15,7 +15,7 @@ from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.sac_step import SACWeights, actor_logits, gradient_step, init_weights, policy_entropy
 from qos_jax.learning.types import Learner, Metrics, SampleParams
 from qos_jax.policies.actor_critic import MASKED_LOGIT, NetworkConfig, RouterInput, action_mask
-from qos_jax.policies.heuristics import greedy_params
+from qos_jax.policies.heuristics import load_aware_params
 from qos_jax.routing import RoutingEnvironment
 
 __all__ = ["SACConfig", "SACState", "make_sac", "sac_replay_bytes"]
@@ -57,7 +57,7 @@ def make_sac(
     """
     if network.allow_drop != env.config.allow_drop:
         raise ValueError(f"allow_drop is {network.allow_drop} in the network, not so in the environment")
-    greedy = greedy_params()
+    greedy = load_aware_params()
 
     def init(key: jax.Array, params: Any | None = None) -> SACState:
         key, weights_key, lanes_key = jax.random.split(key, 3)
@@ -134,7 +134,7 @@ def sac_replay_bytes(env: RoutingEnvironment, sample_params: SampleParams, confi
     """Bytes that the replay of one run will take, before anything is made."""
 
     def see(key: jax.Array) -> RouterInput:
-        return start_lanes(env, sample_params, greedy_params(), key, config.num_envs).input
+        return start_lanes(env, sample_params, load_aware_params(), key, config.num_envs).input
 
     inputs = jax.eval_shape(see, jax.eval_shape(jax.random.key, 0))
     return replay_bytes(inputs, config.replay_capacity, config.steps_per_update, config.half_precision_replay)

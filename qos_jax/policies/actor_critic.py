@@ -45,9 +45,12 @@ class NetworkConfig:
     encoder: str = "han"
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
-    residual: bool = True  # scores start as projected_greedy's net gain, the head's last layer at zero
+    residual: bool = True  # scores start as load_aware_greedy's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides what the impact estimator says; then no residual either
     calibrate_quality: bool = True  # correct the predicted qualities by what training showed of them
+    learned_prices: bool = (
+        True  # with the residual: weigh the terms of the net gain by load, request and server
+    )
     temperature: float = 0.03  # QoS, logits = scores / temperature
     allow_drop: bool = False  # an action more: drop the request
 
@@ -67,7 +70,7 @@ class RouterInput:
     """What a network reads of one observation; N experts, K slots."""
 
     graph: GraphFeatures
-    gain: jax.Array  # [N] float32, projected_greedy's net gain, QoS; 0 where the expert is not available
+    gain: jax.Array  # [N] float32, load_aware_greedy's net gain, QoS; 0 where the expert is not available
 
 
 @struct.dataclass
@@ -86,7 +89,7 @@ def router_input(
 
     Args:
       seen: the observation, of one environment; ``jax.vmap`` it over many.
-      greedy: parameters of ``projected_greedy``, whose net gain the residual starts from.
+      greedy: parameters of ``load_aware_greedy``, whose net gain the residual starts from.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
     impact = projected_impact(seen, greedy.margin)
@@ -208,7 +211,7 @@ class ActorCritic(nn.Module):
     """Scores, in QoS, of routing the request to each expert, as logits; and a value.
 
     With the HAN one set of parameters serves any number of experts and slots. With ``residual`` the head
-    corrects projected_greedy's net gain, and before any learning the most likely action is its choice.
+    corrects load_aware_greedy's net gain, and before any learning the most likely action is its choice.
     One observation a call; ``jax.vmap`` for more. Source: arXiv 2508.00234, actor and critic on the HAN.
     """
 
@@ -228,6 +231,8 @@ class ActorCritic(nn.Module):
         if config.residual:
             chance = inputs.graph.pair[:, PAIR_FEATURES.index("own_chance")]
             base = inputs.gain + jax.lax.stop_gradient(correction) * chance
+            if config.learned_prices:
+                base = base + LearnedPrices(config.hidden, name="prices")(inputs)
             if config.allow_drop:
                 base = jnp.concatenate([base, drop_score(base)])
             logits = logits + base / config.temperature
@@ -270,6 +275,32 @@ class QualityCalibration(nn.Module):
         hidden = nn.relu(nn.Dense(self.hidden, name="all")(jnp.concatenate([hidden, others], -1)))
         # In tenths: corrections are a few hundredths.
         return 0.1 * nn.Dense(1, kernel_init=nn.initializers.zeros, name="correction")(hidden)[:, 0]
+
+
+class LearnedPrices(nn.Module):
+    """What to add to the net gain for weighing its terms by the load offered, the request and the server.
+
+    The net gain is own QoS less what others lose less the price of crowding, each at a weight of its own that
+    a heuristic must fix for all loads; what a place is worth depends on what comes for it. A few weights that
+    do not depend on the queues are learned from far fewer trials than a free function of everything. Zero
+    before any training.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, inputs: RouterInput) -> jax.Array:
+        """Return [N] float32, QoS."""
+        graph = inputs.graph
+        arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
+        static = jnp.stack([graph.expert[:, EXPERT_FEATURES.index(name)] for name in _STATIC_FEATURES], -1)
+        own = graph.pair[:, PAIR_FEATURES.index("own_qos")]
+        lost = jnp.expm1(graph.pair[:, PAIR_FEATURES.index("penalty")])
+        crowding = own - lost - inputs.gain  # as charged; what it is where nobody can be sent is masked
+        terms = jnp.where(graph.available[:, None], jnp.stack([own, -lost, -crowding], -1), 0.0)
+        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([arrived, static], -1)))
+        change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
+        return jnp.sum(change * terms, axis=-1)
 
 
 class _Value(nn.Module):

@@ -10,6 +10,8 @@ from qos_jax.routing.impact import Impact, paper_impact, projected_impact
 from qos_jax.routing.observation import Observation
 from qos_jax.routing.projection import left_given_survival
 
+MAX_PRICED_LOAD = 2.0  # of the price of crowding: beyond, much is lost whoever routes
+
 
 @struct.dataclass
 class GreedyParams:
@@ -17,12 +19,19 @@ class GreedyParams:
 
     margin: jax.Array  # [] float32, std of log latency per token for what the projection cannot know
     congestion_price: jax.Array  # [] float32, QoS charged for a place on an expert whose batch is full
+    price_by_load: (
+        jax.Array
+    )  # [] float32 in [0, 1], share of that price which is for a load of 1 and follows it
     drop_below: jax.Array  # [] float32, drop if no expert's net gain exceeds this; -inf = never drop
     impact_weight: jax.Array  # [] float32, of the paper's penalty, as in its reward; of impact_greedy alone
 
 
 def greedy_params(
-    margin: float = 0.3, congestion_price: float = 0.15, allow_drop: bool = False, impact_weight: float = 1.0
+    margin: float = 0.3,
+    congestion_price: float = 0.15,
+    allow_drop: bool = False,
+    price_by_load: float = 0.0,
+    impact_weight: float = 1.0,
 ) -> GreedyParams:
     """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from.
 
@@ -33,20 +42,30 @@ def greedy_params(
     return GreedyParams(
         margin=jnp.float32(margin),
         congestion_price=jnp.float32(congestion_price),
+        price_by_load=jnp.float32(price_by_load),
         drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf),
         impact_weight=jnp.float32(impact_weight),
     )
+
+
+def load_aware_params(allow_drop: bool = False) -> GreedyParams:
+    """Parameters of ``load_aware_greedy``, whose net gain the learned routers start from."""
+    return greedy_params(allow_drop=allow_drop, price_by_load=1.0)
 
 
 def net_gain(params: GreedyParams, seen: Observation, impact: Impact) -> jax.Array:
     """QoS expected from routing to each expert, less what it costs those there and those to come, [N].
 
     Those to come are not known; they are charged for by ``congestion_price`` times the cube of the share
-    of the batch that is taken or waited for, so that little is charged on an expert with room. -inf
-    where the queue is full.
+    of the batch that is taken or waited for, so that little is charged on an expert with room. A place is
+    worth what comes for it: a share ``price_by_load`` of the price is multiplied by the load offered of late.
+    -inf where the queue is full.
     """
+    load = jnp.minimum(jnp.mean(seen.offered_load), MAX_PRICED_LOAD)
+    load = jnp.where(load > 0.0, load, 1.0)  # nothing came yet
+    price = params.congestion_price * (1.0 + params.price_by_load * (load - 1.0))
     occupancy = _queue_length(seen).astype(jnp.float32) / seen.profile.max_running.astype(jnp.float32)
-    gain = impact.own_qos - impact.penalty - params.congestion_price * occupancy**3
+    gain = impact.own_qos - impact.penalty - price * occupancy**3
     return jnp.where(seen.available, gain, -jnp.inf)
 
 
@@ -134,6 +153,11 @@ def projected_greedy(params: GreedyParams, key: jax.Array, seen: Observation) ->
     """Expected own QoS less the expected QoS lost by others, by our projection: the one to beat."""
     gain = net_gain(params, seen, projected_impact(seen, params.margin))
     return best_of(gain, params.drop_below)
+
+
+def load_aware_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
+    """``projected_greedy`` with a price of crowding that follows the load offered of late."""
+    return projected_greedy(params, key, seen)
 
 
 def assigned(params: jax.Array, key: jax.Array, seen: Observation) -> jax.Array:

@@ -16,7 +16,7 @@ from qos_jax.policies.actor_critic import (
     actor_function,
     router_input,
 )
-from qos_jax.policies.heuristics import GreedyParams, greedy_params
+from qos_jax.policies.heuristics import GreedyParams, load_aware_params
 from qos_jax.policies.types import Policy, Router
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,
@@ -50,10 +50,10 @@ def learned_policy(
       name: what tables call it.
       config: the networks' configuration.
       network_params: of :class:`ActorCritic`.
-      greedy: as in training; by default those of ``projected_greedy``.
+      greedy: as in training; by default those of ``load_aware_greedy``.
       stochastic: draw from the policy instead of taking its most likely action.
     """
-    greedy = greedy_params(allow_drop=config.allow_drop) if greedy is None else greedy
+    greedy = load_aware_params(allow_drop=config.allow_drop) if greedy is None else greedy
     return Policy(
         name=name,
         summary=f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}.",

@@ -21,6 +21,7 @@ HEURISTICS = (
     "quality_within_limit",
     "impact_greedy",
     "projected_greedy",
+    "load_aware_greedy",
 )
 ORACLES = ("clairvoyant_greedy",)
 # A bound on any policy's QoS, computed without simulating: `oracles.upper_bound`.
@@ -60,6 +61,8 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
     if name in HEURISTICS:
         function = getattr(heuristics, name)
         params = greedy if name in ("impact_greedy", "projected_greedy") else None
+        if name == "load_aware_greedy":
+            params = heuristics.load_aware_params(allow_drop=allow_drop)
         return Policy(name=name, summary=_summary(function), router=function, params=params)
     if name in BOUNDS:
         raise input_error(

@@ -12,6 +12,7 @@ from flax import struct
 from qos_jax.policies.action_values import action_values
 from qos_jax.policies.heuristics import GreedyParams, greedy_params, projected_greedy
 from qos_jax.policies.types import Policy, Router
+from qos_jax.routing.demand import no_demand
 from qos_jax.routing.environment import EnvState, RoutingEnvironment
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.routing.observation import Observation
@@ -147,6 +148,7 @@ def imagined(key: jax.Array, seen: Observation) -> EnvState:
             quality=seen.slot_predicted_quality,
             predicted_output_tokens=seen.slot_predicted_output_tokens,
             predicted_quality=seen.slot_predicted_quality,
+            demand=no_demand(seen.num_experts),  # what came before is not seen, and no base looks at it
         ),
         request=Request(
             prompt_tokens=seen.prompt_tokens,

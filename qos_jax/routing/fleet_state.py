@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.routing.demand import Demand, after_gap, after_request, no_demand
 from qos_jax.serving import (
     FleetProfile,
     ServingConfig,
@@ -42,6 +43,7 @@ class FleetState:
     quality: jax.Array  # [N, K] float32, true
     predicted_output_tokens: jax.Array  # [N, K] float32
     predicted_quality: jax.Array  # [N, K] float32
+    demand: Demand  # what has arrived lately
 
     @property
     def generated_tokens(self) -> jax.Array:
@@ -95,6 +97,7 @@ def empty_fleet(config: ServingConfig) -> FleetState:
         quality=jnp.zeros(shape, jnp.float32),
         predicted_output_tokens=jnp.ones(shape, jnp.float32),
         predicted_quality=jnp.zeros(shape, jnp.float32),
+        demand=no_demand(config.num_experts),
     )
 
 
@@ -131,6 +134,7 @@ def route(
     routed_state = FleetState(
         serving=arrive(placement, serving, request_id, request.prompt_tokens, request.output_tokens),
         **content,
+        demand=after_request(state.demand, request.prompt_tokens, request.predicted_output_tokens),
     )
     dropped = (action < 0) | (action >= num_experts)
     return routed_state, Routed(
@@ -160,7 +164,8 @@ def pass_time(
     serving, progress = advance(config, profile, state.serving, gap_s)
     per_token_s = serving.latency_s / state.output_tokens.astype(jnp.float32)
     good = progress.completed & (per_token_s <= latency_limit_s)
-    return dataclasses.replace(state, serving=serving), Passed(
+    reached = dataclasses.replace(state, serving=serving, demand=after_gap(state.demand, gap_s))
+    return reached, Passed(
         completed=progress.completed,
         completed_count=jnp.sum(progress.completed, axis=-1, dtype=jnp.int32),
         within_limit=jnp.sum(good, axis=-1, dtype=jnp.int32),

@@ -19,6 +19,8 @@ ARRIVED_FEATURES = (
     "best_quality",  # largest predicted quality
     "mean_quality",  # mean predicted quality
     "fleet_load",  # l1p(requests in flight / sum of max_running)
+    "load_now",  # l1p(arrival rate / what the fleet can serve of such requests), over the last 8 arrivals
+    "load_lately",  # the same over the last 64; both are 0 where nothing arrived before
 )
 EXPERT_FEATURES = (
     "batch_share",  # number running / max_running
@@ -34,6 +36,7 @@ EXPERT_FEATURES = (
     "network",  # l1p(network_rtt_s / (L d))
     "length_log_std",  # std of log(true / predicted) output tokens
     "batch_size",  # l1p(max_running) / 8
+    "crowding",  # l1p((number in flight / max_running)^3), the base of the price of crowding
     "available",  # 1 if it can take the newcomer, else 0
 )
 SLOT_FEATURES = (
@@ -133,6 +136,8 @@ def _arrived_features(seen: Observation, exists: jax.Array, live: jax.Array) -> 
         "best_quality": jnp.max(quality),
         "mean_quality": jnp.sum(quality) / experts,
         "fleet_load": jnp.log1p(jnp.sum(live, dtype=jnp.float32) / jnp.maximum(places, 1.0)),
+        "load_now": jnp.log1p(seen.offered_load[0]),
+        "load_lately": jnp.log1p(seen.offered_load[1]),
     }
     return jnp.stack([columns[name] for name in ARRIVED_FEATURES])
 
@@ -180,6 +185,7 @@ def _expert_features(seen: Observation, running: jax.Array, waiting: jax.Array, 
         "network": jnp.log1p(profile.network_rtt_s / (limit_s * output)),
         "length_log_std": seen.length_log_std,
         "batch_size": _tokens(profile.max_running),
+        "crowding": jnp.log1p(((size + queue) / max_running) ** 3),
         "available": seen.available.astype(jnp.float32),
     }
     return jnp.stack([columns[name] for name in EXPERT_FEATURES], axis=-1)

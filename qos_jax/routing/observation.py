@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.routing.demand import offered_load
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.serving import FleetProfile
 
@@ -24,6 +25,7 @@ class Observation:
     latency_limit_s: jax.Array  # [] float32, L, seconds per output token
     length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
     profile: FleetProfile  # leaves [N]
+    offered_load: jax.Array  # [W] float32, arrival rate of late / capacity, over the windows of demand.py
     available: jax.Array  # [N] bool, the waiting queue has room and the KV cache holds the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
@@ -76,6 +78,7 @@ def observe(
         latency_limit_s=latency_limit_s,
         length_log_std=length_log_std,
         profile=profile,
+        offered_load=offered_load(profile, state.demand, length_log_std),
         available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.kv_capacity_tokens),
         lead_s=serving.lead_s,
         live=serving.live,

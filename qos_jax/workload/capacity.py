@@ -33,16 +33,36 @@ def traced_capacity_per_s(profile: FleetProfile, table: RequestTable) -> jax.Arr
     return _capacity(jnp, jnp.float32, profile, table)
 
 
+def capacity_of_means_per_s(
+    profile: FleetProfile, prompt_tokens: jax.Array, prompt_tokens_sq: jax.Array, output_tokens: jax.Array
+) -> jax.Array:
+    """The same from the means of a mix of requests, which broadcast against the profile's leaves.
+
+    Args:
+      profile: the fleet, leaves [N, ...].
+      prompt_tokens: mean prompt.
+      prompt_tokens_sq: mean of the squared prompts.
+      output_tokens: mean output, per expert.
+    """
+    return _of_means(jnp, jnp.float32, profile, prompt_tokens, prompt_tokens_sq, output_tokens)
+
+
 def _capacity(xp: ModuleType, dtype: Any, profile: FleetProfile, table: RequestTable) -> Any:
     prompt = xp.asarray(table.prompt_tokens, dtype).reshape(-1)
     output = xp.asarray(table.output_tokens, dtype).reshape(prompt.size, -1).mean(axis=0)
+    return _of_means(xp, dtype, profile, prompt.mean(), xp.mean(prompt**2), output)
+
+
+def _of_means(
+    xp: ModuleType, dtype: Any, profile: FleetProfile, prompt: Any, prompt_sq: Any, output: Any
+) -> Any:
     fleet = {name: xp.asarray(value, dtype) for name, value in vars(profile).items()}
-    context = prompt.mean() + output / 2
+    context = prompt + output / 2
     batch = xp.maximum(xp.minimum(fleet["max_running"], fleet["kv_capacity_tokens"] / context), 1.0)
     prefill_s = (
         fleet["prefill_base_s"]
-        + fleet["prefill_per_token_s"] * prompt.mean()
-        + fleet["prefill_per_token_sq_s"] * xp.mean(prompt**2)
+        + fleet["prefill_per_token_s"] * prompt
+        + fleet["prefill_per_token_sq_s"] * prompt_sq
     )
     decode_s = fleet["decode_base_s"] + batch * (
         fleet["decode_per_seq_s"] + fleet["decode_per_context_token_s"] * context

@@ -54,7 +54,7 @@ def table_of(fleet):
 def grid_of(fleet, source, workload, *texts):
     draws = CaseConfig(workloads=(workload,), seeds=SEEDS, num_requests=REQUESTS, seed=5)
     swept = SweptFleet("mine", Path("mine.csv"), fleet, source, False, 0.06)
-    return build_grid([swept], [parse_axis(text) for text in texts], "prefill_first", draws, allow_drop=False)
+    return build_grid([swept], [parse_axis(text) for text in texts], "prefill_first", draws)
 
 
 def metrics_of(grid, workload, router, chunk_requests=None, max_bytes=1e9):

@@ -168,15 +168,15 @@ def test_a_table_of_requests(launch, tmp_path):
 
 
 def test_learned_routers_in_the_table(launch, whole, tmp_path):
-    """Weights of zero choose as projected_greedy does; the weights are part of what a run is."""
+    """Weights of zero choose as load_aware_greedy does; the weights are part of what a run is."""
     trained = save_run(tmp_path / "trained", network(), step=7, average_qos=0.5)
-    flags = {"policies": "projected_greedy", "baseline": "ours"}
+    flags = {"policies": "load_aware_greedy", "baseline": "ours"}
     more = [f"--checkpoint={trained}", f"--checkpoint=ours={trained}/checkpoints"]
     out = tmp_path / "run"
     ended = launch("launch.evaluate", *arguments(out, **flags), *more)
     assert ended.code == 0, ended.err
     found = {(line["policy"], line["workload"], line["arrival_rate_per_s"]): line for line in metrics_of(out)}
-    expected = {key: line for key, line in found.items() if key[0] == "projected_greedy"}
+    expected = {key: line for key, line in found.items() if key[0] == "load_aware_greedy"}
     assert len(found) == 3 * len(expected) == 9
     for name in ("trained", "ours"):
         for (_, *case), line in expected.items():
@@ -185,7 +185,7 @@ def test_learned_routers_in_the_table(launch, whole, tmp_path):
         assert ended.out.count(f"\n{name} ") == 3
     assert "difference to" in ended.out
     config = json.loads((out / "config.json").read_text())
-    assert config["policies"] == ["projected_greedy"]
+    assert config["policies"] == ["load_aware_greedy"]
     assert list(config["checkpoint"]) == ["trained", "ours"]
     assert config["checkpoint"]["ours"]["step"] == 7
     again = launch("launch.evaluate", *arguments(out, **flags), *more, "--resume")

@@ -20,31 +20,9 @@ from qos_jax.errors import InputError
 from qos_jax.learning.array_store import read_arrays
 from qos_jax.learning.presets import PRESETS
 from qos_jax.learning.train_config import TrainConfig
+from tests.launch.trained import TINY_FLAGS
 
 ROOT = Path(__file__).parents[2]
-TINY = {
-    "fleet": "paper3",
-    "max_steps": 16,
-    "log_every": 3,
-    "checkpoint_every": 2,
-    "evaluation.every": 6,
-    "evaluation.loads": 0.75,
-    "evaluation.seeds": 2,
-    "evaluation.num_requests": 16,
-    "scenario.table_rows": 8,
-    "network.han.layers": 1,
-    "network.han.hidden": 8,
-    "network.han.heads": 2,
-    "network.hidden": 8,
-    "distil.updates": 10,
-    "distil.num_envs": 4,
-    "distil.steps": 2,
-    "distil.horizon": 3,
-    "distil.capacity": 16,
-    "distil.batch_size": 8,
-    "distil.quality_rows": 8,
-    "agent": "none",
-}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +41,7 @@ def start(tmp_path_factory):
     }
 
     def start(out, *more):
-        arguments = [*(f"--{name}={value}" for name, value in TINY.items()), f"--out={out}", *more]
+        arguments = [*(f"--{name}={value}" for name, value in TINY_FLAGS.items()), f"--out={out}", *more]
         return subprocess.Popen(
             [sys.executable, "-m", "launch.train", *arguments],
             cwd=ROOT,
@@ -137,7 +115,7 @@ def test_killed_in_mid_training_it_resumes_bit_for_bit(start, whole, tmp_path):
 def test_another_configuration_is_not_resumed(launch, whole):
     out, _ = whole
     before = hashlib.sha256((out / "metrics.jsonl").read_bytes()).digest()
-    settings = TINY | {"distil.learning_rate": 0.01, "out": out, "resume": True}
+    settings = TINY_FLAGS | {"distil.learning_rate": 0.01, "out": out, "resume": True}
     ended = launch("launch.train", *(f"--{name}={value}" for name, value in settings.items()))
     assert ended.code == 2
     assert "distil.learning_rate: 0.001 in the checkpoint, 0.01 asked for" in ended.err

@@ -12,6 +12,31 @@ from qos_jax.policies.learned import parameter_shapes
 
 TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
 
+# Flags of launch.train for a run of seconds.
+TINY_FLAGS = {
+    "fleet": "paper3",
+    "max_steps": 16,
+    "log_every": 3,
+    "checkpoint_every": 2,
+    "evaluation.every": 6,
+    "evaluation.loads": 0.75,
+    "evaluation.seeds": 2,
+    "evaluation.num_requests": 16,
+    "scenario.table_rows": 8,
+    "network.han.layers": 1,
+    "network.han.hidden": 8,
+    "network.han.heads": 2,
+    "network.hidden": 8,
+    "distil.updates": 10,
+    "distil.num_envs": 4,
+    "distil.steps": 2,
+    "distil.horizon": 3,
+    "distil.capacity": 16,
+    "distil.batch_size": 8,
+    "distil.quality_rows": 8,
+    "agent": "none",
+}
+
 
 def network(**choices) -> NetworkConfig:
     return NetworkConfig(**(TINY | choices))

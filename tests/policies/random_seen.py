@@ -54,6 +54,7 @@ def random_seen(seed: int, experts: int = 3) -> Observation:
         latency_limit_s=np.float32(rng.uniform(0.03, 0.08)),
         length_log_std=uniform(0.2, 0.8),
         profile=profile,
+        offered_load=rng.uniform(0.2, 1.5, 2).astype(np.float32),
         available=in_flight - running < WAITING,
         lead_s=np.where(in_flight > 0, uniform(0.0, 0.05), 0.0).astype(np.float32),
         live=live,
@@ -75,7 +76,7 @@ def random_scenes(count: int, experts: int = 3) -> Observation:
 
 def reordered(tree, rows, axis: int = 0):
     """Take these rows of every leaf that has an axis of experts there."""
-    of_the_request = ("step", "prompt_tokens", "latency_limit_s")
+    of_the_request = ("step", "prompt_tokens", "latency_limit_s", "offered_load")
     changed = {
         field.name: jax.tree.map(
             lambda leaf: jnp.asarray(np.take(np.asarray(leaf), rows, axis)), getattr(tree, field.name)

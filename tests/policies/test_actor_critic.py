@@ -12,6 +12,7 @@ from qos_jax.policies.actor_critic import (
     IMPACT_FEATURES,
     MASKED_LOGIT,
     ActorCritic,
+    LearnedPrices,
     NetworkConfig,
     TwinCritic,
     action_mask,
@@ -23,7 +24,7 @@ from qos_jax.policies.heuristics import best_of, greedy_params, net_gain
 from qos_jax.policies.learned import parameter_shapes
 from qos_jax.routing.graph import PAIR_FEATURES
 from qos_jax.routing.impact import projected_impact
-from tests.policies.random_seen import SLOTS, random_scenes, reordered
+from tests.policies.random_seen import SLOTS, random_scenes, random_seen, reordered
 
 SCENES, EXPERTS = 64, 3
 TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
@@ -303,3 +304,15 @@ def test_twin_critics_are_two(inputs):
 def test_choices_out_of_range(choices, says):
     with pytest.raises(ValueError, match=says):
         NetworkConfig(**choices)
+
+
+def test_learned_prices_are_zero_before_training_and_then_weigh_the_terms_of_the_net_gain():
+    """With the change of a weight the same for all, the net gain itself is what is added, in that proportion."""
+    inputs = router_input(random_seen(3), GREEDY)
+    module = LearnedPrices(hidden=8)
+    params = module.init(jax.random.key(0), inputs)
+    np.testing.assert_array_equal(module.apply(params, inputs), jnp.zeros_like(inputs.gain))
+    change = params["params"]["change"] | {"bias": jnp.full((3,), 0.5)}
+    moved = {"params": params["params"] | {"change": change}}
+    expected = jnp.where(inputs.graph.available, 0.5 * inputs.gain, 0.0)
+    np.testing.assert_allclose(module.apply(moved, inputs), expected, atol=1e-6)

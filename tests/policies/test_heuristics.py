@@ -161,6 +161,30 @@ def test_projected_greedy_weighs_own_qos_against_what_others_lose():
     assert set(np.asarray(greedy(params, KEYS, safe))) == {1}
 
 
+def test_load_aware_greedy_pays_for_a_place_by_what_comes_for_it():
+    """Expert 1 is better and has one in its batch of three: worth it while few requests come."""
+    seen = observation(slots=0)
+    taken = with_slots(
+        seen,
+        live=[[0, 0, 0], [1, 1, 0]],
+        running=[[0, 0, 0], [1, 1, 0]],
+        slot_predicted_output_tokens=[[1, 1, 1], [5, 5, 1]],
+        slot_prompt_tokens=[[0, 0, 0], [10, 10, 0]],
+    )
+    taken = dataclasses.replace(
+        taken, predicted_quality=jnp.array([0.5, 0.53], jnp.float32), latency_limit_s=jnp.float32(1.0)
+    )
+
+    def chosen(name, load):
+        return set(choices(name, dataclasses.replace(taken, offered_load=jnp.full((2,), load, jnp.float32))))
+
+    assert chosen("load_aware_greedy", 0.3) == {1}
+    assert chosen("load_aware_greedy", 1.5) == {0}
+    assert chosen("load_aware_greedy", 0.0) == chosen("load_aware_greedy", 1.0)  # nothing known: a load of 1
+    for load in (0.3, 1.5):
+        assert chosen("projected_greedy", load) == chosen("load_aware_greedy", 1.0)
+
+
 @pytest.mark.parametrize("name", ["impact_greedy", "projected_greedy"])
 def test_greedy_drops_only_where_allowed_and_nothing_is_gained(name):
     """Every expert already serves three on the brink: whatever the newcomer brings, more is lost."""

@@ -43,7 +43,7 @@ def test_weights_of_six_experts_route_on_any_fleet(experts):
     assert len(np.unique(chosen)) > experts // 3
     # Before training it is the heuristic, on every fleet.
     untrained = learned_policy("untrained", CONFIG, weights(scale=0.0))
-    greedy = policy("projected_greedy")
+    greedy = policy("load_aware_greedy")
     same = choices(untrained.router, untrained.params, KEYS, seen)
     expected = np.asarray(choices(greedy.router, greedy.params, KEYS, seen))
     twins = np.arange(SCENES) % 4 == 2  # rounding breaks ties between equal experts, and so may the program

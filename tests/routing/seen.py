@@ -54,6 +54,7 @@ def observation(
         latency_limit_s=jnp.float32(LIMIT_S),
         length_log_std=both(length_log_std),
         profile=profile,
+        offered_load=jnp.array([0.5, 0.25], jnp.float32),
         available=both(True, bool),
         lead_s=both(lead_s),
         live=jnp.asarray(live),

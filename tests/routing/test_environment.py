@@ -37,6 +37,7 @@ OBSERVATION = {
     "predicted_quality": ((3,), np.float32),
     "latency_limit_s": ((), np.float32),
     "length_log_std": ((3,), np.float32),
+    "offered_load": ((2,), np.float32),
     "available": ((3,), np.bool_),
     "lead_s": ((3,), np.float32),
     "live": ((3, 8), np.bool_),

@@ -116,6 +116,8 @@ def test_formulas_by_hand():
             "best_quality": 0.9,
             "mean_quality": 0.7,
             "fleet_load": l1p(2 / 6),
+            "load_now": l1p(0.5),
+            "load_lately": l1p(0.25),
         },
         "expert": {
             "batch_share": 2 / 3,
@@ -131,6 +133,7 @@ def test_formulas_by_hand():
             "network": l1p(0.05 / 0.3),
             "length_log_std": 0,
             "batch_size": l1p(3) / 8,
+            "crowding": l1p((2 / 3) ** 3),
             "available": 1,
         },
         "running": {
@@ -170,6 +173,7 @@ def test_a_missing_expert_leaves_no_trace():
         live=view.live.at[1].set(True),
     )
     alone = jax.tree.map(lambda leaf: leaf[:1] if leaf.ndim else leaf, view)
+    alone = dataclasses.replace(alone, offered_load=view.offered_load)  # of arrivals, not of experts
     padded, one = features_of(junk, MARGIN, jnp.array([True, False])), features_of(alone, MARGIN)
     np.testing.assert_array_equal(padded.arrived, one.arrived)
     for field in dataclasses.fields(one):

@@ -1,0 +1,125 @@
+"""Variants of a training run for an ablation: one idea taken out or exchanged each, at an equal budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qos_jax.errors import input_error
+from qos_jax.learning.train_config import TrainConfig
+
+FULL = "full"  # the run itself, which the others are variants of
+
+
+def trained_decisions(config: TrainConfig) -> int:
+    """Decisions that a run takes in all, tried ones included: its budget."""
+    distil, total = config.distil, 0
+    total += distil.updates * distil.num_envs * (distil.steps + distil.candidates * distil.horizon)
+    if config.agent == "ppo":
+        total += config.ppo.total_updates * config.ppo.num_envs * config.ppo.rollout_steps
+    elif config.agent == "sac":
+        total += config.sac.total_updates * config.sac.num_envs * config.sac.steps_per_update
+    return total
+
+
+def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
+    """Return the configurations of the named variants of ``full``, by name.
+
+    Raises:
+      InputError: none, an unknown or a repeated name; a variant that ``full`` leaves no budget for.
+    """
+    if not names:
+        raise input_error("is empty", field="variants", remedy=f"name some of {', '.join(VARIANTS)}")
+    found: dict[str, TrainConfig] = {}
+    for name in names:
+        if name not in VARIANTS:
+            near = difflib.get_close_matches(name, VARIANTS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise input_error(
+                f"variant {name!r} is unknown",
+                field="variants",
+                remedy=f"{hint}use some of {', '.join(VARIANTS)}",
+            )
+        if name in found:
+            raise input_error(f"names {name!r} twice", field="variants", remedy="name each once")
+        found[name] = VARIANTS[name][1](full)
+    return found
+
+
+def _network(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
+    def change(full: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(full, network=dataclasses.replace(full.network, **choices))
+
+    return change
+
+
+def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
+    """PPO from the start, for as many decisions as the full run takes."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        updates = _updates(full, "ppo", full.ppo.num_envs * full.ppo.rollout_steps)
+        ppo = dataclasses.replace(full.ppo, total_updates=updates)
+        return dataclasses.replace(_alone(full, "ppo", reward, updates), ppo=ppo)
+
+    return change
+
+
+def _sac_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
+    """The same with SAC."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        updates = _updates(full, "sac", full.sac.num_envs * full.sac.steps_per_update)
+        sac = dataclasses.replace(full.sac, total_updates=updates)
+        return dataclasses.replace(_alone(full, "sac", reward, updates), sac=sac)
+
+    return change
+
+
+def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
+    """Updates of ``decisions`` each that the full run's budget allows."""
+    budget = trained_decisions(full)
+    if budget < decisions:
+        raise input_error(
+            f"{budget:,} decisions are less than one update of {agent}",
+            field="variants",
+            remedy=f"train longer, or lower {agent}.num_envs",
+        )
+    return budget // decisions
+
+
+def _alone(full: TrainConfig, agent: str, reward: str, updates: int) -> TrainConfig:
+    """Without distillation, evaluated and saved as often as the full run."""
+    pace = updates / max(full.distil.updates, 1)
+
+    def paced(every: int) -> int:
+        return max(1, round(every * pace))
+
+    return dataclasses.replace(
+        full,
+        agent=agent,
+        reward=reward,
+        distil=dataclasses.replace(full.distil, updates=0),
+        log_every=paced(full.log_every),
+        checkpoint_every=paced(full.checkpoint_every),
+        evaluation=dataclasses.replace(full.evaluation, every=paced(full.evaluation.every)),
+    )
+
+
+# What each variant is, in words, and how to make it of the full run.
+VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
+    FULL: ("the run as configured", lambda full: full),
+    "sets": ("no attention, no slots: experts as a set", _network(encoder="sets")),
+    "flat": ("no graph: an MLP on all features in one row", _network(encoder="flat")),
+    "no_residual": ("scores start from nothing, not from load_aware_greedy", _network(residual=False)),
+    "no_impact": (
+        "nothing from the action impact estimator, neither features nor residual",
+        _network(impact_features=False, residual=False),
+    ),
+    "no_calibration": ("predicted qualities as they are", _network(calibrate_quality=False)),
+    "ppo": ("no distillation: PPO alone, potential-based reward", _ppo_alone("potential")),
+    "ppo_paper": ("no distillation: PPO alone, the paper's reward", _ppo_alone("paper")),
+    "sac": ("no distillation: SAC alone, potential-based reward", _sac_alone("potential")),
+    "sac_paper": ("no distillation: SAC alone, the paper's reward", _sac_alone("paper")),
+}

@@ -1,0 +1,83 @@
+"""What has been arriving lately: running means of gaps and requests, and the load that they amount to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.serving import FleetProfile
+from qos_jax.workload.capacity import capacity_of_means_per_s
+
+WINDOWS = (8, 64)  # W, arrivals that a mean looks back over: bursts, and the time of day
+MAX_LOAD = 50.0  # of a load offered: arrivals at one instant have no rate
+
+
+@struct.dataclass
+class Demand:
+    """Exponentially weighted sums over the arrivals so far, of W windows and N experts; a router may see it.
+
+    Divided by ``seen`` they are means: the weights of all arrivals add up to it, not to 1, at the start.
+    """
+
+    seen: jax.Array  # [W] float32 in [0, 1), weight of the arrivals so far
+    gap_s: jax.Array  # [W] float32, seconds from an arrival to the next
+    prompt_tokens: jax.Array  # [W] float32
+    prompt_tokens_sq: jax.Array  # [W] float32, squares of prompt tokens
+    predicted_output_tokens: jax.Array  # [N, W] float32
+
+
+def no_demand(num_experts: int) -> Demand:
+    """Return the demand before any arrival."""
+    none = jnp.zeros((len(WINDOWS),), jnp.float32)
+    return Demand(none, none, none, none, jnp.zeros((num_experts, len(WINDOWS)), jnp.float32))
+
+
+def after_request(demand: Demand, prompt_tokens: jax.Array, predicted_output_tokens: jax.Array) -> Demand:
+    """Count in what a request asks for ([] and [N] tokens); its gap is to follow: :func:`after_gap`."""
+    prompt = prompt_tokens.astype(jnp.float32)
+    return dataclasses.replace(
+        demand,
+        prompt_tokens=_moved(demand.prompt_tokens, prompt),
+        prompt_tokens_sq=_moved(demand.prompt_tokens_sq, prompt * prompt),
+        predicted_output_tokens=_moved(demand.predicted_output_tokens, predicted_output_tokens[:, None]),
+    )
+
+
+def after_gap(demand: Demand, gap_s: jax.Array) -> Demand:
+    """Count in the gap to the next arrival, [] seconds; where there is none (inf), nothing changes."""
+    last = ~jnp.isfinite(gap_s)
+    return dataclasses.replace(
+        demand,
+        seen=jnp.where(last, demand.seen, _moved(demand.seen, jnp.float32(1.0))),
+        gap_s=jnp.where(last, demand.gap_s, _moved(demand.gap_s, jnp.where(last, 0.0, gap_s))),
+    )
+
+
+def offered_load(profile: FleetProfile, demand: Demand, length_log_std: jax.Array) -> jax.Array:
+    """Arrival rate as a share of what the fleet can serve of such requests, [W] float32; 0 before any gap.
+
+    Capacity is that of ``workload.capacity``, on the means over the window; predicted lengths are medians,
+    and those of log-normal lengths are exp(std^2 / 2) below the means.
+
+    Args:
+      profile: the fleet, leaves [N].
+      demand: what arrived.
+      length_log_std: [N] float32, known error of the predicted lengths.
+    """
+    seen = jnp.where(demand.seen > 0.0, demand.seen, 1.0)[None]
+    output = demand.predicted_output_tokens / seen * jnp.exp(0.5 * jnp.square(length_log_std))[:, None]
+    prompt, prompt_sq = demand.prompt_tokens[None] / seen, demand.prompt_tokens_sq[None] / seen
+    column = jax.tree.map(lambda leaf: leaf[:, None], profile)
+    capacity_per_s = jnp.sum(capacity_of_means_per_s(column, prompt, prompt_sq, output), axis=0)
+    served_in_gap = demand.gap_s / seen[0] * capacity_per_s
+    return jnp.where(demand.seen > 0.0, 1.0 / jnp.maximum(served_in_gap, 1.0 / MAX_LOAD), 0.0)
+
+
+def _moved(mean: jax.Array, value: jax.Array) -> jax.Array:
+    """Exponentially weighted sums [..., W] one arrival later."""
+    share = 1.0 / jnp.array(WINDOWS, jnp.float32)
+    share = share.reshape((1,) * (mean.ndim - 1) + (-1,))
+    return mean + share * (value - mean)
