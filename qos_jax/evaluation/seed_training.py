@@ -168,10 +168,10 @@ def _phase(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def advance(states: Any, count: jax.Array) -> tuple[Any, Any]:
-        """Take ``count`` updates, at least 1; the metrics are those of the last."""
+        """Take ``count`` updates; the metrics are those of the last."""
         step = jax.vmap(phase.learner.update)
-        first = step(states)
-        return jax.lax.fori_loop(1, count, lambda _, both: step(both[0]), first)
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(step, states)[1])
+        return jax.lax.fori_loop(0, count, lambda _, both: step(both[0]), (states, none))
 
     learner, every, done = phase.learner, plan.config.evaluation.every, 0
     total = phase.updates * learner.decisions_per_update * seeds

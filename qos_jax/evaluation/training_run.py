@@ -62,6 +62,14 @@ def open_training(
     """
     if overwrite and resume:
         raise input_error("contradicts resume", field="overwrite", remedy="give one of the two")
+    for phase in plan.phases:
+        count, devices = getattr(plan.config, phase.name).num_envs, lane_mesh().size
+        if count % devices:
+            raise input_error(
+                f"{count} environments cannot be shared out evenly to {devices} devices",
+                field=f"{phase.name}.num_envs",
+                remedy=f"give a multiple of {devices}",
+            )
     root = Path(out)
     settings = training_settings(plan)
     trained = bool(step_folders(root / CHECKPOINTS))
@@ -139,7 +147,7 @@ class _Trainer:
             else:
                 key = phase_key(jax.random.key(self._config.seed), index)
                 state = jax.jit(phase.learner.init)(key, params)
-            state = jax.device_put(state, self._shardings(phase, state))
+            state = jax.device_put(state, self._shardings(state))
             params = phase.learner.params(self._phase(phase, state, list(_phase_ends(plan).values())[index]))
 
     def _phase(self, phase: Phase, state: Any, end: int) -> Any:
@@ -151,7 +159,7 @@ class _Trainer:
         learner, config = phase.learner, self._config
         begun = time.monotonic()
         with jax.set_mesh(self._mesh):
-            advance = _compiled(learner, state, self._shardings(phase, state))
+            advance = _compiled(learner, state, self._shardings(state))
         _say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
         paces = (config.log_every, config.evaluation.every, config.checkpoint_every)
         left = (end - self._update) * learner.decisions_per_update
@@ -199,14 +207,9 @@ class _Trainer:
             keep_last=self._config.keep_last,
         )
 
-    def _shardings(self, phase: Phase, state: Any) -> Any:
+    def _shardings(self, state: Any) -> Any:
         """Where each leaf of a phase's state belongs: environments shared out over the devices."""
-        try:
-            return state_shardings(state, self._mesh)
-        except ValueError as error:
-            raise input_error(
-                str(error), field=f"{phase.name}.num_envs", remedy=f"give a multiple of {self._mesh.size}"
-            ) from None
+        return state_shardings(state, self._mesh)
 
     def _place(self, phase: Phase) -> dict[str, Any]:
         """Where the run is, for a line of metrics."""
