@@ -68,6 +68,19 @@ _REQUESTS = flags.DEFINE_integer(
     "num_requests", _DEFAULTS.num_requests, "requests of a run; a trace is run whole"
 )
 _ERROR = flags.DEFINE_float("error_level", _DEFAULTS.error_level, "of predictions: 0 perfect, 1 as real ones")
+_LENGTH_BIAS = flags.DEFINE_float(
+    "length_bias_log", _DEFAULTS.length_bias_log, "added to the log of predicted lengths; routers do not know"
+)
+_LENGTH_NOISE = flags.DEFINE_float(
+    "length_noise_log", _DEFAULTS.length_noise_log, "std of a log-normal error added to predicted lengths"
+)
+_QUALITY_BIAS = flags.DEFINE_float("quality_bias", _DEFAULTS.quality_bias, "added to predicted qualities")
+_QUALITY_NOISE = flags.DEFINE_float(
+    "quality_noise", _DEFAULTS.quality_noise, "std of a normal error added to predicted qualities"
+)
+_KNOWN_NOISE = flags.DEFINE_bool(
+    "known_length_noise", _DEFAULTS.known_length_noise, "tell routers of --length_noise_log"
+)
 _CV = flags.DEFINE_float("gap_cv", _DEFAULTS.gap_cv, "coefficient of variation of gaps, workload gamma")
 _BURST = flags.DEFINE_float("burst_factor", _DEFAULTS.burst_factor, "rate in bursts over rate in calm, mmpp")
 _BURST_S = flags.DEFINE_float("burst_mean_s", _DEFAULTS.burst_mean_s, "mean seconds of a burst, mmpp")
@@ -106,6 +119,11 @@ def main() -> None:
                 seed=_SEED.value,
                 num_requests=_REQUESTS.value,
                 error_level=_ERROR.value,
+                length_bias_log=_LENGTH_BIAS.value,
+                length_noise_log=_LENGTH_NOISE.value,
+                quality_bias=_QUALITY_BIAS.value,
+                quality_noise=_QUALITY_NOISE.value,
+                known_length_noise=_KNOWN_NOISE.value,
                 gap_cv=_CV.value,
                 burst_factor=_BURST.value,
                 burst_mean_s=_BURST_S.value,

@@ -1,18 +1,41 @@
-"""Write files whole or not at all, and tell one content from another."""
+"""Write files whole or not at all, read arrays from files that may be anything, tell contents apart."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import pathlib
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
+
+import numpy as np
+
+from qos_jax.errors import input_error
+
+Path = str | os.PathLike[str]
+
+# What reading a file that is no .npz, a damaged or an encrypted one raises; TypeError: a single array (.npy).
+_BROKEN = (
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` if the body succeeds.
 
     Args:
@@ -22,7 +45,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     Yields:
       The open temporary file. If the body raises, it is removed and ``path`` is left as it was.
     """
-    target = Path(path)
+    target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     text = "b" not in mode
@@ -37,7 +60,30 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
         raise
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
+def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_npz(path: Path, *, remedy: str) -> dict[str, np.ndarray]:
+    """Read every array of an ``.npz`` file; objects in it are refused, nothing is run.
+
+    Args:
+      path: the file.
+      remedy: what to do about a file that is none.
+
+    Raises:
+      InputError: no such file, one that cannot be read, or one that is no whole ``.npz`` of plain arrays.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as content:
+            return {name: np.asarray(content[name]) for name in content.files}
+    except FileNotFoundError:
+        raise input_error("no such file", file=path, remedy="check the path") from None
+    except OSError as error:
+        raise input_error(
+            f"cannot be read ({error.strerror})", file=path, remedy="give a readable file, not a folder"
+        ) from None
+    except _BROKEN:
+        raise input_error("is not a readable .npz file of plain arrays", file=path, remedy=remedy) from None

@@ -12,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.evaluation.contents import Source, draw_contents, known_length_log_std
+from qos_jax.evaluation.contents import (
+    Source,
+    add_error,
+    draw_contents,
+    known_length_log_std,
+    told_length_log_std,
+)
 from qos_jax.evaluation.simulate import Runs
 from qos_jax.workload import (
+    AddedError,
     ArrivalProcess,
     Fleet,
     NamedTable,
@@ -39,6 +46,7 @@ TRACE = "trace"
 TABLE_MATCHES = ("nearest", "even")
 WORKLOADS = (*SYNTHETIC, *RECORDED, TRACE)
 
+MAX_BIAS_LOG = 10.0  # a factor of 22,000
 _DIURNAL_BINS = 24
 
 
@@ -57,6 +65,11 @@ class CaseConfig:
     seed: int = 0  # of them all
     num_requests: int = 2048  # requests of a run; a trace is run whole
     error_level: float = 1.0  # of the predictions: 0 = perfect, 1 = as real predictors, more = worse
+    length_bias_log: float = 0.0  # added to the log of predicted lengths, which no router knows
+    length_noise_log: float = 0.0  # std of a log-normal error added to them
+    quality_bias: float = 0.0  # added to predicted qualities
+    quality_noise: float = 0.0  # std of a normal error added to them
+    known_length_noise: bool = True  # whether routers are told of length_noise_log
     gap_cv: float = 3.0  # of the "gamma" workload
     burst_factor: float = 4.0  # of "mmpp": rate in bursts over rate in calm
     burst_mean_s: float = 10.0
@@ -102,6 +115,18 @@ class CaseConfig:
             raise input_error(
                 f"{self.error_level} is not a number >= 0", field="error_level", remedy="mend it"
             )
+        for field in ("length_noise_log", "quality_noise"):
+            if not np.isfinite(getattr(self, field)) or getattr(self, field) < 0:
+                raise input_error(
+                    f"{getattr(self, field)} is not a finite number >= 0", field=field, remedy="mend it"
+                )
+        for field, most in (("length_bias_log", MAX_BIAS_LOG), ("quality_bias", 1.0)):
+            if not abs(getattr(self, field)) <= most:  # NaN fails too
+                raise input_error(
+                    f"{getattr(self, field)} is out of range",
+                    field=field,
+                    remedy=f"use -{most:g} to {most:g}",
+                )
         for field in ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"):
             if not np.isfinite(getattr(self, field)) or getattr(self, field) <= 0:
                 raise input_error(
@@ -111,6 +136,16 @@ class CaseConfig:
             raise input_error(
                 f"{self.diurnal_swing} is out of range", field="diurnal_swing", remedy="use 0 to below 1"
             )
+
+    @property
+    def added_error(self) -> AddedError:
+        """What is added to the error that predictions have."""
+        return AddedError(
+            length_bias_log=self.length_bias_log,
+            length_noise_log=self.length_noise_log,
+            quality_bias=self.quality_bias,
+            quality_noise=self.quality_noise,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +183,7 @@ def build_cases(
     ``table_match`` "even" takes the arrivals alone from the recorded workloads.
 
     Args:
-      config: which cases; ``error_level`` is of figures alone.
+      config: which cases; ``error_level`` is of figures alone, the error added of any predictions.
       fleet: N experts.
       source: figures or a table of the same N experts.
       latency_limit_s: L, seconds per output token.
@@ -182,6 +217,11 @@ def build_cases(
             native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
         _check_room(fleet, table, workload)
         length_log_std = known_length_log_std(source, table)
+        if any(jax.tree.leaves(config.added_error)):
+            table = add_error(keys, table, config.added_error)
+            length_log_std = told_length_log_std(
+                length_log_std, config.added_error, config.known_length_noise
+            )
         rates = config.arrival_rates or (
             tuple(load * float(capacity_per_s(fleet.profile, table).sum()) for load in config.loads)
             if native_per_s is None

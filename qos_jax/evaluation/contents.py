@@ -10,15 +10,18 @@ import numpy as np
 from absl import logging
 
 from qos_jax.workload import (
+    AddedError,
     LengthHistogram,
     NamedTable,
     RequestTable,
     SyntheticParams,
     Trace,
+    known_log_std,
     measure_prediction_error,
     sample_lengths,
     sample_table,
     table_for_trace,
+    with_prediction_error,
 )
 from qos_jax.workload.table_rows import effective_rows, even_rows, length_ratios, rows_near, take_rows
 
@@ -78,6 +81,28 @@ def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
     return np.asarray(measure_prediction_error(flat).length_log_std)
 
 
+def add_error(keys: jax.Array, drawn: RequestTable, error: AddedError) -> RequestTable:
+    """Return the requests of S runs with worse predictions, see ``workload.with_prediction_error``.
+
+    Args:
+      keys: [S] random keys, one per run.
+      drawn: NumPy leaves [S, T] and [S, T, N].
+      error: numbers shared by all runs.
+    """
+    return jax.device_get(_add_error(keys, drawn, jax.tree.map(jnp.float32, error)))
+
+
+def told_length_log_std(length_log_std: np.ndarray, error: AddedError, knows_noise: bool) -> np.ndarray:
+    """Return what routers are told of the error of the worse predictions' lengths: [N] float32.
+
+    Args:
+      length_log_std: [N], of the predictions as they were.
+      error: what was added: of its noise they know with ``knows_noise``, of its bias never.
+      knows_noise: whether they do.
+    """
+    return np.asarray(known_log_std(length_log_std, error)) if knows_noise else length_log_std
+
+
 def _warn_if_unlike(
     source: NamedTable, rows: np.ndarray, drawn: RequestTable, wanted: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -116,6 +141,14 @@ def _sample_tables(
     keys: jax.Array, figures: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
 ) -> RequestTable:
     return jax.vmap(lambda key: draw_table(key, figures, histogram, num_requests))(keys)
+
+
+@jax.jit
+def _add_error(keys: jax.Array, drawn: RequestTable, error: AddedError) -> RequestTable:
+    def one(key: jax.Array, table: RequestTable) -> RequestTable:
+        return with_prediction_error(jax.random.fold_in(key, 2), table, error)
+
+    return jax.vmap(one)(keys, drawn)
 
 
 @jax.jit

@@ -26,6 +26,7 @@ _RESULTS = (
     "comparison.*",
     "sweep.csv",
     "evaluations.csv",
+    "profile.*",
     "plots/*.png",
     "tensorboard/events.*",
 )

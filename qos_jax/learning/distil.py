@@ -64,7 +64,7 @@ class DistilConfig:
     explore: float = 0.08  # share of decisions drawn so, instead of the most likely
     capacity: int = 65536  # tried states kept
     batch_size: int = 1024  # tried states of a gradient step
-    gradient_steps: int = 1  # per update
+    gradient_steps: int = 2  # per update
     quality_rows: int = 1024  # rows of the tables that each gradient step calibrates qualities on
     learning_rate: float = 1e-3  # at the start, decayed to 0 by a cosine
     weight_decay: float = 1e-4

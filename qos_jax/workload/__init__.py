@@ -1,5 +1,6 @@
 """Workloads: fleets, request tables, traces and arrival processes."""
 
+from qos_jax.workload.added_error import AddedError, known_log_std, with_prediction_error
 from qos_jax.workload.arrivals import (
     ArrivalProcess,
     ArrivalState,
@@ -50,6 +51,7 @@ from qos_jax.workload.trace_readers import read_trace
 
 __all__ = [
     "DROPPED",
+    "AddedError",
     "ArrivalProcess",
     "ArrivalState",
     "Fleet",
@@ -70,6 +72,7 @@ __all__ = [
     "gamma",
     "gaps_s",
     "init_arrivals",
+    "known_log_std",
     "load_calibration",
     "load_length_histogram",
     "load_params",
@@ -99,6 +102,7 @@ __all__ = [
     "validate_fleet",
     "validate_request_table",
     "window",
+    "with_prediction_error",
     "workload_names",
     "write_fleet",
     "write_requests",

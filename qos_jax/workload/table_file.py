@@ -20,9 +20,6 @@ and never saw ``validation`` or ``test``.
 from __future__ import annotations
 
 import dataclasses
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,12 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import input_error
-from qos_jax.files import atomic_write
+from qos_jax.files import atomic_write, read_npz
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.named_table import SPLITS, NamedTable
 from qos_jax.workload.request_table import RequestTable, measure_prediction_error
 from qos_jax.workload.requests import MIN_PREDICTED_TOKENS
-from qos_jax.workload.text_table import MAX_INT32, Path, near_match, open_error
+from qos_jax.workload.text_table import MAX_INT32, Path, near_match
 
 VERSION = 1
 MAX_LENGTH_LOG_STD = 10.0  # more is no log of tokens
@@ -55,19 +52,6 @@ _REALS: dict[str, tuple[str, float, float]] = {
 _LEAVES = tuple(field.name for field in dataclasses.fields(RequestTable))
 _OPTIONAL = ("split", "length_log_std")
 _REQUIRED = ("experts", *_LEAVES)
-# What reading a file that is no .npz, a damaged or an encrypted one raises; TypeError: a single array (.npy).
-_BROKEN = (
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    MemoryError,
-    TypeError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def read_table(path: Path) -> NamedTable:
@@ -78,15 +62,7 @@ def read_table(path: Path) -> NamedTable:
         file, no .npz, another version, an array missing, unknown or of the wrong kind or shape, a value that
         is not finite or out of range, a name empty or given twice.
     """
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as content:
-            arrays = {name: np.asarray(content[name]) for name in content.files}
-    except OSError as error:
-        raise open_error(path, error) from None
-    except _BROKEN:
-        raise input_error(
-            "is not a readable .npz file of plain arrays", file=path, remedy="write it with write_table"
-        ) from None
+    arrays = read_npz(path, remedy="write it with write_table")
     return _checked(arrays, str(path))
 
 

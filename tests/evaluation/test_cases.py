@@ -133,3 +133,40 @@ def test_bad_traces_and_fleets(fleet):
     tiny = dataclasses.replace(fleet, profile=fleet.profile.replace(kv_capacity_tokens=np.full(6, 3)))
     with pytest.raises(InputError, match=r"'kv_capacity_tokens': no expert's KV cache holds any"):
         build(tiny, workloads=("poisson",), loads=(0.5,))
+
+
+def test_added_error_is_of_predictions_alone_and_routers_know_its_noise(fleet):
+    one = {"workloads": ("poisson",), "arrival_rates": (4.0,), "num_requests": 400}
+    (before,) = build(fleet, **one)
+    (after,) = build(
+        fleet, **one, length_bias_log=0.5, length_noise_log=0.8, quality_bias=-0.1, quality_noise=0.2
+    )
+    for field in ("prompt_tokens", "quality", "output_tokens"):
+        np.testing.assert_array_equal(
+            getattr(after.runs.requests, field), getattr(before.runs.requests, field)
+        )
+    np.testing.assert_array_equal(after.runs.arrival_s, before.runs.arrival_s)
+    shift = np.log(after.runs.requests.predicted_output_tokens / before.runs.requests.predicted_output_tokens)
+    assert shift.mean() == pytest.approx(0.5, abs=0.05)
+    assert shift.std() == pytest.approx(0.8, abs=0.05)
+    assert not np.array_equal(shift[0], shift[1])  # every seed has draws of its own
+    told = np.hypot(before.runs.length_log_std, 0.8)
+    np.testing.assert_allclose(after.runs.length_log_std, told, rtol=1e-5)
+    (unknown,) = build(fleet, **one, length_noise_log=0.8, known_length_noise=False)
+    np.testing.assert_array_equal(unknown.runs.length_log_std, before.runs.length_log_std)
+    (biased,) = build(fleet, **one, length_bias_log=0.5)
+    np.testing.assert_array_equal(biased.runs.length_log_std, before.runs.length_log_std)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("length_bias_log", np.inf),
+        ("length_noise_log", -1.0),
+        ("quality_bias", 2.0),
+        ("quality_noise", np.nan),
+    ],
+)
+def test_added_error_out_of_range(field, value):
+    with pytest.raises(InputError, match=f"field '{field}'"):
+        dataclasses.replace(SMALL, **{field: value})

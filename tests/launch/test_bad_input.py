@@ -46,6 +46,13 @@ def _good_flags(module: str, inputs: Path) -> dict[str, str]:
         },
         "launch.benchmark": {"trace": trace, "environments": "1", "num_requests": "3"},
         "launch.fit_tables": {"trace": f"mine={trace}"},
+        "launch.calibrate": {
+            "expert": "mine",
+            "requests": str(inputs / "log.jsonl"),
+            "kv_capacity_tokens": "4000",
+            "fix": "decode_per_seq_s=0",
+            "plot": "false",
+        },
     }[module]
 
 
@@ -550,6 +557,10 @@ EVALUATE_CASES = [
     _flag("seed negative", "seed", "-1", "'seed'", "out of range"),
     _flag("error level negative", "error_level", "-1", "'error_level'", ">= 0"),
     _flag("error level NaN", "error_level", "nan", "'error_level'", ">= 0"),
+    _flag("length bias infinite", "length_bias_log", "inf", "'length_bias_log'", "out of range", "; use"),
+    _flag("length noise negative", "length_noise_log", "-0.1", "'length_noise_log'", ">= 0"),
+    _flag("quality bias above 1", "quality_bias", "1.5", "'quality_bias'", "out of range", "; use -1 to 1"),
+    _flag("quality noise NaN", "quality_noise", "nan", "'quality_noise'", ">= 0"),
     _flag("gap CV 0", "gap_cv", "0", "'gap_cv'", "above 0"),
     _flag("burst of no time", "burst_mean_s", "0", "'burst_mean_s'", "above 0"),
     _flag("swing 1", "diurnal_swing", "1", "'diurnal_swing'", "below 1"),
@@ -707,7 +718,182 @@ FIT_CASES = [
     ),
 ]
 
+LOG = "".join(
+    f'{{"arrival_s": {3 * i}, "first_token_s": {3 * i + 1}, "last_token_s": {3 * i + 2}, '
+    f'"prompt_tokens": {100 + 7 * i}, "output_tokens": {20 + i % 3}}}\n'
+    for i in range(12)
+)
+ITERATIONS = "batch,prompt_tokens,context_tokens,duration_s\n" + "".join(
+    f"0,{100 + i * i},0,0.{20 + i}\n{1 + i % 4},,{50 * i + 4},0.0{20 + i}\n" for i in range(12)
+)
+
+
+def _iterations(given: Given) -> None:
+    """Give the iteration log in place of the request log."""
+    given.flags["iterations"] = str(given.path("log.csv"))
+    for name in ("requests", "fix"):
+        given.flags.pop(name)
+
+
+def _iteration(id_: str, old: str, new: str, row: int | None, field: str, *says: str) -> Case:
+    """A case of an iteration log in which ``old`` became ``new``."""
+    place = ("log.csv, ", *((f"row {row}, ",) if row else ()), f"field '{field}': ")
+    return Case(
+        f"iterations: {id_}", lambda g: (_iterations(g), g.replace("log.csv", old, new)), (*place, *says)
+    )
+
+
+def _written(id_: str, rows: list[str], *says: str) -> Case:
+    """A case of an iteration log of these rows."""
+    text = "batch,prompt_tokens,context_tokens,duration_s\n" + "".join(f"{row}\n" for row in rows)
+    return Case(
+        f"iterations: {id_}",
+        lambda g: (_iterations(g), g.path("log.csv").write_text(text)),
+        ("log.csv, field ", *says),
+    )
+
+
+def _request(id_: str, old: str, new: str, *says: str) -> Case:
+    """A case of a request log in which ``old`` became ``new``."""
+    return Case(f"requests: {id_}", lambda g: g.replace("log.jsonl", old, new), ("log.jsonl", *says))
+
+
+def _roofline(id_: str, changes: dict[str, str | None], *says: str) -> Case:
+    """A case of a roofline with these flags; None leaves one out."""
+    good = {"parameters": "7e9", "layers": "32", "hidden_size": "4096", "kv_heads": "8", "head_dim": "128"}
+    good |= {"bandwidth_gb_per_s": "900", "tflop_per_s": "150", "memory_gb": "24", "roofline": "true"}
+
+    def spoil(given: Given) -> None:
+        for name in ("requests", "kv_capacity_tokens", "fix"):
+            given.flags.pop(name)
+        given.flags.update({name: value for name, value in (good | changes).items() if value is not None})
+
+    return Case(f"roofline: {id_}", spoil, says)
+
+
+_PREFILLS = [f"0,{100 + i * i},0,0.{20 + i}" for i in range(12)]
+_DECODES = [f"{1 + i % 4},,{50 * i + 4},0.0{20 + i}" for i in range(12)]
+
+CALIBRATE_CASES = [
+    *OUT_CASES[:1],
+    *OUT_CASES[2:4],
+    Case("log missing", lambda g: g.path("log.jsonl").unlink(), ("log.jsonl: ", "no such file", "; check")),
+    Case("log a folder", lambda g: _as_folder(g, "log.jsonl"), ("log.jsonl: ", "cannot be read", "; ")),
+    _write("log empty", "log.jsonl", b"\n\n", "holds no request", "; give"),
+    _write("log binary", "log.jsonl", b"\x93\xff\xfe" * 9, "is not plain text", "; save"),
+    _write("log a list", "log.jsonl", b"[1, 2]\n", "row 1: is no JSON object", "; give"),
+    _request("broken JSON", '"prompt_tokens": 107,', '"prompt_tokens": ', "row 2: ", "no JSON", "; give"),
+    _request("a stamp left out", '"arrival_s": 3, ', "", "row 2, field 'arrival_s': ", "empty", "; "),
+    _request(
+        "a column left out",
+        '"last_token_s": 2, ',
+        "",
+        "field 'last_token_s': ",
+        "missing",
+        "; give",
+    ),
+    _request("NaN", '"first_token_s": 4', '"first_token_s": NaN', "row 2, field 'first_token_s': ", "finite"),
+    _request("a text", '"first_token_s": 4', '"first_token_s": "x"', "row 2", "'x' is not a number", "; "),
+    _request(
+        "first token too soon", '"first_token_s": 4', '"first_token_s": 3', "row 2", "not after", "one clock"
+    ),
+    _request(
+        "last before first", '"last_token_s": 5', '"last_token_s": 3.5', "row 2", "before the first", "; "
+    ),
+    _request("tokens in no time", '"last_token_s": 5', '"last_token_s": 4', "row 2", "more tokens", "; give"),
+    _request("half a token", '"prompt_tokens": 107', '"prompt_tokens": 1.5', "row 2", "not an integer", "; "),
+    _request("no answer", '"output_tokens": 21', '"output_tokens": 0', "row 2", "out of range", ">= 1"),
+    Case(
+        "requests: too few",
+        lambda g: g.path("log.jsonl").write_text("".join(LOG.splitlines(keepends=True)[:9])),
+        ("log.jsonl: ", "9 requests", "too few", "; give at least 10"),
+    ),
+    _flag("requests: too few to fit", "test_share", "0.5", "log.jsonl: ", "6 requests", "--test_share"),
+    _flag(
+        "requests: beyond the cache", "kv_capacity_tokens", "150", "'kv_capacity_tokens'", "hold", "; give"
+    ),
+    Case(
+        "requests: nobody meets",
+        lambda g: g.flags.pop("fix"),
+        (
+            "log.jsonl, field 'decode_per_seq_s': ",
+            "cannot tell decode_base_s and decode_per_seq_s apart (no two requests overlap)",
+            "; add decoding at other batch sizes, or give --fix=decode_per_seq_s=VALUE",
+        ),
+    ),
+    _iteration("no time", "0,100,0,0.20", "0,100,0,0", 2, "duration_s", "out of range", "> 0"),
+    _iteration("negative time", "0,100,0,0.20", "0,100,0,-0.2", 2, "duration_s", "out of range", "> 0"),
+    _iteration("NaN", "0,100,0,0.20", "0,100,0,nan", 2, "duration_s", "not finite", "; "),
+    _iteration("no work", "0,100,0,0.20", "0,,0,0.20", 2, "batch", "neither", "; remove"),
+    _iteration("context too small", "2,,54,", "2,,1,", 5, "context_tokens", "below one token", "; give"),
+    _iteration("context of nobody", "0,100,0,", "0,100,9,", 2, "batch", "is context", "; count"),
+    _iteration("prompts not numbers", "0,100,0", "0,100+20,0", 2, "prompt_tokens", "'100+20'", "; write"),
+    _iteration("column missing", "context_tokens", "context", None, "context_tokens", "missing", "; give"),
+    _iteration("sums beside prompts", "batch,", "prefill_tokens,", None, "prompt_tokens", "beside", "; keep"),
+    _written("too few", [*_PREFILLS, *_DECODES[:4]], "'decode_base_s': ", "4 decode", "too few", "; give"),
+    _written(
+        "one batch size",
+        [*_PREFILLS, *(f"8,,{100 * i + 8},0.02" for i in range(12))],
+        "'decode_per_seq_s': ",
+        "cannot tell decode_base_s and decode_per_seq_s apart (every decode iteration has batch 8)",
+        "; add decoding at other batch sizes, or give --fix=decode_per_seq_s=VALUE",
+    ),
+    _written(
+        "one prompt length",
+        [*(["0,512,0,0.05"] * 12), *_DECODES],
+        "'prefill_per_token_sq_s': ",
+        "prefill_base_s, prefill_per_token_s and prefill_per_token_sq_s",
+        "; add ",
+        "--fix=",
+    ),
+    _flag("column mapped to nothing", "column", "arrival_s=when", "'arrival_s': ", "'when'", "; map it"),
+    _flag("column unknown", "column", "arival_s=when", "'column': ", "did you mean 'arrival_s'", "; map"),
+    _flag("column without a name", "column", "when", "'column': ", "not OURS=THEIRS", "; write"),
+    _flag("fix without a value", "fix", "decode_base_s", "'fix': ", "not NAME=VALUE", "; write"),
+    _flag("fix unknown", "fix", "decode_bas_s=1", "'fix': ", "did you mean 'decode_base_s'", "; use"),
+    _flag("fix negative", "fix", "decode_per_seq_s=-1", "'fix': ", ">= 0", "; give"),
+    _flag("fix not a number", "fix", "decode_per_seq_s=2ms", "'fix': ", "'2ms'", "; give"),
+    Case(
+        "fix twice",
+        lambda g: g.extra.extend(["--fix=decode_base_s=1", "--fix=decode_base_s=2"]),
+        ("'fix': ", "decode_base_s is given twice", "; give"),
+    ),
+    _flag("all held out", "test_share", "1", "'test_share': ", "out of range", "; give"),
+    _flag(
+        "budget below slots", "max_batched_tokens", "9", "'max_batched_tokens': ", "below max_running", "; "
+    ),
+    _flag("expert called drop", "expert", "drop", "'expert': ", "reserved", "; choose"),
+    _flag("no slots", "max_running", "0", "'max_running': ", "out of range", "; give"),
+    _flag("unknown scheduler", "scheduler", "fcfs", "--scheduler", "prefill_first|chunked_prefill"),
+    Case(
+        "no KV capacity",
+        lambda g: g.flags.pop("kv_capacity_tokens"),
+        ("'kv_capacity_tokens': ", "missing", "; give"),
+    ),
+    Case("no source", lambda g: g.flags.pop("requests"), ("'iterations': ", "no source", "; give one of")),
+    _flag("two sources", "iterations", "log.csv", "'requests': ", "iterations and requests", "; give one"),
+    Case(
+        "append to no fleet",
+        lambda g: g.flags.update(append_to=str(g.path("gone.csv"))),
+        ("gone.csv: ", "no such file", "; check"),
+    ),
+    Case(
+        "append an expert twice",
+        lambda g: g.flags.update(append_to=str(g.path("fleet.csv")), expert="ant"),
+        ("fleet.csv, field 'expert': ", "'ant' is there already", "; give"),
+    ),
+    _roofline("no layers", {"layers": None}, "'layers': ", "missing", "; "),
+    _roofline(
+        "more than the bandwidth", {"bandwidth_efficiency": "1.5"}, "'bandwidth_efficiency': ", "; give"
+    ),
+    _roofline("weights too large", {"memory_gb": "8"}, "'memory_gb': ", "do not hold 14 GB", "; give"),
+    _roofline("no memory", {"memory_gb": None}, "'kv_capacity_tokens': ", "missing", "--memory_gb"),
+    _roofline("no FLOPs", {"tflop_per_s": "0"}, "'tflop_per_s': ", "out of range", "; give"),
+    _roofline("with a fix", {"fix": "decode_base_s=1"}, "'fix': ", "fits no log", "; leave out"),
+]
+
 CASES = {
+    "launch.calibrate": CALIBRATE_CASES,
     "launch.simulate": [*FLEET_CASES, *REQUEST_CASES, *OUT_CASES, *FLAG_CASES, *SIMULATE_CASES],
     "launch.evaluate": EVALUATE_CASES,
     "launch.sweep": SWEEP_CASES,
@@ -726,6 +912,8 @@ def given(request: pytest.FixtureRequest, tmp_path: Path, inputs: Path) -> Given
     """Good input of the launcher under test."""
     module = request.node.callspec.params["module"]
     (inputs / "trace.csv").write_text(TRACE)
+    (inputs / "log.jsonl").write_text(LOG)
+    (inputs / "log.csv").write_text(ITERATIONS)
     return Given(inputs, {**_good_flags(module, inputs), "out": str(tmp_path / "out")})
 
 
@@ -758,7 +946,7 @@ def test_refused_in_one_line(launch, given: Given, tmp_path: Path, module: str, 
     assert _tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("module", ["launch.simulate", "launch.evaluate", "launch.sweep"])
+@pytest.mark.parametrize("module", ["launch.simulate", "launch.evaluate", "launch.sweep", "launch.calibrate"])
 def test_enough_kinds(module: str):
     assert len({case.id for case in CASES[module]}) >= 25
 

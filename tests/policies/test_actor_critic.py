@@ -307,7 +307,7 @@ def test_choices_out_of_range(choices, says):
 
 
 def test_learned_prices_are_zero_before_training_and_then_weigh_the_terms_of_the_net_gain():
-    """With the change of a weight the same for all, the net gain itself is what is added, in that proportion."""
+    """With one change of all weights, that share of the net gain itself is what is added."""
     inputs = router_input(random_seen(3), GREEDY)
     module = LearnedPrices(hidden=8)
     params = module.init(jax.random.key(0), inputs)

@@ -1,0 +1,289 @@
+"""How good predictions of quality and length are, beside predicting each expert's mean; with intervals."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from tabulate import tabulate
+
+from qos_jax.errors import input_error
+from qos_jax.files import Path, atomic_write
+from qos_jax.predictors import OnProgress, Predictions, PredictorConfig, fit_predictor, mean_predictions
+from qos_jax.predictors.predictions import bucket_of
+
+MEAN, POOLED = "mean", "pooled"  # in the place of an expert: mean over experts; all their answers in one
+
+_BATCH_NUMBERS = 2_000_000  # resampled weights held at once
+_BINS = 10  # of the expected calibration error
+
+# Per figure: digits to show.
+FIGURES = {
+    "auc": 3,
+    "quality_r2": 3,
+    "ece": 3,
+    "between_r2": 3,
+    "log_length_r2": 3,
+    "length_error_tokens": 1,
+    "bucket_accuracy": 3,
+}
+
+_Figure = Callable[[np.ndarray], np.ndarray]  # weights of rows [R, M] -> [R]
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictorFigure:
+    """One figure of one expert, of the predictions and of predicting its mean.
+
+    The figures: ``auc`` of quality >= 0.5 told from below; ``quality_r2``, R2 of quality; ``ece``, its
+    expected calibration error; ``between_r2``, R2 of how the qualities of one prompt differ between experts,
+    beyond the experts' means; ``log_length_r2``, R2 of log output tokens by the predicted median;
+    ``length_error_tokens``, median of its absolute error; ``bucket_accuracy``, share of lengths in the
+    likeliest bucket.
+    """
+
+    figure: str
+    expert: str  # or MEAN, POOLED
+    value: float
+    low: float  # 95% bootstrap interval over prompts
+    high: float
+    baseline: float  # of predicting each expert's mean
+    n: int  # known answers
+
+
+def predictor_report(
+    predictions: Predictions,
+    baseline: Predictions,
+    quality: np.ndarray,
+    output_tokens: np.ndarray,
+    experts: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[PredictorFigure]:
+    """Judge predictions of rows that the predictor has not seen.
+
+    Args:
+      predictions: of M prompts.
+      baseline: of the same prompts, see ``mean_predictions``.
+      quality: [M, N] true; NaN = missing.
+      output_tokens: [M, N] true; -1 = missing.
+      experts: N names.
+      resamples: of the prompts, for the intervals.
+      seed: of the resampling.
+
+    Returns:
+      Every figure for each expert, their mean and, where it makes sense, all answers pooled. NaN where a
+      figure is undefined, such as the AUC of an expert that is always right.
+    """
+    m, n = predictions.quality.shape
+    if np.shape(quality) != (m, n) or np.shape(output_tokens) != (m, n) or len(experts) != n:
+        raise input_error(
+            f"have shapes {np.shape(quality)}, {np.shape(output_tokens)} and {len(experts)} names, "
+            f"predictions {(m, n)}",
+            field="quality, output_tokens, experts",
+            remedy="give the truth of what was predicted",
+        )
+    ours = _figures(predictions, quality, output_tokens)
+    theirs = _figures(baseline, quality, output_tokens)
+    rng = np.random.default_rng(seed)
+    batch = max(1, min(resamples, _BATCH_NUMBERS // m))
+    drawn: dict[tuple[str, str | int], list[np.ndarray]] = {key: [] for key in ours}
+    for start in range(0, resamples, batch):
+        weights = rng.multinomial(m, np.full(m, 1 / m), size=min(batch, resamples - start)).astype(np.float64)
+        for key, figure in ours.items():
+            drawn[key].append(figure(weights))
+    samples = {key: np.concatenate(parts) for key, parts in drawn.items()}
+    once = np.ones((1, m))
+    values = {key: float(figure(once)[0]) for key, figure in ours.items()}
+    means = {key: float(figure(once)[0]) for key, figure in theirs.items()}
+    known_quality, known_length = (~np.isnan(quality)).sum(0), (np.asarray(output_tokens) > 0).sum(0)
+    rows = []
+    for name in FIGURES:
+        own = [key for key in ours if key[0] == name and isinstance(key[1], int)]
+        counts = known_length if "length" in name or "bucket" in name else known_quality
+        if own:
+            samples[name, MEAN] = np.mean([samples[key] for key in own], axis=0)
+            for table in (values, means):
+                table[name, MEAN] = float(np.mean([table[key] for key in own]))
+        for key in (*own, (name, MEAN), (name, POOLED)):
+            if key in values:
+                low, high = np.quantile(samples[key], [0.025, 0.975])
+                place = key[1]
+                expert = experts[place] if isinstance(place, int) else place
+                count = int(counts[place] if isinstance(place, int) else counts.sum())
+                rows.append(
+                    PredictorFigure(name, expert, values[key], float(low), float(high), means[key], count)
+                )
+    return rows
+
+
+def held_out_task_report(
+    config: PredictorConfig,
+    prompts: Sequence[str],
+    quality: np.ndarray,
+    output_tokens: np.ndarray,
+    experts: Sequence[str],
+    tasks: Sequence[str],
+    task: str,
+    *,
+    resamples: int = 1000,
+    on_progress: OnProgress | None = None,
+) -> list[PredictorFigure]:
+    """Judge a predictor on a task that it was not fitted to: what happens out of distribution.
+
+    Args:
+      config: of the predictor.
+      prompts: [M] texts.
+      quality: [M, N]; NaN = missing.
+      output_tokens: [M, N]; -1 = missing.
+      experts: N names.
+      tasks: [M] names of the prompts' tasks.
+      task: the one to hold out.
+      resamples: as in :func:`predictor_report`.
+      on_progress: as in ``fit_predictor``.
+
+    Raises:
+      InputError: if there is no such task, none besides it, or as ``fit_predictor``.
+    """
+    names = np.asarray(tasks)
+    out = names == task
+    if names.shape != (len(prompts),) or not out.any() or out.all():
+        raise input_error(
+            f"{task!r} is the task of {int(out.sum())} of {len(prompts)} prompts",
+            field="task",
+            remedy=f"give one of {', '.join(sorted(set(names.astype(str))))}, of two or more",
+        )
+    seen, unseen = np.flatnonzero(~out), np.flatnonzero(out)
+    fitted = fit_predictor(
+        config, [prompts[int(i)] for i in seen], quality[seen], output_tokens[seen], experts, on_progress
+    )
+    return predictor_report(
+        fitted.predict([prompts[int(i)] for i in unseen]),
+        mean_predictions(config, quality[seen], output_tokens[seen], len(unseen)),
+        quality[unseen],
+        output_tokens[unseen],
+        experts,
+        resamples=resamples,
+    )
+
+
+def render_predictor_report(report: Sequence[PredictorFigure]) -> str:
+    """Return the report as aligned text: a line per figure and expert."""
+    lines = [["figure", "expert", "value [95% CI]", "each model's mean", "answers"]]
+    for row in report:
+        digits = FIGURES[row.figure]
+        numbers = [f"{value:.{digits}f}" for value in (row.value, row.low, row.high, row.baseline)]
+        value = f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+        lines.append([row.figure, row.expert, value, numbers[3], f"{row.n:,}"])
+    align = ("left", "left", "right", "right", "right")
+    return tabulate(lines, headers="firstrow", colalign=align, disable_numparse=True)
+
+
+def write_predictor_report_csv(path: Path, report: Sequence[PredictorFigure]) -> None:
+    """Write the report as CSV, a column per field of :class:`PredictorFigure`."""
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(field.name for field in dataclasses.fields(PredictorFigure))
+        writer.writerows(dataclasses.astuple(row) for row in report)
+
+
+def _figures(
+    predictions: Predictions, quality: np.ndarray, output_tokens: np.ndarray
+) -> dict[tuple[str, str | int], _Figure]:
+    """Return what computes each figure from weights of the M prompts, by figure and expert."""
+    true = np.asarray(quality, np.float64)
+    tokens = np.where(np.asarray(output_tokens) > 0, output_tokens, np.nan).astype(np.float64)
+    said = predictions.quality.astype(np.float64)
+    median = predictions.output_tokens.astype(np.float64)
+    likeliest = predictions.bucket_probability.argmax(-1)
+    hit = likeliest == bucket_of(np.nan_to_num(tokens, nan=1.0), predictions.bucket_edges_tokens)
+    figures: dict[tuple[str, str | int], _Figure] = {}
+    places: list[tuple[str | int, slice]] = [(j, slice(j, j + 1)) for j in range(true.shape[1])]
+    for place, columns in [*places, (POOLED, slice(None))]:
+        rows, which = np.nonzero(~np.isnan(true[:, columns]))
+        y, p = true[:, columns][rows, which], said[:, columns][rows, which]
+        figures["auc", place] = _on(rows, _auc(y >= 0.5, p))
+        figures["quality_r2", place] = _on(rows, _r2(y, p))
+        figures["ece", place] = _on(rows, _ece(y, p))
+        rows, which = np.nonzero(~np.isnan(tokens[:, columns]))
+        t, q = tokens[:, columns][rows, which], median[:, columns][rows, which]
+        figures["log_length_r2", place] = _on(rows, _r2(np.log(t), np.log(q)))
+        figures["length_error_tokens", place] = _on(rows, _median(np.abs(t - q)))
+        figures["bucket_accuracy", place] = _on(rows, _mean(hit[:, columns][rows, which].astype(np.float64)))
+    whole = np.flatnonzero(~np.isnan(true).any(1))
+    if len(whole) and true.shape[1] > 1:
+        figures["between_r2", POOLED] = _on(whole, _between(true[whole], said[whole]))
+    return figures
+
+
+def _on(rows: np.ndarray, figure: _Figure) -> _Figure:
+    """Compute a figure of some rows, a row perhaps more than once, from weights of all."""
+    return lambda weights: figure(weights[:, rows])
+
+
+def _mean(values: np.ndarray) -> _Figure:
+    return lambda w: _ratio(w @ values, w.sum(1))
+
+
+def _r2(y: np.ndarray, p: np.ndarray) -> _Figure:
+    def figure(w: np.ndarray) -> np.ndarray:
+        total = w.sum(1)
+        spread = w @ np.square(y) - _ratio(np.square(w @ y), total)
+        return 1 - _ratio(w @ np.square(y - p), np.where(spread > 1e-9 * total, spread, 0))
+
+    return figure
+
+
+def _between(y: np.ndarray, p: np.ndarray) -> _Figure:
+    y, p = (values - values.mean(1, keepdims=True) for values in (y, p))
+
+    def figure(w: np.ndarray) -> np.ndarray:
+        means = _ratio(w @ y, w.sum(1)[:, None])
+        spread = w @ np.square(y).sum(1) - w.sum(1) * np.square(means).sum(1)
+        return 1 - _ratio(w @ np.square(y - p).sum(1), spread)
+
+    return figure
+
+
+def _auc(positive: np.ndarray, p: np.ndarray) -> _Figure:
+    """Area under the ROC curve (Mann-Whitney), ties counted by half."""
+    levels, at = np.unique(p, return_inverse=True)
+    order = np.argsort(at, kind="stable")
+    starts = np.searchsorted(at[order], np.arange(len(levels)))
+
+    def figure(w: np.ndarray) -> np.ndarray:
+        if not len(p):
+            return np.full(len(w), np.nan)
+        right, wrong = (
+            np.add.reduceat(np.where(mask[order], w[:, order], 0.0), starts, axis=1)
+            for mask in (positive, ~positive)
+        )
+        below = np.cumsum(wrong, axis=1) - wrong / 2
+        return _ratio((right * below).sum(1), right.sum(1) * wrong.sum(1))
+
+    return figure
+
+
+def _ece(y: np.ndarray, p: np.ndarray) -> _Figure:
+    at = np.clip((p * _BINS).astype(int), 0, _BINS - 1)
+    gap = np.eye(_BINS)[at] * (p - y)[:, None]
+    return lambda w: _ratio(np.abs(w @ gap).sum(1), w.sum(1))
+
+
+def _median(values: np.ndarray) -> _Figure:
+    order = np.argsort(values, kind="stable")
+
+    def figure(w: np.ndarray) -> np.ndarray:
+        if not len(values):
+            return np.full(len(w), np.nan)
+        reached = np.cumsum(w[:, order], axis=1)
+        return values[order][(reached < reached[:, -1:] / 2).sum(1).clip(max=len(values) - 1)]
+
+    return figure
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)

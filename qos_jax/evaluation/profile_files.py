@@ -1,0 +1,74 @@
+"""Write a fitted profile as a fleet of one, or as one more row of a fleet's file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.files import atomic_write
+from qos_jax.serving import FleetProfile
+from qos_jax.workload import Fleet, read_fleet, text_table, validate_fleet, write_fleet
+from qos_jax.workload.fleet import FLOAT_COLUMNS, INTEGER_COLUMNS
+from qos_jax.workload.text_table import Path
+
+
+def fleet_of_one(expert: str, row: Mapping[str, Any]) -> Fleet:
+    """Return the fleet of just this expert.
+
+    Args:
+      expert: its name.
+      row: every other column of a fleet's file, by name.
+
+    Raises:
+      InputError: a value that no fleet takes, naming its column, which is also the flag's name.
+    """
+    for name in (*INTEGER_COLUMNS, *FLOAT_COLUMNS):
+        most = text_table.MAX_INT32 if name in INTEGER_COLUMNS else 1e30
+        least = 1 if name in INTEGER_COLUMNS else 0.0
+        if not least <= row[name] <= most:  # NaN fails too
+            raise input_error(
+                f"{row[name]} is out of range", field=name, remedy=f"give a number >= {least:g}"
+            )
+    leaves: dict[str, Any] = {name: np.array([row[name]], np.int32) for name in INTEGER_COLUMNS}
+    leaves |= {name: np.array([row[name]], np.float32) for name in FLOAT_COLUMNS}
+    fleet = Fleet((expert,), FleetProfile(**leaves))
+    validate_fleet(fleet)
+    return fleet
+
+
+def write_profile_csv(path: Path, expert: str, row: Mapping[str, Any], comments: Sequence[str]) -> None:
+    """Write a fleet's file of one expert, comments first; whole or not at all."""
+    write_fleet(path, fleet_of_one(expert, row), comments)
+
+
+def check_new_expert(path: Path, expert: str) -> None:
+    """Raise InputError unless ``path`` is a valid fleet's file without this expert."""
+    if expert in read_fleet(path).names:
+        raise input_error(
+            f"{expert!r} is there already", file=path, field="expert", remedy="give --expert another name"
+        )
+
+
+def append_expert(path: Path, expert: str, row: Mapping[str, Any], comments: Sequence[str]) -> None:
+    """Add a row, comments before it, to a fleet's file; the rest stays as it is, byte for byte.
+
+    Raises:
+      InputError: as :func:`check_new_expert`; then the file is left as it was.
+    """
+    check_new_expert(path, expert)
+    columns = list(next(text_table.read_chunks(path)).columns)
+    leaves = fleet_of_one(expert, row).profile
+    cells = [expert if name == "expert" else str(getattr(leaves, name)[0]) for name in columns]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    with open(path, encoding="utf-8", newline="") as stream:
+        before = stream.read()
+    with atomic_write(path) as stream:
+        stream.write(before if before.endswith("\n") else f"{before}\n")
+        stream.writelines(f"# {comment}\n" for comment in comments)
+        stream.write(line.getvalue())

@@ -1,0 +1,108 @@
+"""The answers that predictors are fitted to, checked: prompts, quality, output tokens, names of experts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.predictors.config import PredictorConfig
+
+MIN_PROMPTS = 10  # different ones
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answers:
+    """What N experts answered to M prompts."""
+
+    quality: np.ndarray  # [M, N] float64, in [0, 1]; NaN = missing
+    output_tokens: np.ndarray  # [M, N] int64, >= 1; -1 = missing
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise InputError unless this is a list of one or more texts."""
+    if isinstance(prompts, str) or not len(prompts):
+        raise input_error("is no list of prompts", field="prompts", remedy="give a list of at least one text")
+    for row, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise input_error(
+                f"prompts[{row}] is a {type(prompt).__name__}", field="prompts", remedy="give text"
+            )
+
+
+def check_experts(experts: Sequence[str]) -> None:
+    """Raise InputError unless these are unique, printable names."""
+    if isinstance(experts, str) or not len(experts):
+        raise input_error("is no list of names", field="experts", remedy="give a list of at least one name")
+    for place, name in enumerate(experts):
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise input_error(
+                f"name {name!r} at experts[{place}] is empty or not printable",
+                field="experts",
+                remedy="give every expert a name of its own",
+            )
+        if name in experts[:place]:
+            raise input_error(
+                f"name {name!r} at experts[{place}] appears twice",
+                field="experts",
+                remedy="give every expert a name of its own",
+            )
+
+
+def check_answers(
+    config: PredictorConfig,
+    prompts: Sequence[str],
+    quality: np.ndarray,
+    output_tokens: np.ndarray,
+    experts: Sequence[str],
+) -> Answers:
+    """Return the answers if prompts, shapes and values are right; raise InputError for the first fault."""
+    check_prompts(prompts)
+    shape = (len(prompts), len(experts))
+    reals, whole = np.asarray(quality), np.asarray(output_tokens)
+    for field, values, kinds in (("quality", reals, "fiub"), ("output_tokens", whole, "iu")):
+        if values.shape != shape:
+            raise input_error(
+                f"has shape {values.shape}, not {shape}",
+                field=field,
+                remedy="give a row per prompt and a column per expert",
+            )
+        if values.dtype.kind not in kinds:
+            remedy = "give whole numbers, -1 = missing" if field == "output_tokens" else "give numbers"
+            raise input_error(f"is {values.dtype}", field=field, remedy=remedy)
+    reals = reals.astype(np.float64)
+    _check_values(
+        "quality", reals, np.isnan(reals) | ((reals >= 0) & (reals <= 1)), "a number in [0, 1]", "NaN"
+    )
+    limit = config.max_output_tokens
+    _check_values(
+        "output_tokens",
+        whole,
+        (whole == -1) | ((whole >= 1) & (whole <= limit)),
+        f"a whole number in [1, {limit}] (PredictorConfig.max_output_tokens)",
+        "-1",
+    )
+    different = len(set(groups_of(prompts).tolist()))
+    if different < MIN_PROMPTS:
+        raise input_error(
+            f"only {different} different prompts", field="prompts", remedy=f"give at least {MIN_PROMPTS}"
+        )
+    return Answers(reals, whole.astype(np.int64))
+
+
+def groups_of(prompts: Sequence[str]) -> np.ndarray:
+    """Return [M] int: the same number for texts that differ in nothing but case and white space."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(" ".join(text.split()).casefold(), len(seen)) for text in prompts])
+
+
+def _check_values(field: str, values: np.ndarray, fine: np.ndarray, rule: str, missing: str) -> None:
+    if not fine.all():
+        row, expert = (int(k) for k in np.unravel_index(int(np.argmin(fine)), fine.shape))
+        raise input_error(
+            f"{values[row, expert]} at {field}[{row}, {expert}]",
+            field=field,
+            remedy=f"give {rule}, or {missing} where it is missing",
+        )

@@ -1,0 +1,232 @@
+"""Predictors as files: everything a fitted predictor is, in one .npz, checked on the way in.
+
+The arrays of a file of version 1, for N experts, B length buckets, F columns, K components, D features:
+
+    version                   []         integer, 1
+    config                    []         text, the fields of PredictorConfig as JSON
+    experts                   [N]        text, unique names, the order of every N axis
+    bucket_edges_tokens       [B + 1]    tokens, rising, > 0
+    length_log_std            [N]        std of log(true) - log(predicted median) on validation rows
+    feature_mean, feature_std [D]        standardisation; std > 0
+    quality_scale, quality_shift, length_sharpness  [N]  calibration; scale and sharpness > 0
+    ngram_columns             [F]        integer, rising, the columns used         (encoder "ngrams" only)
+    ngram_rarity              [F]        their weights                              (encoder "ngrams" only)
+    ngram_components          [F, K]     float16, the projection                    (encoder "ngrams" only)
+    head/...                             the networks' parameters by their names in flax, members first; or
+                                         the rows and answers that the head "neighbours" looks among
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from qos_jax.errors import InputError, input_error
+from qos_jax.files import Path, atomic_write, read_npz
+from qos_jax.predictors.answers import check_experts
+from qos_jax.predictors.calibration import Calibration
+from qos_jax.predictors.config import PredictorConfig
+from qos_jax.predictors.encoders import Encoder, text_size
+from qos_jax.predictors.neighbours import Neighbours
+from qos_jax.predictors.networks import Targets, network_of
+from qos_jax.predictors.ngrams import NgramEncoder, hashed_columns
+from qos_jax.predictors.predictor import Predictor
+from qos_jax.predictors.surface import SURFACE_FEATURES
+
+VERSION = 1
+
+_HEAD = "head/"
+_CALIBRATION = tuple(field.name for field in dataclasses.fields(Calibration))
+_POSITIVE = ("feature_std", "quality_scale", "length_sharpness", "bucket_edges_tokens")
+_REMEDY = "write it anew with save_predictor"
+
+
+def save_predictor(path: Path, predictor: Predictor) -> None:
+    """Write a predictor so that :func:`load_predictor` returns it again, bit for bit; whole or not at all."""
+    arrays: dict[str, Any] = {
+        "version": np.int32(VERSION),
+        "config": np.array(json.dumps(dataclasses.asdict(predictor.config))),
+        "experts": np.array(predictor.experts, np.str_),
+        "bucket_edges_tokens": predictor.bucket_edges_tokens,
+        "length_log_std": predictor.length_log_std,
+        "feature_mean": predictor.encoder.mean,
+        "feature_std": predictor.encoder.std,
+    }
+    arrays |= {name: getattr(predictor.calibration, name) for name in _CALIBRATION}
+    ngrams = predictor.encoder.ngrams
+    if ngrams is not None:
+        arrays |= {"ngram_columns": ngrams.columns, "ngram_rarity": ngrams.rarity}
+        arrays |= {"ngram_components": ngrams.components.astype(np.float16)}
+    arrays |= {_HEAD + name: np.asarray(leaf) for name, leaf in _flat_head(predictor.head).items()}
+    with atomic_write(path, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def load_predictor(path: Path) -> Predictor:
+    """Read a predictor from a file of the schema above.
+
+    Raises:
+      InputError: naming file, array and remedy of the first fault found: no such file, no .npz, another
+        version, an array missing, unknown, of the wrong kind or shape, a value that is not finite or out of
+        range, a configuration or a name that is none.
+    """
+    arrays = read_npz(path, remedy=_REMEDY)
+    file = _File(str(path), arrays)
+    file.check_version()
+    config = file.config()
+    experts = file.experts()
+    n = len(experts)
+    columns = int(arrays["ngram_columns"].size) if "ngram_columns" in arrays else 0
+    width = text_size(config) + SURFACE_FEATURES
+    shapes: dict[str, tuple[int, ...]] = {
+        "bucket_edges_tokens": (config.buckets + 1,),
+        "length_log_std": (n,),
+        "feature_mean": (width,),
+        "feature_std": (width,),
+        **dict.fromkeys(_CALIBRATION, (n,)),
+    }
+    if config.encoder == "ngrams":
+        shapes |= {"ngram_columns": (columns,), "ngram_rarity": (columns,)}
+        shapes |= {"ngram_components": (columns, config.components)}
+    head_shapes = _head_shapes(config, n, arrays)
+    shapes |= {_HEAD + name: leaf.shape for name, leaf in head_shapes.items()}
+    whole = {"ngram_columns", *(_HEAD + k for k, leaf in head_shapes.items() if leaf.dtype == np.int32)}
+    read = file.read(shapes, whole)
+    file.check_rising(read["bucket_edges_tokens"], "bucket_edges_tokens")
+    ngrams = None
+    if config.encoder == "ngrams":
+        file.check_rising(read["ngram_columns"], "ngram_columns")
+        file.check_range(read["ngram_columns"], "ngram_columns", 0, hashed_columns(config) - 1)
+        ngrams = NgramEncoder(config, read["ngram_columns"], read["ngram_rarity"], read["ngram_components"])
+    head = {name: read[_HEAD + name] for name in head_shapes}
+    if config.head == "neighbours":
+        file.check_range(head["bucket"], _HEAD + "bucket", 0, config.buckets - 1)
+    return Predictor(
+        config=config,
+        experts=experts,
+        encoder=Encoder(ngrams, read["feature_mean"], read["feature_std"]),
+        head=_whole_head(config, head),
+        calibration=Calibration(**{name: read[name] for name in _CALIBRATION}),
+        bucket_edges_tokens=read["bucket_edges_tokens"],
+        length_log_std=read["length_log_std"],
+    )
+
+
+def _flat_head(head: Any) -> dict[str, Any]:
+    """Return the head's arrays by name."""
+    if isinstance(head, Neighbours):
+        own = {name: getattr(head, name) for name in ("embedding", "mean_quality", "bucket_share")}
+        targets = {field.name: getattr(head.targets, field.name) for field in dataclasses.fields(Targets)}
+        return own | targets
+    return traverse_util.flatten_dict(head["params"], sep="/")
+
+
+def _whole_head(config: PredictorConfig, flat: Mapping[str, np.ndarray]) -> Any:
+    """Return the head of arrays by name."""
+    if config.head == "neighbours":
+        rest = dict(flat)
+        targets = {field.name: rest.pop(field.name) for field in dataclasses.fields(Targets)}
+        leaves: dict[str, Any] = {"targets": Targets(**targets), **rest}
+        return Neighbours(**leaves)
+    return {"params": traverse_util.unflatten_dict(dict(flat), sep="/")}
+
+
+def _head_shapes(
+    config: PredictorConfig, experts: int, arrays: Mapping[str, np.ndarray]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape and kind of every array of the head that the configuration describes."""
+    if config.head == "neighbours":
+        rows = arrays[_HEAD + "embedding"].shape[0] if np.ndim(arrays.get(_HEAD + "embedding", 0)) else 0
+        each, whole = (rows, experts), jax.ShapeDtypeStruct((rows, experts), np.int32)
+        shapes = {
+            "embedding": (rows, text_size(config)),
+            "mean_quality": (experts,),
+            "bucket_share": (experts, config.buckets),
+            "quality": each,
+            "quality_weight": each,
+            "bucket_weight": each,
+        }
+        return {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in shapes.items()} | {"bucket": whole}
+    one = jax.ShapeDtypeStruct((1, text_size(config) + SURFACE_FEATURES), np.float32)
+    params = jax.eval_shape(network_of(config, experts).init, jax.random.key(0), one)["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {k: jax.ShapeDtypeStruct((config.members, *leaf.shape), leaf.dtype) for k, leaf in flat.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """The arrays of a file, and the errors that name it."""
+
+    path: str
+    arrays: Mapping[str, np.ndarray]
+
+    def fault(self, fault: str, field: str) -> InputError:
+        return input_error(fault, file=self.path, field=field, remedy=_REMEDY)
+
+    def array(self, field: str) -> np.ndarray:
+        if field not in self.arrays:
+            raise self.fault("array is missing", field)
+        return self.arrays[field]
+
+    def check_version(self) -> None:
+        version = self.array("version")
+        if version.shape != () or version.dtype.kind not in "iu" or int(version) != VERSION:
+            raise self.fault(f"is {str(version)[:40]!r}, and only {VERSION} is known", "version")
+
+    def config(self) -> PredictorConfig:
+        stored = self.array("config")
+        if stored.shape != () or stored.dtype.kind != "U":
+            raise self.fault(f"is {stored.dtype} of shape {stored.shape}, not a text", "config")
+        try:
+            fields = json.loads(str(stored))
+            if not isinstance(fields, dict):
+                raise TypeError("it is no group of fields")
+            hidden = {"hidden": tuple(fields["hidden"])} if "hidden" in fields else {}
+            return PredictorConfig(**{**fields, **hidden})
+        except (ValueError, TypeError) as error:  # InputError is a ValueError
+            raise self.fault(f"is no configuration of a predictor ({error})", "config") from None
+
+    def experts(self) -> tuple[str, ...]:
+        names = self.array("experts")
+        if names.ndim != 1 or names.dtype.kind != "U" or not names.size:
+            raise self.fault(f"is {names.dtype} of shape {names.shape}, not a list of names", "experts")
+        found = tuple(str(name) for name in names)
+        try:
+            check_experts(found)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+        return found
+
+    def read(self, shapes: Mapping[str, tuple[int, ...]], whole: set[str]) -> dict[str, np.ndarray]:
+        """Return the arrays of these shapes, which are all there are, as int32 or float32."""
+        for name in self.arrays:
+            if name not in (*shapes, "version", "config", "experts"):
+                raise self.fault("array is unknown", name)
+        return {name: self._one(name, shape, name in whole) for name, shape in shapes.items()}
+
+    def _one(self, name: str, shape: tuple[int, ...], whole: bool) -> np.ndarray:
+        values = self.array(name)
+        if values.shape != shape:
+            raise self.fault(f"has shape {values.shape}, not {shape}", name)
+        if values.dtype.kind not in ("iu" if whole else "f"):
+            raise self.fault(f"is {values.dtype}, not {'integers' if whole else 'reals'}", name)
+        fine = np.isfinite(values) & ((values > 0) | (name not in _POSITIVE))
+        if not fine.all():
+            where = np.unravel_index(int(np.argmin(fine)), fine.shape)
+            place = f"{name}[{', '.join(str(int(k)) for k in where)}]"
+            raise self.fault(f"{values[where]} at {place} is out of range", name)
+        return values.astype(np.int32 if whole else np.float32)
+
+    def check_rising(self, values: np.ndarray, field: str) -> None:
+        if (np.diff(values) <= 0).any():
+            raise self.fault("does not rise", field)
+
+    def check_range(self, values: np.ndarray, field: str, low: int, high: int) -> None:
+        if values.size and not low <= values.min() <= values.max() <= high:
+            raise self.fault(f"has {values.min()} to {values.max()}, outside [{low}, {high}]", field)

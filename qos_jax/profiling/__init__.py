@@ -1,0 +1,26 @@
+"""From measurements to an expert's profile: fits of iteration and request logs, and a roofline."""
+
+from qos_jax.profiling.coefficients import COEFFICIENTS, CoefficientFit
+from qos_jax.profiling.iteration_fit import IterationFit, fit_iterations
+from qos_jax.profiling.iteration_log import IterationLog, read_iterations
+from qos_jax.profiling.request_fit import RequestFit, SearchConfig, ServerLimits, fit_requests
+from qos_jax.profiling.request_log import RequestLog, read_request_log
+from qos_jax.profiling.roofline import Roofline, RooflineConfig, roofline
+
+__all__ = [
+    "COEFFICIENTS",
+    "CoefficientFit",
+    "IterationFit",
+    "IterationLog",
+    "RequestFit",
+    "RequestLog",
+    "Roofline",
+    "RooflineConfig",
+    "SearchConfig",
+    "ServerLimits",
+    "fit_iterations",
+    "fit_requests",
+    "read_iterations",
+    "read_request_log",
+    "roofline",
+]

@@ -1,0 +1,124 @@
+"""The six iteration-time coefficients of an expert: their names, what varies them, and the fit of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qos_jax.errors import input_error
+from qos_jax.workload.text_table import near_match
+
+PREFILL = ("prefill_base_s", "prefill_per_token_s", "prefill_per_token_sq_s")
+DECODE = ("decode_base_s", "decode_per_seq_s", "decode_per_context_token_s")
+COEFFICIENTS = (*PREFILL, *DECODE)  # the order of every array [C] in this package, C = 6
+
+NORMAL_95 = 1.96  # standard errors to either side
+WEAK_SHARE = 0.15  # of its value: a standard error above it makes a coefficient weakly identified
+
+# What a log needs for the coefficient to be told from the others.
+NEEDS = {
+    "prefill_base_s": "shorter prompts",
+    "prefill_per_token_s": "prompts of other lengths",
+    "prefill_per_token_sq_s": "at least three different prompt lengths",
+    "decode_base_s": "decoding at other batch sizes",
+    "decode_per_seq_s": "decoding at other batch sizes",
+    "decode_per_context_token_s": "decoding at other context lengths with the same batch size",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoefficientFit:
+    """Values of the six coefficients and how sure they are, in the order ``COEFFICIENTS``.
+
+    Attributes:
+      value: [C] float64, seconds per unit, >= 0.
+      covariance: [C, C] float64, of the values; 0 where fixed, NaN where unknown (a roofline).
+      fixed: names that were given, not fitted.
+    """
+
+    value: npt.NDArray[np.float64]
+    covariance: npt.NDArray[np.float64]
+    fixed: tuple[str, ...] = ()
+
+    @property
+    def standard_error(self) -> npt.NDArray[np.float64]:
+        """[C] float64, seconds per unit."""
+        return np.sqrt(np.diag(self.covariance))
+
+    @property
+    def low(self) -> npt.NDArray[np.float64]:
+        """[C] float64, lower end of the 95% interval, at least 0."""
+        return np.maximum(self.value - NORMAL_95 * self.standard_error, 0.0)
+
+    @property
+    def high(self) -> npt.NDArray[np.float64]:
+        """[C] float64, upper end of the 95% interval."""
+        return self.value + NORMAL_95 * self.standard_error
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the values by name."""
+        return dict(zip(COEFFICIENTS, self.value.tolist(), strict=True))
+
+    def confidence(self, name: str) -> str:
+        """Return ``"fixed"``, ``"assumed"``, ``"at zero"``, ``"identified"`` or ``"weak"`` for a coefficient.
+
+        ``"assumed"``: nothing was measured. ``"at zero"``: the bound holds it. ``"weak"``: the standard
+        error is above ``WEAK_SHARE`` of the value.
+        """
+        at = COEFFICIENTS.index(name)
+        if name in self.fixed:
+            return "fixed"
+        if np.isnan(self.standard_error[at]):
+            return "assumed"
+        if self.value[at] <= 0:
+            return "at zero"
+        return "identified" if self.standard_error[at] <= WEAK_SHARE * self.value[at] else "weak"
+
+
+def check_fixed(fixed: Mapping[str, float]) -> None:
+    """Raise InputError unless ``fixed`` gives known coefficients values that are finite and >= 0."""
+    for name, value in fixed.items():
+        if name not in COEFFICIENTS:
+            raise input_error(
+                f"no coefficient {name!r}{near_match(name, COEFFICIENTS)}",
+                field="fix",
+                remedy=f"use some of {', '.join(COEFFICIENTS)}",
+            )
+        if not (np.isfinite(value) and value >= 0):
+            raise input_error(
+                f"{name} = {value} is not a finite number >= 0", field="fix", remedy="give seconds, such as 0"
+            )
+
+
+def typical_iterations(
+    fit: CoefficientFit, batch: float, context: float, prompt: float
+) -> list[dict[str, Any]]:
+    """Return seconds and standard error of an iteration of each kind; sums are told better than parts.
+
+    Args:
+      fit: the coefficients.
+      batch: requests of the decode iteration.
+      context: sum of their contexts, tokens.
+      prompt: tokens of the one prompt of the prefill iteration.
+    """
+    kinds = (
+        ("prefill", np.array([1.0, prompt, prompt**2, 0.0, 0.0, 0.0]), {"prompt_tokens": prompt}),
+        (
+            "decode",
+            np.array([0.0, 0.0, 0.0, 1.0, batch, context]),
+            {"batch": batch, "context_tokens": context},
+        ),
+    )
+    return [
+        {
+            "iteration": kind,
+            **about,
+            "duration_s": float(fit.value @ row),
+            "standard_error_s": float(np.sqrt(row @ fit.covariance @ row)),
+        }
+        for kind, row, about in kinds
+    ]
