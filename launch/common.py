@@ -35,11 +35,18 @@ def run(main: Callable[[], None]) -> None:
             _refuse(f"{place}{error.strerror or error}; mend that and run again")
         except KeyboardInterrupt:
             print("stopped; files already complete are kept", file=sys.stderr)
-            _exit_now(EXIT_INTERRUPTED)
+            exit_now(EXIT_INTERRUPTED)
 
     # JAX logs every kind of device it did not find at INFO, which absl shows.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     app.run(guarded, flags_parser=_parse)
+
+
+def exit_now(code: int) -> None:
+    """End the process without finalizing Python, which crashes while XLA still computes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def wants_plots(wish: flags.FlagHolder[bool | None]) -> bool:
@@ -78,10 +85,3 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def _refuse(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
-
-
-def _exit_now(code: int) -> None:
-    """End the process without finalizing Python, which crashes while XLA still computes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

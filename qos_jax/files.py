@@ -1,8 +1,9 @@
-"""Write files whole or not at all, and read arrays from files that may be anything."""
+"""Write files whole or not at all, read arrays from files that may be anything, tell contents apart."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -57,6 +58,12 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_npz(path: Path, *, remedy: str) -> dict[str, np.ndarray]:

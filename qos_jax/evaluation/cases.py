@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -244,18 +245,36 @@ def build_cases(
     return cases
 
 
-def _process(workload: str, rate_per_s: float, config: CaseConfig) -> ArrivalProcess:
+def arrival_process(workload: str, rate_per_s: Any, numbers: Any, num_requests: int) -> ArrivalProcess:
+    """Return the process of a workload, any but ``trace``; the numbers may be traced.
+
+    Args:
+      workload: one of ``WORKLOADS``.
+      rate_per_s: mean arrivals per second.
+      numbers: a :class:`CaseConfig`, or what else has ``gap_cv``, ``burst_factor``, ``burst_mean_s``,
+        ``calm_mean_s`` and ``diurnal_swing``.
+      num_requests: of a run, which is a day of the workload "diurnal".
+    """
     if workload == "poisson":
         return poisson(rate_per_s)
     if workload == "gamma":
-        return gamma(rate_per_s, config.gap_cv)
+        return gamma(rate_per_s, numbers.gap_cv)
     if workload == "mmpp":
-        return mmpp(rate_per_s, config.burst_factor, config.burst_mean_s, config.calm_mean_s)
+        return mmpp(rate_per_s, numbers.burst_factor, numbers.burst_mean_s, numbers.calm_mean_s)
     if workload == "diurnal":
         phase = (np.arange(_DIURNAL_BINS) + 0.5) / _DIURNAL_BINS
-        shape = 1.0 - config.diurnal_swing * np.cos(2.0 * np.pi * phase)
-        return diurnal(rate_per_s, shape, config.num_requests / rate_per_s / _DIURNAL_BINS)
+        shape = 1.0 - numbers.diurnal_swing * np.cos(2.0 * np.pi * phase)
+        return diurnal(rate_per_s, shape, num_requests / rate_per_s / _DIURNAL_BINS)
     return arrivals_like(load_rate_profile(workload), rate_per_s)
+
+
+def start_bin(workload: str, process: ArrivalProcess, num_requests: int, seed: Any, seeds: int) -> Any:
+    """Return the bin of the profile in which seed ``seed`` of ``seeds`` starts, see :func:`build_cases`."""
+    if workload not in RECORDED:
+        return seed * 0
+    bins = process.profile.shape[0]
+    short = num_requests / process.rate_per_s < bins * process.bin_s
+    return jnp.where(short, seed * bins // seeds, 0)
 
 
 def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.ndarray:
@@ -263,11 +282,10 @@ def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.nd
 
     See :func:`build_cases` for where in the profile of a recorded workload a seed starts.
     """
-    process = _process(workload, rate_per_s, config)
-    bins, seeds = process.profile.shape[0], config.seeds
-    short = workload in RECORDED and config.num_requests / rate_per_s < bins * float(process.bin_s)
-    start_bin = np.arange(seeds, dtype=np.int32) * (bins if short else 0) // seeds
-    drawn = _sample_gaps(_keys(config), process, jnp.asarray(start_bin), config.num_requests)
+    process = arrival_process(workload, rate_per_s, config, config.num_requests)
+    seeds = np.arange(config.seeds, dtype=np.int32)
+    first = start_bin(workload, process, config.num_requests, seeds, config.seeds)
+    drawn = _sample_gaps(_keys(config), process, jnp.asarray(first), config.num_requests)
     gap_s = np.array(drawn, np.float64)
     gap_s[:, 0] = 0.0
     return np.cumsum(gap_s, axis=1)  # in float64

@@ -14,8 +14,9 @@ from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.evaluation.contents import Source
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.resume import load_policy_runs, save_policy_run
-from qos_jax.evaluation.run_folder import RunFolder, digest
+from qos_jax.evaluation.run_folder import RunFolder
 from qos_jax.evaluation.tables import Comparison
+from qos_jax.files import sha256
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.serving import ServingConfig
 from qos_jax.workload import (
@@ -115,9 +116,9 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             **{field: value for field, value in dataclasses.asdict(config).items() if field != "cases"},
             **dataclasses.asdict(cases),
             "fleet": str(file),
-            "fleet_sha256": digest(file),
-            "trace_sha256": digest(config.trace) if config.trace else None,
-            "table_sha256": digest(config.table) if config.table else None,
+            "fleet_sha256": sha256(file),
+            "trace_sha256": sha256(config.trace) if config.trace else None,
+            "table_sha256": sha256(config.table) if config.table else None,
             "policies": names,
             "checkpoint": {name: router.record for name, router in learned.items()},
             "latency_limit_s": limit_s,

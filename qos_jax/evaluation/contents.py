@@ -123,20 +123,24 @@ def _warn_if_unlike(
     )
 
 
+def draw_table(
+    key: jax.Array, figures: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
+) -> RequestTable:
+    """Make up the requests of one run, as :func:`draw_contents` does; jittable, ``num_requests`` static."""
+    key = jax.random.fold_in(key, 0)
+    if histogram is None:
+        return sample_table(key, figures, num_requests)
+    length_key, table_key = jax.random.split(key)
+    prompt, output = sample_lengths(length_key, histogram, num_requests)
+    return table_for_trace(table_key, figures, prompt, output)
+
+
 # Compiled once for all cases of equal sizes.
 @functools.partial(jax.jit, static_argnames="num_requests")
 def _sample_tables(
     keys: jax.Array, figures: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
 ) -> RequestTable:
-    def draw(key: jax.Array) -> RequestTable:
-        key = jax.random.fold_in(key, 0)
-        if histogram is None:
-            return sample_table(key, figures, num_requests)
-        length_key, table_key = jax.random.split(key)
-        prompt, output = sample_lengths(length_key, histogram, num_requests)
-        return table_for_trace(table_key, figures, prompt, output)
-
-    return jax.vmap(draw)(keys)
+    return jax.vmap(lambda key: draw_table(key, figures, histogram, num_requests))(keys)
 
 
 @jax.jit

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.evaluation.records import COMPLETED, DROPPED, REJECTED, RequestRecords, RunTotals
@@ -105,86 +108,109 @@ def summarise(
       For each name in ``METRICS`` an array [...] float64. A figure without a denominator (the mean
       latency where nothing completed, say) is NaN.
     """
+    figures = _figures(np, np.float64, records, totals, profile, latency_limit_s)
+    return {name: np.asarray(figures[name], np.float64) for name in METRICS}
+
+
+def traced_summarise(
+    records: Any, totals: Any, profile: FleetProfile, latency_limit_s: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the same in float32, for use inside a jitted function.
+
+    Args:
+      records: anything with the fields of :class:`RequestRecords` but ``arrival_s`` and ``prompt_tokens``.
+      totals: anything with the fields of :class:`RunTotals`.
+      profile: as in :func:`summarise`.
+      latency_limit_s: as in :func:`summarise`.
+    """
+    figures = _figures(jnp, jnp.float32, records, totals, profile, latency_limit_s)
+    return {name: jnp.asarray(figures[name], jnp.float32) for name in METRICS}
+
+
+def _figures(
+    xp: ModuleType, dtype: Any, records: Any, totals: Any, profile: FleetProfile, latency_limit_s: Any
+) -> dict[str, Any]:
+    """Work out every metric with NumPy or jax.numpy, in arithmetic of ``dtype``."""
     done = records.status == COMPLETED
     counts = {
         "completed": done.sum(-1),
         "rejected": (records.status == REJECTED).sum(-1),
         "dropped": (records.status == DROPPED).sum(-1),
     }
-    arrived = np.full(done.shape[:-1], done.shape[-1])
-    qos_sum = records.qos(latency_limit_s).sum(-1)
-    within = records.within_limit(latency_limit_s).sum(-1)
+    arrived = xp.full(done.shape[:-1], done.shape[-1])
+    output_tokens = xp.maximum(records.output_tokens, 1).astype(dtype)
+    per_token_s = records.latency_s.astype(dtype) / output_tokens
+    in_limit = done & (per_token_s <= xp.asarray(latency_limit_s, dtype)[..., None])
+    qos_sum = _sum_where(xp, dtype, records.quality, in_limit)
+    within = in_limit.sum(-1)
 
-    figures: dict[str, np.ndarray] = {
-        "average_qos": _ratio(qos_sum, arrived),
-        "share_within_limit": _ratio(within, arrived),
-        "mean_quality": _ratio(_sum_where(records.quality, done), counts["completed"]),
+    def ratio(top: Any, bottom: Any) -> Any:
+        """Return top / bottom, NaN where bottom is not positive."""
+        top, bottom = xp.broadcast_arrays(xp.asarray(top, dtype), xp.asarray(bottom, dtype))
+        return xp.where(bottom > 0, top / xp.where(bottom > 0, bottom, 1), xp.nan)
+
+    def distribution(name: str, values: Any, counted: Any) -> dict[str, Any]:
+        count = counted.sum(-1)
+        mean = ratio(_sum_where(xp, dtype, values, counted), count)
+        return {f"{name}_mean_s": mean} | _percentiles(xp, dtype, name, values, counted)
+
+    rtt_s = xp.asarray(profile.network_rtt_s, dtype)
+    figures = {
+        "average_qos": ratio(qos_sum, arrived),
+        "share_within_limit": ratio(within, arrived),
+        "mean_quality": ratio(_sum_where(xp, dtype, records.quality, done), counts["completed"]),
+        **distribution("latency_per_token", per_token_s, done),
+        **distribution("ttft", records.ttft_s, done),
+        **distribution("tpot", *_tpot(xp, dtype, records, rtt_s)),
+        **distribution("e2e_latency", records.latency_s, done),
     }
-    tpot_s, has_tpot = _tpot(records, np.asarray(profile.network_rtt_s, np.float64))
-    for name, values, counted in (
-        ("latency_per_token", records.latency_per_token_s(), done),
-        ("ttft", records.ttft_s, done),
-        ("tpot", tpot_s, has_tpot),
-        ("e2e_latency", records.latency_s, done),
-    ):
-        figures |= _distribution(name, values, counted)
-
     busy_s = totals.busy_s.sum(-1)
-    idle_s = np.maximum(totals.makespan_s[..., None] - totals.busy_s, 0.0)
-    busy_w = np.asarray(profile.busy_power_w, np.float64)
-    idle_w = np.asarray(profile.idle_power_w, np.float64)
+    idle_s = xp.maximum(totals.makespan_s[..., None] - totals.busy_s, 0.0)
+    busy_w = xp.asarray(profile.busy_power_w, dtype)
+    idle_w = xp.asarray(profile.idle_power_w, dtype)
     energy_j = (totals.busy_s * busy_w + idle_s * idle_w).sum(-1)
-    capacity = np.asarray(profile.kv_capacity_tokens, np.float64).sum(-1)
+    capacity = xp.asarray(profile.kv_capacity_tokens, dtype).sum(-1)
     figures |= {"arrived": arrived, **counts}
-    figures |= {f"{name}_share": _ratio(count, arrived) for name, count in counts.items()}
-    figures |= {
-        "preemptions_per_request": _ratio(records.preemptions.sum(-1), arrived),
-        "kv_utilisation": _ratio(totals.kv_token_s.sum(-1), capacity * totals.makespan_s),
-        "busy_share": _ratio(busy_s, totals.busy_s.shape[-1] * totals.makespan_s),
-        "qos_per_busy_s": _ratio(qos_sum, busy_s),
-        "qos_per_joule": _ratio(qos_sum, energy_j),
-        "goodput_per_s": _ratio(within, totals.makespan_s),
+    figures |= {f"{name}_share": ratio(count, arrived) for name, count in counts.items()}
+    return figures | {
+        "preemptions_per_request": ratio(records.preemptions.sum(-1), arrived),
+        "kv_utilisation": ratio(totals.kv_token_s.sum(-1), capacity * totals.makespan_s),
+        "busy_share": ratio(busy_s, totals.busy_s.shape[-1] * totals.makespan_s),
+        "qos_per_busy_s": ratio(qos_sum, busy_s),
+        "qos_per_joule": ratio(qos_sum, energy_j),
+        "goodput_per_s": ratio(within, totals.makespan_s),
     }
-    return {name: np.asarray(figures[name], np.float64) for name in METRICS}
 
 
-def _tpot(records: RequestRecords, network_rtt_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _tpot(xp: ModuleType, dtype: Any, records: Any, network_rtt_s: Any) -> tuple[Any, Any]:
     """Return TPOT [..., T] in s/token and where it is defined: completed with more than one output token."""
-    expert = np.maximum(records.expert, 0)
+    expert = xp.maximum(records.expert, 0)
     shape = (*expert.shape[:-1], network_rtt_s.shape[-1])
-    rtt_s = np.take_along_axis(np.broadcast_to(network_rtt_s, shape), expert, axis=-1)
-    decode_s = records.latency_s.astype(np.float64) - rtt_s - records.ttft_s
+    rtt_s = xp.take_along_axis(xp.broadcast_to(network_rtt_s, shape), expert, axis=-1)
+    decode_s = records.latency_s.astype(dtype) - rtt_s - records.ttft_s.astype(dtype)
     counted = (records.status == COMPLETED) & (records.output_tokens > 1)
-    return decode_s / np.maximum(records.output_tokens - 1, 1), counted
+    return decode_s / xp.maximum(records.output_tokens - 1, 1).astype(dtype), counted
 
 
-def _distribution(name: str, values: np.ndarray, counted: np.ndarray) -> dict[str, np.ndarray]:
-    """Return mean, p50, p95 and p99 over the last axis of the counted values [..., T]."""
+def _percentiles(xp: ModuleType, dtype: Any, name: str, values: Any, counted: Any) -> dict[str, Any]:
+    """Return p50, p95 and p99 over the last axis of the counted values [..., T]."""
     count = counted.sum(-1)
-    figures = {f"{name}_mean_s": _ratio(_sum_where(values, counted), count)}
     if values.shape[-1] == 0:
-        return figures | {f"{name}_p{p}_s": np.full(count.shape, np.nan) for p in (50, 95, 99)}
-    ordered = np.sort(np.where(counted, values, np.nan), axis=-1)  # NaN goes last
+        return {f"{name}_p{p}_s": xp.full(count.shape, xp.nan) for p in (50, 95, 99)}
+    ordered = xp.sort(xp.where(counted, values, xp.nan), axis=-1)  # NaN goes last
+    last = xp.maximum(count - 1, 0)
+    figures = {}
     for p in (50, 95, 99):
-        position = np.maximum(count - 1, 0) * (p / 100)
-        below = np.floor(position).astype(np.int64)
-        above = np.minimum(below + 1, np.maximum(count - 1, 0))
+        position = last.astype(dtype) * (p / 100)
+        below = xp.floor(position).astype(last.dtype)
+        above = xp.minimum(below + 1, last)
         low, high = (
-            np.take_along_axis(ordered, i[..., None], axis=-1)[..., 0].astype(np.float64)
-            for i in (below, above)
+            xp.take_along_axis(ordered, i[..., None], axis=-1)[..., 0].astype(dtype) for i in (below, above)
         )
-        figures[f"{name}_p{p}_s"] = low + (high - low) * (position - below)
+        figures[f"{name}_p{p}_s"] = low + (high - low) * (position - below.astype(dtype))
     return figures
 
 
-def _sum_where(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Return the float64 sum over the last axis of the counted values."""
-    return np.asarray(np.sum(values, axis=-1, where=counted, dtype=np.float64))
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """Return top / bottom in float64, NaN where bottom is not positive."""
-    top, bottom = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
-    result = np.full(top.shape, np.nan)
-    np.divide(top, bottom, out=result, where=bottom > 0)
-    return result
+def _sum_where(xp: ModuleType, dtype: Any, values: Any, counted: Any) -> Any:
+    """Return the sum over the last axis of the counted values."""
+    return xp.sum(values, axis=-1, where=counted, dtype=dtype)

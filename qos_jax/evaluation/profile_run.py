@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from qos_jax.evaluation import plot_style
 from qos_jax.evaluation.profile_files import append_expert, check_new_expert, fleet_of_one, write_profile_csv
 from qos_jax.evaluation.profile_plot import Agreement, predicted_against_measured
 from qos_jax.evaluation.run_folder import RunFolder
+from qos_jax.files import sha256
 from qos_jax.profiling import (
     COEFFICIENTS,
     CoefficientFit,
@@ -176,7 +176,7 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
         settings={
             "launcher": "calibrate",
             **dataclasses.asdict(config),
-            "sha256": _digest(source) if source else None,
+            "sha256": sha256(source) if source else None,
             "kv_capacity_tokens": kv_capacity_tokens,
         },
         fixed=fixed,
@@ -414,9 +414,3 @@ def _plain(quality: Mapping[str, Goodness]) -> dict[str, Any]:
 
 def _median(values: np.ndarray) -> float:
     return float(np.median(values)) if values.size else 0.0
-
-
-def _digest(path: str) -> str:
-    """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ _RESULTS = (
     "cost_frontier_*.csv",
     "requests.csv",
     "comparison.*",
+    "sweep.csv",
     "evaluations.csv",
     "profile.*",
     "plots/*.png",
@@ -123,12 +123,6 @@ def open_run_folder(
             f"cannot be written ({error.strerror})", remedy="choose another folder with --out", file=folder
         ) from error
     return run
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def to_json(value: Any) -> Any:

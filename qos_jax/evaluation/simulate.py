@@ -56,7 +56,7 @@ class Runs:
 
 
 @struct.dataclass
-class _Arriving:
+class Arriving:
     """A chunk of C requests of one run."""
 
     request: Request  # leaves [C] and [C, N]
@@ -65,7 +65,9 @@ class _Arriving:
 
 
 @struct.dataclass
-class _Carry:
+class Carry:
+    """What one step hands to the next."""
+
     fleet: FleetState
     busy_s: jax.Array  # [N] float32, of this chunk
     kv_token_s: jax.Array  # [N] float32, of this chunk
@@ -73,7 +75,7 @@ class _Carry:
 
 
 @struct.dataclass
-class _Logged:
+class Logged:
     """What one step leaves behind."""
 
     expert: jax.Array  # [] int32, the action
@@ -90,6 +92,57 @@ class Snapshot:
     kv_tokens: jax.Array  # [N] int32, context of the running requests
 
 
+def route_requests(
+    config: ServingConfig,
+    policy_function: Callable[..., jax.Array],
+    keep_snapshots: bool,
+    policy_params: Any,
+    profile: FleetProfile,
+    latency_limit_s: jax.Array,
+    length_log_std: jax.Array,
+    seed: jax.Array,
+    fleet: FleetState,
+    arriving: Arriving,
+) -> tuple[Carry, Logged, Snapshot | None]:
+    """Step one run through C requests; pure, so ``jax.vmap`` it over any of its arrays.
+
+    Returns:
+      carry: the edge right before the arrival after the last, and the totals of these requests.
+      logged: leaves [C, ...].
+      snapshots: leaves [C, N], if kept.
+    """
+    run_key = jax.random.key(seed)
+
+    def step(carry: Carry, arrival: Arriving) -> tuple[Carry, tuple[Logged, Snapshot | None]]:
+        fleet, request = carry.fleet, arrival.request
+        seen = observe(profile, latency_limit_s, length_log_std, fleet, request, arrival.request_id)
+        key = jax.random.fold_in(run_key, arrival.request_id)
+        action = policy_function(policy_params, key, reveal(seen, fleet, request))
+        action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)
+        fleet, routed = route(profile, fleet, request, arrival.request_id, action)
+        fleet, passed = pass_time(config, profile, fleet, arrival.gap_after_s, latency_limit_s)
+        status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
+        carry = Carry(
+            fleet=fleet,
+            busy_s=carry.busy_s + passed.busy_s,
+            kv_token_s=carry.kv_token_s + passed.kv_token_s,
+            rounds=carry.rounds + passed.rounds,
+        )
+        snapshot = None
+        if keep_snapshots:
+            held = jnp.where(seen.running, seen.slot_prompt_tokens + seen.slot_generated_tokens, 0)
+            snapshot = Snapshot(
+                running=jnp.sum(seen.running, axis=-1, dtype=jnp.int32),
+                waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
+                kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
+            )
+        return carry, (Logged(action, status, routed.evicted), snapshot)
+
+    zeros = jnp.zeros((config.num_experts,), jnp.float32)
+    carry, (logged, snapshots) = jax.lax.scan(step, Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)
+    return carry, logged, snapshots
+
+
 @functools.partial(jax.jit, static_argnames=("config", "policy_function", "keep_snapshots"))
 def _run_chunk(
     config: ServingConfig,
@@ -101,45 +154,13 @@ def _run_chunk(
     length_log_std: jax.Array,
     seed: jax.Array,
     fleet: FleetState,
-    arriving: _Arriving,
-) -> tuple[_Carry, _Logged, Snapshot | None]:
+    arriving: Arriving,
+) -> tuple[Carry, Logged, Snapshot | None]:
     """Step the runs of a block (leading axis) through a chunk of requests each."""
-
-    def one_run(
-        limit_s: jax.Array, log_std: jax.Array, seed: jax.Array, fleet: FleetState, arriving: _Arriving
-    ) -> tuple[_Carry, tuple[_Logged, Snapshot | None]]:
-        run_key = jax.random.key(seed)
-
-        def step(carry: _Carry, arrival: _Arriving) -> tuple[_Carry, tuple[_Logged, Snapshot | None]]:
-            fleet, request = carry.fleet, arrival.request
-            seen = observe(profile, limit_s, log_std, fleet, request, arrival.request_id)
-            key = jax.random.fold_in(run_key, arrival.request_id)
-            action = policy_function(policy_params, key, reveal(seen, fleet, request))
-            action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)
-            fleet, routed = route(profile, fleet, request, arrival.request_id, action)
-            fleet, passed = pass_time(config, profile, fleet, arrival.gap_after_s, limit_s)
-            status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
-            carry = _Carry(
-                fleet=fleet,
-                busy_s=carry.busy_s + passed.busy_s,
-                kv_token_s=carry.kv_token_s + passed.kv_token_s,
-                rounds=carry.rounds + passed.rounds,
-            )
-            snapshot = None
-            if keep_snapshots:
-                held = jnp.where(seen.running, seen.slot_prompt_tokens + seen.slot_generated_tokens, 0)
-                snapshot = Snapshot(
-                    running=jnp.sum(seen.running, axis=-1, dtype=jnp.int32),
-                    waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
-                    kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
-                )
-            return carry, (_Logged(action, status, routed.evicted), snapshot)
-
-        zeros = jnp.zeros((config.num_experts,), jnp.float32)
-        return jax.lax.scan(step, _Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)
-
-    carry, (logged, snapshots) = jax.vmap(one_run)(latency_limit_s, length_log_std, seed, fleet, arriving)
-    return carry, logged, snapshots
+    one_run = functools.partial(
+        route_requests, config, policy_function, keep_snapshots, policy_params, profile
+    )
+    return jax.vmap(one_run)(latency_limit_s, length_log_std, seed, fleet, arriving)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +265,7 @@ def _cut(tree: Any, runs: int, requests: int) -> Any:
     return jax.tree.map(lambda x: x[:runs, :requests], tree)
 
 
-def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) -> _Arriving:
+def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) -> Arriving:
     """Requests ``start`` to ``stop`` of every lane, padded to ``chunk``."""
     last = runs.shape[1] - 1
     index = np.minimum(np.arange(start, start + chunk), last)
@@ -259,7 +280,7 @@ def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) 
     gap_after_s[:, ~real] = 0.0
     request_id = np.where(real, index, -1).astype(np.int32)
     table = runs.requests
-    return _Arriving(
+    return Arriving(
         request=Request(
             prompt_tokens=jnp.asarray(cut(table.prompt_tokens)),
             output_tokens=jnp.asarray(cut(table.output_tokens)),

@@ -11,10 +11,11 @@ import jax
 from qos_jax.evaluation.contents import draw_contents
 from qos_jax.evaluation.fitted_table import Prepared
 from qos_jax.evaluation.preparation import Preparation
-from qos_jax.evaluation.run_folder import RunFolder, digest, open_run_folder
+from qos_jax.evaluation.run_folder import RunFolder, open_run_folder
 from qos_jax.evaluation.table_plots import write_table_plots
 from qos_jax.evaluation.table_report import write_reports
 from qos_jax.evaluation.table_summary import render_summary, summarise_table, write_summary
+from qos_jax.files import sha256
 from qos_jax.predictors import save_predictor
 from qos_jax.workload import (
     NamedTable,
@@ -69,9 +70,9 @@ def preparation_settings(plan: Preparation) -> dict[str, Any]:
     return {
         "launcher": "prepare_data",
         **dataclasses.asdict(config),
-        "log_sha256": [digest(file) for file in files],
-        "fleet_sha256": digest(plan.fleet_file) if plan.fleet_file else None,
-        "trace_sha256": digest(config.trace) if config.trace else None,
+        "log_sha256": [sha256(file) for file in files],
+        "fleet_sha256": sha256(plan.fleet_file) if plan.fleet_file else None,
+        "trace_sha256": sha256(config.trace) if config.trace else None,
     }
 
 
@@ -113,7 +114,7 @@ def verify_table(path: str, out: str, *, overwrite: bool, plot: bool) -> str:
       InputError: naming file, array and remedy of what is wrong with the table; or the folder is in use.
     """
     named = read_table(path)
-    settings = {"launcher": "prepare_data --verify", "table": path, "table_sha256": digest(path)}
+    settings = {"launcher": "prepare_data --verify", "table": path, "table_sha256": sha256(path)}
     folder = open_run_folder(out, settings, overwrite=overwrite)
     return _tell(folder, named, {"rows": named.num_rows, "experts": list(named.names)}, plot)
 

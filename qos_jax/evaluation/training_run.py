@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import signal
 import sys
@@ -19,16 +18,19 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from qos_jax.devices import lane_mesh
 from qos_jax.errors import input_error
 from qos_jax.evaluation.judge import Judge
 from qos_jax.evaluation.learning_curve import render_difference, render_judgement
 from qos_jax.evaluation.progress import progress
 from qos_jax.evaluation.run_folder import RunFolder, check_run_folder, open_run_folder
 from qos_jax.evaluation.training_log import TrainingLog
+from qos_jax.files import sha256
 from qos_jax.learning import checkpoint
 from qos_jax.learning.checkpoint_record import CHECKPOINTS, find, step_folders
 from qos_jax.learning.config_json import config_dict
 from qos_jax.learning.plan import Phase, TrainPlan, phase_key
+from qos_jax.learning.spread import state_shardings
 from qos_jax.learning.types import Learner
 
 # (state, [] int32 number of updates) -> (state, means of their metrics, which of them first had a metric that
@@ -60,8 +62,16 @@ def open_training(
     """
     if overwrite and resume:
         raise input_error("contradicts resume", field="overwrite", remedy="give one of the two")
+    for phase in plan.phases:
+        count, devices = getattr(plan.config, phase.name).num_envs, lane_mesh().size
+        if count % devices:
+            raise input_error(
+                f"{count} environments cannot be shared out evenly to {devices} devices",
+                field=f"{phase.name}.num_envs",
+                remedy=f"give a multiple of {devices}",
+            )
     root = Path(out)
-    settings = _settings(plan)
+    settings = training_settings(plan)
     trained = bool(step_folders(root / CHECKPOINTS))
     if trained and resume:
         config = plan.config
@@ -121,6 +131,9 @@ class _Trainer:
         self._plan, self._config = run.plan, run.plan.config
         self._update = run.update
         self._begun = time.monotonic() - run.wall_s
+        self._mesh = lane_mesh()
+        if self._mesh.size > 1:
+            _say(f"training on {self._mesh.size} devices")
         _say("simulating the baseline")
         self._judge = Judge(run.plan)
 
@@ -134,6 +147,7 @@ class _Trainer:
             else:
                 key = phase_key(jax.random.key(self._config.seed), index)
                 state = jax.jit(phase.learner.init)(key, params)
+            state = jax.device_put(state, self._shardings(state))
             params = phase.learner.params(self._phase(phase, state, list(_phase_ends(plan).values())[index]))
 
     def _phase(self, phase: Phase, state: Any, end: int) -> Any:
@@ -144,7 +158,8 @@ class _Trainer:
             return state
         learner, config = phase.learner, self._config
         begun = time.monotonic()
-        advance = _compiled(learner, state)
+        with jax.set_mesh(self._mesh):
+            advance = _compiled(learner, state, self._shardings(state))
         _say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
         paces = (config.log_every, config.evaluation.every, config.checkpoint_every)
         left = (end - self._update) * learner.decisions_per_update
@@ -174,7 +189,8 @@ class _Trainer:
             raise KeyboardInterrupt
 
     def _evaluate(self, phase: Phase, state: Any) -> float:
-        judgement = self._judge.judge(self._update, phase.learner.params(state))
+        # The cases are simulated on one device, which is not to wait for the others' copies.
+        judgement = self._judge.judge(self._update, jax.device_get(phase.learner.params(state)))
         self._log.judge(self._place(phase), judgement)
         _say(render_difference(judgement))
         return float(judgement.qos.mean)
@@ -190,6 +206,10 @@ class _Trainer:
             metadata={"phase": phase.name, "wall_s": time.monotonic() - self._begun},
             keep_last=self._config.keep_last,
         )
+
+    def _shardings(self, state: Any) -> Any:
+        """Where each leaf of a phase's state belongs: environments shared out over the devices."""
+        return state_shardings(state, self._mesh)
 
     def _place(self, phase: Phase) -> dict[str, Any]:
         """Where the run is, for a line of metrics."""
@@ -210,8 +230,14 @@ class _Trainer:
         )
 
 
-def _compiled(learner: Learner, state: Any) -> Advance:
-    """Compile as many updates as one asks for: one program for chunks of any length."""
+def _compiled(learner: Learner, state: Any, shardings: Any) -> Advance:
+    """Compile as many updates as one asks for: one program for chunks of any length.
+
+    Args:
+      learner: what is advanced.
+      state: to start from.
+      shardings: of its leaves, before and after.
+    """
 
     def advance(state: Any, count: jax.Array) -> tuple[Any, dict[str, jax.Array], jax.Array]:
         none = jax.tree.map(
@@ -228,24 +254,20 @@ def _compiled(learner: Learner, state: Any) -> Advance:
         state, total, bad = jax.lax.fori_loop(0, count, one, (state, none, jnp.int32(-1)))
         return state, jax.tree.map(lambda leaf: leaf / count.astype(jnp.float32), total), bad
 
-    return jax.jit(advance, donate_argnums=0).lower(state, jnp.int32(1)).compile()
+    jitted = jax.jit(advance, donate_argnums=0, out_shardings=(shardings, None, None))
+    return jitted.lower(state, jnp.int32(1)).compile()
 
 
-def _settings(plan: TrainPlan) -> dict[str, Any]:
-    """All that determines a run, the content of its config.json."""
+def training_settings(plan: TrainPlan) -> dict[str, Any]:
+    """Return all that determines a run, the content of its config.json."""
     config = plan.config
     files = {"fleet_sha256": plan.fleet_file, "table_sha256": config.table}
     return {
         "launcher": "train",
         **config_dict(config),
         "latency_limit_s": plan.latency_limit_s,
-        **{name: None if file is None else _sha256(file) for name, file in files.items()},
+        **{name: None if file is None else sha256(file) for name, file in files.items()},
     }
-
-
-def _sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _phase_ends(plan: TrainPlan) -> Mapping[str, int]:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from qos_jax.devices import share_out, vmap_lanes
 from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
 from qos_jax.learning.types import Learner, Metrics, SampleParams
 from qos_jax.policies.action_values import action_values, with_expected_quality
@@ -185,7 +186,7 @@ def make_distil(
             )
 
         keys = jax.random.split(try_key, config.num_envs)
-        values = jax.vmap(tried)(keys, lanes.params, lanes.state, candidates)
+        values = vmap_lanes(tried)(keys, lanes.params, lanes.state, candidates)
         trials = _kept(state.trials, lanes.input, candidates, values)
 
         def learn(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
@@ -193,8 +194,8 @@ def make_distil(
             trial_key, row_key = jax.random.split(key)
             held = jnp.minimum(trials.count, trials.value.shape[0])
             rows = jax.random.randint(trial_key, (config.batch_size,), 0, held)
-            inputs, action, tried_value = jax.tree.map(
-                lambda leaf: leaf[rows], (trials.input, trials.action, trials.value)
+            inputs, action, tried_value = share_out(
+                jax.tree.map(lambda leaf: leaf[rows], (trials.input, trials.action, trials.value))
             )
 
             def loss(params: Any) -> tuple[jax.Array, Metrics]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from qos_jax.devices import share_out
 from qos_jax.errors import input_error
 from qos_jax.learning.gae import gae
 from qos_jax.learning.ppo_loss import entropy, normalised, policy_loss, value_loss
@@ -175,7 +176,7 @@ def make_ppo(
 
         def descend(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, opt_state = carry
-            batch = jax.tree.map(lambda x: x[rows], flat)
+            batch = share_out(jax.tree.map(lambda x: x[rows], flat))
             grads, metrics = jax.grad(loss, has_aux=True)(params, batch, entropy_weight)
             if config.value_warmup_updates > 0:
                 grads = jax.tree.map(

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import share_out, vmap_lanes
 from qos_jax.learning.types import SampleParams
 from qos_jax.policies.actor_critic import RouterInput, router_input
 from qos_jax.policies.heuristics import GreedyParams
@@ -105,7 +106,7 @@ def step_lanes(
         return reached, router_input(observation, greedy), result.terminated | result.truncated, transition
 
     keys = jax.random.split(step_key, lanes.overdue.shape[0])
-    state, seen, over, transition = jax.vmap(one)(keys, lanes.state, lanes.params, lanes.input, actions)
+    state, seen, over, transition = vmap_lanes(one)(keys, lanes.state, lanes.params, lanes.input, actions)
     overdue = lanes.overdue + (over | (lanes.overdue > 0)).astype(jnp.int32)
     return dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key), transition
 
@@ -157,6 +158,7 @@ def renew_lanes(
     state, params, seen, overdue, renewed = jax.tree.map(
         lambda old, new: old.at[index].set(new, mode="drop"), old, new
     )
+    state, params, seen, overdue = share_out((state, params, seen, overdue))
     return EnvLanes(state=state, params=params, input=seen, overdue=overdue, key=key), renewed
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import share_out
 from qos_jax.learning.replay import Replay, add_rollout, empty_replay, replay_bytes, sample_replay
 from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
 from qos_jax.learning.sac_config import SACConfig
@@ -96,6 +97,7 @@ def make_sac(
 
         def one(weights: SACWeights, key: jax.Array) -> tuple[SACWeights, Metrics]:
             batch = sample_replay(replay, key, config.batch_size, config.gamma, config.n_step, baseline)
+            batch = share_out(batch)
             return gradient_step(network, config, weights, batch)
 
         def learn(weights: SACWeights) -> tuple[SACWeights, Metrics]:

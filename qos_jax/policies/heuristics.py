@@ -23,6 +23,7 @@ class GreedyParams:
         jax.Array
     )  # [] float32 in [0, 1], share of that price which is for a load of 1 and follows it
     drop_below: jax.Array  # [] float32, drop if no expert's net gain exceeds this; -inf = never drop
+    impact_weight: jax.Array  # [] float32, of the paper's penalty, as in its reward; of impact_greedy alone
 
 
 def greedy_params(
@@ -30,6 +31,7 @@ def greedy_params(
     congestion_price: float = 0.15,
     allow_drop: bool = False,
     price_by_load: float = 0.0,
+    impact_weight: float = 1.0,
 ) -> GreedyParams:
     """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from.
 
@@ -42,6 +44,7 @@ def greedy_params(
         congestion_price=jnp.float32(congestion_price),
         price_by_load=jnp.float32(price_by_load),
         drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf),
+        impact_weight=jnp.float32(impact_weight),
     )
 
 
@@ -141,8 +144,8 @@ def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax
 
 
 def impact_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
-    """Predicted quality less the paper's impact penalty: greedy by the paper's estimator."""
-    net = seen.predicted_quality - paper_impact(seen)
+    """Predicted quality less the weighted impact penalty of the paper: greedy by its estimator."""
+    net = seen.predicted_quality - params.impact_weight * paper_impact(seen)
     return best_of(jnp.where(seen.available, net, -jnp.inf), params.drop_below)
 
 

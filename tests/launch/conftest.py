@@ -76,7 +76,7 @@ def _launch(module: str, *arguments: str) -> Outcome:
         stack.enter_context(_absl_restored(spec.origin, err))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(sys, "argv", [spec.origin, *arguments])
-        patch.setattr("launch.common._exit_now", sys.exit)  # which would end the tests
+        patch.setattr("launch.common.exit_now", sys.exit)  # which would end the tests
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as stop:

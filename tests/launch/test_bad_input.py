@@ -36,6 +36,14 @@ def _good_flags(module: str, inputs: Path) -> dict[str, str]:
             "latency_limit_s": "0.05",
             "plots": "false",
         },
+        "launch.sweep": {
+            **fleet,
+            "sweep": "latency_limit_s=0.05,0.1",
+            "policies": "random,shortest_queue",
+            "seeds": "2",
+            "num_requests": "4",
+            "plots": "false",
+        },
         "launch.benchmark": {"trace": trace, "environments": "1", "num_requests": "3"},
         "launch.fit_tables": {"trace": f"mine={trace}"},
         "launch.calibrate": {
@@ -603,6 +611,113 @@ def _earlier(id_: str, content: str | None, *says: str) -> Case:
     return Case(f"compare: {id_}", spoil, ("earlier.jsonl", *says, "; "))
 
 
+def _axis(id_: str, text: str, *says: str) -> Case:
+    """A case of one more axis."""
+    return Case(f"axis: {id_}", lambda g: g.extra.append(f"--sweep={text}"), says)
+
+
+def _flags(id_: str, flags: dict[str, str], *says: str) -> Case:
+    return Case(id_, lambda g: g.flags.update(flags), says)
+
+
+SWEEP_CASES = [
+    *(case for case in CHECKPOINT_CASES if "of another network" in case.id or "name of a" in case.id),
+    *(
+        case
+        for case in TABLE_CASES
+        if "NaN" in case.id or "not the fleet's" in case.id or "of none" in case.id
+    ),
+    *(case for case in FLEET_CASES if "missing" in case.id or "NaN" in case.id),
+    *(case for case in OUT_CASES),
+    _axis("not NAME=VALUES", "load", "'sweep': 'load' is not NAME=VALUES", "; give"),
+    _axis(
+        "unknown", "arival_rate=1", "'arival_rate' is unknown (did you mean 'arrival_rate'?)", "; use one of"
+    ),
+    _axis("unknown profile field", "profile.decode_bas_s*=1", "did you mean 'decode_base_s'", "; use one of"),
+    _axis("not a number", "load=1,fast", "'load': 'fast' is not a number", "; give"),
+    _axis("NaN", "load=nan", "'load': 'nan' is not finite", "; give"),
+    _axis("no range", "load=1:2", "'load': '1:2' is no range", "; give FROM:TO:COUNT"),
+    _axis("no count", "load=1:2:0", "'load': the count '0'", "; give"),
+    _axis("log of 0", "error_level=0:1:3:log", "no logarithm", "; give"),
+    _axis("out of range", "load=0", "'load': 0 is out of range", "; give values above 0"),
+    _axis("a value twice", "load=1,1", "'load': has a value twice", "; give each once"),
+    _axis("twice", "latency_limit_s=1", "'latency_limit_s': is swept twice", "; give"),
+    Case(
+        "axis: load and rate",
+        lambda g: g.extra.extend(["--sweep=load=1", "--sweep=arrival_rate=1"]),
+        ("'load': contradicts arrival_rate", "; sweep one"),
+    ),
+    _axis(
+        "of another workload", "burst_factor=2", "'burst_factor': is read by workload 'mmpp'", "; give --work"
+    ),
+    _axis(
+        "of another policy", "margin=0.1", "'margin': is read by projected_greedy", "; add projected_greedy"
+    ),
+    _axis("of the paper's policy", "impact_weight=1", "is read by impact_greedy", "; add impact_greedy"),
+    _axis(
+        "no such expert", "profile.cat.max_running=1", "has no expert 'cat' (did you mean 'ant'?)", "; use"
+    ),
+    _axis(
+        "a profile none may have",
+        "profile.max_running=99",
+        "max_running = 99",
+        "max_batched_tokens",
+        "; give",
+    ),
+    _axis("half a slot", "profile.max_running=1.5", "1.5 is not a whole number", "; give whole"),
+    Case(
+        "no limit",
+        lambda g: g.flags.update(sweep="load=1"),
+        ("'latency_limit_s'", "no default latency limit", "; give one"),
+    ),
+    Case(
+        "table: bias of its own",
+        lambda g: (_write_table(g), g.extra.append("--sweep=quality_bias=0.1")),
+        ("'quality_bias': ", "a table has its own", "; leave it out"),
+    ),
+    _flag("unknown policy", "policies", "randm", "'policy'", "did you mean 'random'"),
+    _flag("a bound", "policies", "upper_bound", "is a bound", "; use one of"),
+    _flag("no policies", "policies", "", "'policies'", "; "),
+    Case("fleet twice", lambda g: g.extra.append(f"--fleet={g.flags['fleet']}"), ("'fleet'", "twice", "; ")),
+    _flag("unknown workload", "workload", "trace", "--workload", "<poisson|", "; see --help"),
+    _flag("no seeds", "seeds", "0", "'seeds'", "at least 1"),
+    _flag("no requests", "num_requests", "0", "'num_requests'", "at least 1"),
+    _flag("no memory", "max_memory_gb", "0", "'max_memory_gb'", "; give gigabytes"),
+    _flag("little memory", "max_memory_gb", "1e-6", "'max_memory_gb'", "do not hold a run", "; raise it"),
+    _flag("no chunk", "chunk_requests", "0", "'chunk_requests'", "; give at least 1"),
+    _flag("unknown metric", "plot_metrics", "average_qo", "'plot_metrics'", "did you mean 'average_qos'"),
+    _flag("capacity of nothing", "capacity", "load", "'capacity': needs target", "; give --capacity"),
+    _flags(
+        "capacity of an axis",
+        {"capacity": "load", "target": "average_qos>=0.5", "sweep": "load=1"},
+        "'load': is what the search is for",
+        "; leave out",
+    ),
+    _flags(
+        "target unknown",
+        {"capacity": "load", "target": "within_limit_share>=0.9"},
+        "is unknown",
+        "; use one of",
+    ),
+    _flag("no process id", "coordinator_address", "localhost:1", "'num_processes': is missing", "; give all"),
+    _flags(
+        "no address",
+        {"coordinator_address": "localhost", "num_processes": "2", "process_id": "0"},
+        "'localhost' is not HOST:PORT",
+        "; give",
+    ),
+    _flags(
+        "process out of range",
+        {"coordinator_address": "localhost:1", "num_processes": "2", "process_id": "2"},
+        "'process_id': 2 is out of range",
+        "; give 0 to 1",
+    ),
+    _flags(
+        "two ways to join", {"multihost": "true", "process_id": "0"}, "'process_id': contradicts", "; give"
+    ),
+    _flag("no device", "cpu_devices", "0", "'cpu_devices': 0 is below 1", "; give"),
+]
+
 BENCHMARK_CASES = [
     *(case for case in TRACE_CASES if "missing" in case.id or "order" in case.id),
     Case("out is a file", lambda g: Path(g.flags["out"]).write_text("mine"), ("out", "is a file", "--out")),
@@ -845,6 +960,7 @@ CASES = {
     "launch.calibrate": CALIBRATE_CASES,
     "launch.simulate": [*FLEET_CASES, *REQUEST_CASES, *OUT_CASES, *FLAG_CASES, *SIMULATE_CASES],
     "launch.evaluate": EVALUATE_CASES,
+    "launch.sweep": SWEEP_CASES,
     "launch.benchmark": BENCHMARK_CASES,
     "launch.fit_tables": FIT_CASES,
 }
@@ -895,7 +1011,7 @@ def test_refused_in_one_line(launch, given: Given, tmp_path: Path, module: str, 
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("module", ["launch.simulate", "launch.evaluate", "launch.calibrate"])
+@pytest.mark.parametrize("module", ["launch.simulate", "launch.evaluate", "launch.sweep", "launch.calibrate"])
 def test_enough_kinds(module: str):
     assert len({case.id for case in CASES[module]}) >= 25
 

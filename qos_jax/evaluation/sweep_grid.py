@@ -1,0 +1,209 @@
+"""The axes of a sweep: read from text, checked, and multiplied out to a grid of cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from qos_jax.errors import InputError, input_error
+from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS
+from qos_jax.workload.text_table import near_match
+
+FIELD = "sweep"
+PROFILE = "profile."
+MAX_CELLS = 10_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers a parameter may have."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False  # whether ``low`` itself is refused
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"from {self.low:g} to {'below ' if self.open_high else ''}{self.high:g}"
+        return f"{'above' if self.open_low else 'from'} {self.low:g}"
+
+
+_POSITIVE, _FROM_ZERO = Range(0.0, open_low=True), Range(0.0)
+
+# Every parameter with one number per cell; those of the fleet's profile come on top.
+SCALARS = {
+    "load": _POSITIVE,
+    "arrival_rate": _POSITIVE,
+    "latency_limit_s": _POSITIVE,
+    "gap_cv": _POSITIVE,
+    "burst_factor": _POSITIVE,
+    "burst_mean_s": _POSITIVE,
+    "calm_mean_s": _POSITIVE,
+    "diurnal_swing": Range(0.0, 1.0, open_high=True),
+    "error_level": _FROM_ZERO,
+    "quality_bias": Range(-1.0, 1.0),
+    "length_log_bias": Range(-10.0, 10.0),
+    "margin": _FROM_ZERO,
+    "congestion_price": _FROM_ZERO,
+    "price_by_load": Range(0.0, 1.0),
+    "impact_weight": _FROM_ZERO,
+}
+PROFILE_FIELDS = COLUMNS[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A parameter and the values it takes, as given."""
+
+    name: str  # as given, such as "arrival_rate", "profile.decode_base_s*" or "profile.A100.max_running"
+    values: tuple[float, ...]
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether the values multiply what the fleet's file says."""
+        return self.name.endswith("*")
+
+    @property
+    def profile_field(self) -> str | None:
+        """The field of the fleet's profile that it is about; None for a scalar."""
+        return self._profile_parts()[1] if self.name.startswith(PROFILE) else None
+
+    @property
+    def expert(self) -> str | None:
+        """The one expert that it is about; None = all."""
+        return self._profile_parts()[0] if self.name.startswith(PROFILE) else None
+
+    def _profile_parts(self) -> tuple[str | None, str]:
+        rest = self.name.removeprefix(PROFILE).removesuffix("*")
+        expert, dot, field = rest.rpartition(".")  # an expert's name may have dots
+        return (expert if dot else None), field
+
+
+def parse_axis(text: str) -> Axis:
+    """Read ``NAME=VALUES``: a list with commas, ``a:b:n`` evenly from a to b, or ``a:b:n:log``.
+
+    Raises:
+      InputError: naming the parameter, the fault and the remedy.
+    """
+    name, equals, rest = text.partition("=")
+    name = name.strip()
+    if not equals or not name:
+        raise input_error(
+            f"{text!r} is not NAME=VALUES",
+            field=FIELD,
+            remedy="give e.g. --sweep=arrival_rate=2:20:10 or --sweep=latency_limit_s=0.02,0.05",
+        )
+    axis = Axis(name, _values(name, rest.strip()))
+    _check_name(axis)
+    _check_values(axis)
+    return axis
+
+
+def check_axes(axes: Sequence[Axis]) -> None:
+    """Check that axes do not contradict each other.
+
+    Raises:
+      InputError: a parameter twice, or two that say the same, or more than ``MAX_CELLS`` cells.
+    """
+    names = [axis.name for axis in axes]
+    for name in names:
+        if names.count(name) > 1:
+            raise input_error("is swept twice", field=name, remedy="give its values in one --sweep")
+    if {"load", "arrival_rate"} <= set(names):
+        raise input_error("contradicts arrival_rate", field="load", remedy="sweep one of the two")
+    for axis in axes:
+        for other in axes:
+            same = axis.profile_field is not None and axis.profile_field == other.profile_field
+            if same and axis is not other and other.expert in (None, axis.expert):
+                raise input_error(
+                    f"contradicts {other.name!r}", field=axis.name, remedy="sweep a field in one way only"
+                )
+    cells = math.prod(len(axis.values) for axis in axes)
+    if cells > MAX_CELLS:
+        raise input_error(f"makes {cells:,} cells", field=FIELD, remedy=f"stay below {MAX_CELLS:,}")
+
+
+def multiply_out(axes: Sequence[Axis]) -> np.ndarray:
+    """Return every combination of the axes' values, the last axis fastest: [C, A] float64."""
+    if not axes:
+        return np.zeros((1, 0))
+    grids = np.meshgrid(*(np.asarray(axis.values, np.float64) for axis in axes), indexing="ij")
+    return np.stack([grid.reshape(-1) for grid in grids], axis=1)
+
+
+def _values(name: str, text: str) -> tuple[float, ...]:
+    def refuse(fault: str, remedy: str) -> InputError:
+        return input_error(fault, field=name, remedy=remedy)
+
+    def number(part: str) -> float:
+        try:
+            value = float(part)
+        except ValueError:
+            raise refuse(f"{part!r} is not a number", "give numbers, such as 2:20:10 or 0.02,0.05") from None
+        if not math.isfinite(value):
+            raise refuse(f"{part!r} is not finite", "give finite numbers")
+        return value
+
+    if ":" not in text:
+        if not text:
+            raise refuse("has no values", f"give --{FIELD}={name}=VALUES")
+        return tuple(number(part) for part in text.split(","))
+    parts = text.split(":")
+    if len(parts) not in (3, 4) or (len(parts) == 4 and parts[3] not in ("log", "linear")):
+        raise refuse(f"{text!r} is no range", "give FROM:TO:COUNT or FROM:TO:COUNT:log")
+    first, last = number(parts[0]), number(parts[1])
+    if not parts[2].strip().isdigit() or int(parts[2]) < 1:
+        raise refuse(f"the count {parts[2]!r} is not a whole number from 1", "give FROM:TO:COUNT")
+    count = int(parts[2])
+    if count == 1 and first != last:
+        raise refuse(f"{text!r} has two ends and one value", "give a count from 2, or the value alone")
+    if parts[-1] == "log":
+        if first <= 0 or last <= 0:
+            raise refuse(f"{text!r} has an end that has no logarithm", "give ends above 0, or leave out :log")
+        return tuple(float(value) for value in np.geomspace(first, last, count))
+    return tuple(float(value) for value in np.linspace(first, last, count))
+
+
+def _check_name(axis: Axis) -> None:
+    field = axis.profile_field
+    if field is None:
+        if axis.name in SCALARS:
+            return
+        hint = near_match(axis.name, [*SCALARS, *(PROFILE + name for name in PROFILE_FIELDS)])
+        if axis.name.removesuffix("*") in SCALARS:
+            hint = " (only a field of the profile is scaled)"
+        raise input_error(
+            f"parameter {axis.name!r} is unknown{hint}",
+            field=FIELD,
+            remedy=f"use one of {', '.join(SCALARS)}, profile.FIELD, profile.FIELD* or profile.EXPERT.FIELD",
+        )
+    if field not in PROFILE_FIELDS:
+        raise input_error(
+            f"a profile has no field {field!r}{near_match(field, PROFILE_FIELDS)}",
+            field=axis.name,
+            remedy=f"use one of {', '.join(PROFILE_FIELDS)}",
+        )
+
+
+def _check_values(axis: Axis) -> None:
+    field = axis.profile_field
+    allowed = _FROM_ZERO if field else SCALARS[axis.name]
+    if field and (axis.is_scale or field == "decode_base_s"):
+        allowed = _POSITIVE
+    for value in axis.values:
+        if value not in allowed:
+            raise input_error(f"{value:g} is out of range", field=axis.name, remedy=f"give values {allowed}")
+        if field in INTEGER_COLUMNS and not axis.is_scale and not (value.is_integer() and value < 2**31):
+            raise input_error(
+                f"{value:g} is not a whole number", field=axis.name, remedy="give whole numbers"
+            )
+    if len(set(axis.values)) < len(axis.values):
+        raise input_error("has a value twice", field=axis.name, remedy="give each once")
