@@ -34,8 +34,9 @@ def main() -> None:
     plot = common.wants_plots(_PLOTS)
     plan = load_benchmark(config)
     settings = plan.settings
-    before = read_speeds(_COMPARE.value, settings) if _COMPARE.value else []
-    alike = not before or same_machine(_COMPARE.value, settings)
+    earlier = _COMPARE.value or ""
+    before = read_speeds(earlier, settings) if earlier else []
+    alike = not before or same_machine(earlier, settings)
     check_run_folder(_OUT.value, settings, overwrite=_OVERWRITE.value)
     folder = open_run_folder(_OUT.value, settings, overwrite=_OVERWRITE.value)
     bandwidth = copy_bandwidth_bytes_per_s(config.repeats)
@@ -52,7 +53,7 @@ def main() -> None:
     peak = ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in peak_memory_bytes().items())
     print(f"peak memory: {peak}")
     if before:
-        print(f"\nto {_COMPARE.value}{'' if alike else ', measured on another machine'}:")
+        print(f"\nto {earlier}{'' if alike else ', measured on another machine'}:")
         print(render_comparison(speeds, before))
     for axis in AXES if plot else ():
         figure = throughput(speeds, axis)

@@ -726,7 +726,7 @@ BENCHMARK_CASES = [
     _flag("unknown what", "what", "simulator,decisions", "'what'", "did you mean 'decision'"),
     _flag("unknown preset", "preset", "edge", "'preset'", "did you mean 'edge6'"),
     _flag("nothing", "what", "", "'what'", "empty", "; give"),
-    _flag("environments not numbers", "environments", "1,many", "--environments", "'1,many'", "; see"),
+    _flag("environments not numbers", "environments", "1,many", "--environments", "'many'", "; see"),
     _flag("no environments", "environments", "0", "'environments'", "multiples of 64"),
     _flag("environments not whole blocks", "environments", "100", "'environments'", "multiples of 64"),
     _flag("environments twice", "environments", "1,1", "'environments'", "twice"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ DEFAULT_WHAT = (row.SIMULATOR, row.HAN_PATHS, row.DECISION)
 # A deciding router beside the learned one: the heuristic to beat.
 _GREEDY = "projected_greedy"
 _NEEDS_LEARNED = (row.ROLLOUT, row.DECISION)
+
+Measure = Callable[[], Speed | list[Speed]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,59 +170,57 @@ def execute_benchmark(plan: BenchmarkPlan, say: Callable[[str], None]) -> Iterat
         count = getattr(training.config, agent).num_envs
         yield from _if_it_fits(
             f"{agent}, {count} environments",
-            lambda training=training: [measure_training(training, plan.config.repeats)],
+            functools.partial(measure_training, training, plan.config.repeats),
             say,
         )
 
 
 def _measurements(
     plan: BenchmarkPlan, size: tuple[int, int | None], work: Work, reference: Speed | None
-) -> Iterator[tuple[str, Callable[[], list[Speed]]]]:
+) -> Iterator[tuple[str, Measure]]:
     """What to measure at one size of the fleet, each with what to call it."""
     config = plan.config
     counts = set(config.environments)
     few = reference.environments if reference is not None else 0
     place = f"{work.serving.num_experts} experts, {work.serving.running_slots} slots"
 
-    def closed_form(router: Policy, count: int, what: str) -> list[Speed]:
+    def closed_form(router: Policy, count: int, what: str) -> Speed:
         speed = measure_closed_form(work, router, count, config.repeats, what)
         if reference is not None and what == row.SIMULATOR and speed.key[2:] == reference.key[2:]:
             check_agreement(speed, reference)
-        return [speed]
+        return speed
 
     if row.SIMULATOR in config.what:
         first = reference is not None and work is next(iter(plan.work.values()))
         for count in sorted(counts | ({few} if first else set())):
             yield (
                 f"simulator, {count} environments, {place}",
-                lambda count=count: closed_form(plan.router, count, row.SIMULATOR),
+                functools.partial(closed_form, plan.router, count, row.SIMULATOR),
             )
     if row.HEURISTICS in config.what:
         for name in HEURISTICS:
             for count in sorted(counts):
                 yield (
                     f"{name} through evaluate, {count} environments, {place}",
-                    lambda name=name, count=count: [
-                        measure_evaluation(work, policy(name), count, config.repeats)
-                    ],
+                    functools.partial(measure_evaluation, work, policy(name), count, config.repeats),
                 )
     if row.HAN_PATHS in config.what:
         network = PRESETS[config.preset].network
         yield (
             f"HAN paths, {config.graphs} graphs, {place}",
-            lambda: measure_han_paths(work, network.han, config.graphs, config.repeats),
+            functools.partial(measure_han_paths, work, network.han, config.graphs, config.repeats),
         )
     if row.DECISION in config.what:
         for router in (policy(_GREEDY), plan.learned[size]):
             yield (
                 f"decision of {router.name}, {place}",
-                lambda router=router: [measure_decision(work, router, config.calls)],
+                functools.partial(measure_decision, work, router, config.calls),
             )
     if row.ROLLOUT in config.what:
         for count in sorted(counts):
             yield (
                 f"learned rollout, {count} environments, {place}",
-                lambda count=count: closed_form(plan.learned[size], count, row.ROLLOUT),
+                functools.partial(closed_form, plan.learned[size], count, row.ROLLOUT),
             )
 
 
@@ -247,11 +248,10 @@ def _learned(config: BenchmarkConfig, work: Work) -> Policy:
     return learned_policy("learned", network, weights)
 
 
-def _if_it_fits(
-    label: str, measure: Callable[[], list[Speed]], say: Callable[[str], None]
-) -> Iterator[Speed]:
+def _if_it_fits(label: str, measure: Measure, say: Callable[[str], None]) -> Iterator[Speed]:
     try:
-        yield from measure()
+        measured = measure()
+        yield from [measured] if isinstance(measured, Speed) else measured
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise

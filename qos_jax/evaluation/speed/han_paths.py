@@ -59,10 +59,11 @@ def measure_han_paths(work: Work, config: HANConfig, graphs: int, repeats: int) 
         embedded = forward(params, batch)
         return jnp.mean(jnp.square(embedded.arrived)) + jnp.mean(jnp.square(embedded.expert))
 
-    rows = []
+    rows: list[Speed] = []
     passes: dict[str, Callable[..., Any]] = {"forward": forward, "gradient": jax.grad(loss)}
     for pass_name, function in passes.items():
-        results, rows_of = {}, {}
+        results: dict[str, Any] = {}
+        rows_of: dict[str, Speed] = {}
         for path, batch in forms.items():
             program = compile_program(function, params, batch)
             call = _bound(program, params, batch)

@@ -166,7 +166,7 @@ def check_agreement(mine: Speed, reference: Speed) -> None:
     Raises:
       RuntimeError: they did not, beyond rounding: a defect, and their speeds are not comparable.
     """
-    pairs = {"decisions": (mine.decisions, reference.decisions)}
+    pairs: dict[str, tuple[float, float]] = {"decisions": (mine.decisions, reference.decisions)}
     pairs |= {name: (mine.figures[name], reference.figures[name]) for name in ("mean_qos", "mean_latency_s")}
     for name, (one, other) in pairs.items():
         if not np.isclose(one, other, rtol=AGREEMENT, atol=0.0, equal_nan=True):

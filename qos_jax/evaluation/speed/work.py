@@ -102,10 +102,8 @@ def _equal_fleet(experts: int, slots: int | None) -> Fleet:
         return fleet
     places = np.full((experts,), slots, np.int32)
     budget = np.maximum(fleet.profile.max_batched_tokens, places)
-    profile = dataclasses.replace(
-        fleet.profile, max_running=places, max_waiting=places, max_batched_tokens=budget
-    )
-    return Fleet(fleet.names, profile)
+    changed: dict[str, Any] = {"max_running": places, "max_waiting": places, "max_batched_tokens": budget}
+    return Fleet(fleet.names, dataclasses.replace(fleet.profile, **changed))
 
 
 def block_size(environments: int) -> int:
