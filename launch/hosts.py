@@ -29,7 +29,9 @@ _LOST_AFTER = flags.DEFINE_integer(
     "lost_after_s", 100, "many hosts: seconds without a sign of life after which a process counts as lost"
 )
 _CPU_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", None, "devices to make of this host's CPU; default: one a core this process may use"
+    "cpu_devices",
+    None,
+    "devices to make of this host's CPU; default: one a core this process may use, from 2",
 )
 
 
@@ -98,12 +100,17 @@ def _check(given: dict[str, Any]) -> None:
 
 
 def _make_cpu_devices() -> None:
-    """A CPU works on one program at a time as fast as one core does, unless it counts as several devices."""
+    """Make several devices of a CPU, which works on a program as fast as one core does if it is but one.
+
+    They are two at least: XLA rounds a program for one device and the same for several differently in a last
+    bit, and results are not to depend on the number of cores.
+    """
     count = _CPU_DEVICES.value
     if count is None:
         if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
             return  # the user's word
-        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = max(cores, 2)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has begun to compute in this process, as under a test

@@ -29,7 +29,8 @@ class ChunkPlan:
 
     Which runs share a block depends on the order of the cells and, where memory is short, on the memory,
     and all blocks are worked out by the same program. So neither chunks nor the number of devices
-    change a result.
+    change a result; but XLA may round a program for one device otherwise than one for several, which was
+    seen to change a last bit of some metrics.
     """
 
     block_runs: int  # runs stepped together

@@ -73,7 +73,7 @@ def metrics_of(grid, workload, router, chunk_requests=None, max_bytes=1e9):
 
 @pytest.mark.parametrize(
     ("kind", "workload", "rates", "name"),
-    [("figures", "azure_code", (2.0, 4.0), "shortest_queue"), ("table", "poisson", (1.0, 8.0), "random")],
+    [("figures", "azure_conv", (1.0, 3.0), "shortest_queue"), ("table", "poisson", (1.0, 8.0), "random")],
 )
 def test_a_cell_is_a_case_of_a_comparison(fleet, figures, kind, workload, rates, name):
     """Same seeds, same requests, same numbers, though drawn in the program and summed up in float32."""
