@@ -739,11 +739,6 @@ BENCHMARK_CASES = [
     _flag("reference runs negative", "reference_runs", "-1", "'reference_runs'", "at least 0"),
     _flag("trace too short", "num_requests", "5", "'trace'", "only 4 requests", "--num_requests"),
     Case(
-        "environments that PPO cannot split",
-        lambda g: g.flags.update(what="ppo", train_environments="3", preset="paper6"),
-        ("'minibatches'", "; give a divisor of 192"),
-    ),
-    Case(
         "no such checkpoint",
         lambda g: g.flags.update(what="rollout", checkpoint=str(g.path("gone"))),
         ("gone", "no such folder", "; give"),

@@ -109,8 +109,8 @@ def test_killed_on_eight_devices_and_resumed_on_one(launch, folder, whole):
     out = folder / "killed"
     process = start(folder, out, cpu_devices=8)
     kill_after_rows(process, out)
-    told = process.stderr.read()
-    assert process.wait() == -signal.SIGKILL, told
+    told = process.communicate()[1]
+    assert process.returncode == -signal.SIGKILL, told
     assert "on 8 device(s)" in told
     done = lines_of(out)
     assert 0 < done < CELLS

@@ -79,8 +79,8 @@ def test_the_run_starts_at_the_baseline_and_learns_something(whole):
     with open(out / "evaluations.csv") as stream:
         rows = list(csv.DictReader(stream))
     assert [int(row["update"]) for row in rows] == [0, 6, 10]
-    assert float(rows[0]["diff"]) == 0.0  # the residual alone routes as projected_greedy
-    assert "projected_greedy" in printed
+    assert float(rows[0]["diff"]) == 0.0  # the residual alone routes as load_aware_greedy
+    assert "load_aware_greedy" in printed
     assert f"results in {out}" in printed
     figures = [line["metrics"] for line in lines_of(out) if "metrics" in line]
     assert all(np.isfinite(value) for line in figures for value in line.values())
