@@ -45,6 +45,9 @@ _OF_POLICIES = {
     "margin": _BY_NET_GAIN,
     "congestion_price": _BY_NET_GAIN,
     "price_by_load": _BY_NET_GAIN,
+    "price_by_length": _BY_NET_GAIN,
+    "margin_by_load": _BY_NET_GAIN,
+    "penalty_weight": _BY_NET_GAIN,
     "impact_weight": ("impact_greedy",),
 }
 _OF_FIGURES = ("error_level", "quality_bias", "length_log_bias")

@@ -54,6 +54,9 @@ SCALARS = {
     "margin": _FROM_ZERO,
     "congestion_price": _FROM_ZERO,
     "price_by_load": Range(0.0, 1.0),
+    "price_by_length": Range(0.0, 10.0),
+    "margin_by_load": Range(-10.0, 10.0),
+    "penalty_weight": _FROM_ZERO,
     "impact_weight": _FROM_ZERO,
 }
 PROFILE_FIELDS = COLUMNS[1:]

@@ -13,7 +13,7 @@ from flax import struct
 
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder
-from qos_jax.policies.heuristics import GreedyParams, net_gain
+from qos_jax.policies.heuristics import GreedyParams, crowding_price, impact_of_each, net_gain
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,
     EXPERT_FEATURES,
@@ -21,7 +21,6 @@ from qos_jax.routing.graph import (
     GraphFeatures,
     graph_features,
 )
-from qos_jax.routing.impact import projected_impact
 from qos_jax.routing.observation import Observation
 
 ENCODERS = ("han", "sets", "flat")
@@ -73,6 +72,7 @@ class RouterInput:
 
     graph: GraphFeatures
     gain: jax.Array  # [N] float32, load_aware_greedy's net gain, QoS; 0 where the expert is not available
+    crowding: jax.Array  # [N] float32, the price of crowding in it, QoS
 
 
 @struct.dataclass
@@ -94,10 +94,14 @@ def router_input(
       greedy: parameters of ``load_aware_greedy``, whose net gain the residual starts from.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
-    impact = projected_impact(seen, greedy.margin)
+    impact = impact_of_each(greedy, seen)
     graph = graph_features(seen, impact, expert_mask)
     gain = net_gain(greedy, seen, impact)
-    return RouterInput(graph=graph, gain=jnp.where(graph.available, gain, 0.0))
+    return RouterInput(
+        graph=graph,
+        gain=jnp.where(graph.available, gain, 0.0),
+        crowding=jnp.where(graph.expert_mask, crowding_price(greedy, seen), 0.0),
+    )
 
 
 def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
@@ -188,7 +192,8 @@ class _Trunk(nn.Module):
         if not config.impact_features:
             shown = jnp.array([name not in IMPACT_FEATURES for name in PAIR_FEATURES])
             graph = dataclasses.replace(inputs.graph, pair=jnp.where(shown, inputs.graph.pair, 0.0))
-            inputs = RouterInput(graph=graph, gain=jnp.zeros_like(inputs.gain))
+            none = jnp.zeros_like(inputs.gain)
+            inputs = RouterInput(graph=graph, gain=none, crowding=none)
         if config.encoder == "flat":
             return _FlatEncoder(config.hidden, name="flat")(inputs)
         plain = _SetEncoder(config.hidden, name="set")(inputs)
@@ -296,11 +301,12 @@ class LearnedPrices(nn.Module):
         graph = inputs.graph
         arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
         static = jnp.stack([graph.expert[:, EXPERT_FEATURES.index(name)] for name in _STATIC_FEATURES], -1)
+        length = graph.pair[:, PAIR_FEATURES.index("length"), None]
         own = graph.pair[:, PAIR_FEATURES.index("own_qos")]
         lost = jnp.expm1(graph.pair[:, PAIR_FEATURES.index("penalty")])
-        crowding = own - lost - inputs.gain  # as charged; what it is where nobody can be sent is masked
-        terms = jnp.where(graph.available[:, None], jnp.stack([own, -lost, -crowding], -1), 0.0)
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([arrived, static], -1)))
+        terms = jnp.stack([own, -lost, -inputs.crowding], -1)
+        terms = jnp.where(graph.available[:, None], terms, 0.0)
+        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([arrived, static, length], -1)))
         change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
         return jnp.sum(change * terms, axis=-1)
 

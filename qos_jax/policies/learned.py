@@ -100,7 +100,8 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
         waiting_mask=jnp.zeros(rows, bool),
         available=jnp.ones((num_experts,), bool),
     )
-    inputs = RouterInput(graph=graph, gain=jnp.zeros((num_experts,)))
+    none = jnp.zeros((num_experts,))
+    inputs = RouterInput(graph=graph, gain=none, crowding=none)
     return ActorCritic(config).init(key, inputs)
 
 

@@ -76,6 +76,12 @@ def offered_load(profile: FleetProfile, demand: Demand, length_log_std: jax.Arra
     return jnp.where(demand.seen > 0.0, 1.0 / jnp.maximum(served_in_gap, 1.0 / MAX_LOAD), 0.0)
 
 
+def mean_output_tokens(demand: Demand) -> jax.Array:
+    """Predicted output tokens of an arrival, mean over the longest window, [N] float32; 0 before any."""
+    seen, tokens = demand.seen[-1], demand.predicted_output_tokens[:, -1]
+    return jnp.where(seen > 0.0, tokens / jnp.where(seen > 0.0, seen, 1.0), 0.0)
+
+
 def _moved(mean: jax.Array, value: jax.Array) -> jax.Array:
     """Exponentially weighted sums [..., W] one arrival later."""
     share = 1.0 / jnp.array(WINDOWS, jnp.float32)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.impact import Impact
-from qos_jax.routing.observation import Observation
+from qos_jax.routing.observation import Observation, relative_length
 from qos_jax.routing.projection import left_given_survival
 
 # What each column holds. l1p(x) = log(1 + x); L the latency limit; p the prompt and d[n] the predicted
@@ -53,6 +53,7 @@ SLOT_FEATURES = (
 PAIR_FEATURES = (
     "quality",  # predicted quality
     "output",  # l1p(d) / 8
+    "length",  # log(d / mean of d over the arrivals of late), clipped to [-3, 3]; 0 before any arrived
     "own_chance",  # chance to meet L, projected
     "own_qos",  # predicted quality x that chance
     "pushed",  # l1p(expected number of requests pushed past L)
@@ -215,6 +216,7 @@ def _pair_features(seen: Observation, impact: Impact) -> jax.Array:
     columns = {
         "quality": seen.predicted_quality,
         "output": _tokens(seen.predicted_output_tokens),
+        "length": jnp.clip(jnp.log(relative_length(seen, seen.predicted_output_tokens)), -3.0, 3.0),
         "own_chance": impact.own_chance,
         "own_qos": impact.own_qos,
         "pushed": jnp.log1p(impact.pushed),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.demand import offered_load
+from qos_jax.routing.demand import mean_output_tokens, offered_load
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.serving import FleetProfile
 
@@ -26,6 +26,7 @@ class Observation:
     length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
     profile: FleetProfile  # leaves [N]
     offered_load: jax.Array  # [W] float32, arrival rate of late / capacity, over the windows of demand.py
+    mean_output_tokens: jax.Array  # [N] float32, predicted output tokens of arrivals of late; 0 before any
     available: jax.Array  # [N] bool, the waiting queue has room and the KV cache holds the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
@@ -79,6 +80,7 @@ def observe(
         length_log_std=length_log_std,
         profile=profile,
         offered_load=offered_load(profile, state.demand, length_log_std),
+        mean_output_tokens=mean_output_tokens(state.demand),
         available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.kv_capacity_tokens),
         lead_s=serving.lead_s,
         live=serving.live,
@@ -90,6 +92,13 @@ def observe(
         slot_predicted_output_tokens=state.predicted_output_tokens,
         slot_predicted_quality=state.predicted_quality,
     )
+
+
+def relative_length(seen: Observation, tokens: jax.Array) -> jax.Array:
+    """Tokens over the mean predicted output of the arrivals of late, [N] float32; 1 before any."""
+    known = seen.mean_output_tokens > 0.0
+    mean = jnp.where(known, seen.mean_output_tokens, 1.0)
+    return jnp.where(known, jnp.maximum(tokens, 1.0) / jnp.maximum(mean, 1.0), 1.0)
 
 
 def reveal(seen: Observation, state: FleetState, request: Request) -> TrueObservation:

@@ -20,10 +20,9 @@ from qos_jax.policies.actor_critic import (
     router_input,
 )
 from qos_jax.policies.han import HANConfig
-from qos_jax.policies.heuristics import best_of, greedy_params, net_gain
+from qos_jax.policies.heuristics import best_of, greedy_params, impact_of_each, net_gain
 from qos_jax.policies.learned import parameter_shapes
 from qos_jax.routing.graph import PAIR_FEATURES
-from qos_jax.routing.impact import projected_impact
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen, reordered
 
 SCENES, EXPERTS = 64, 3
@@ -63,8 +62,8 @@ def random_params(config):
 
 @jax.jit
 def gains(greedy, seen):
-    """What projected_greedy weighs, -inf where not available."""
-    return jax.vmap(lambda seen: net_gain(greedy, seen, projected_impact(seen, greedy.margin)))(seen)
+    """What the greedy router of these parameters weighs, -inf where not available."""
+    return jax.vmap(lambda seen: net_gain(greedy, seen, impact_of_each(greedy, seen)))(seen)
 
 
 @functools.cache
@@ -90,7 +89,10 @@ def by_expert(inputs, rows):
         if field.name != "arrived"
     }
     return dataclasses.replace(
-        inputs, graph=dataclasses.replace(graph, **moved), gain=jnp.take(inputs.gain, rows, axis=1)
+        inputs,
+        graph=dataclasses.replace(graph, **moved),
+        gain=jnp.take(inputs.gain, rows, axis=1),
+        crowding=jnp.take(inputs.crowding, rows, axis=1),
     )
 
 

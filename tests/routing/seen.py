@@ -55,6 +55,7 @@ def observation(
         length_log_std=both(length_log_std),
         profile=profile,
         offered_load=jnp.array([0.5, 0.25], jnp.float32),
+        mean_output_tokens=both(10.0),
         available=both(True, bool),
         lead_s=both(lead_s),
         live=jnp.asarray(live),
