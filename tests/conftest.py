@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.xla_flags import quick_to_compile
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the suite's time is compiling; the unoptimised programs are as right, and ready in half the time.
-# XLA_FLAGS= (set, and empty) tests the optimised ones.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the suite's time is compiling; the unoptimised programs are as right. XLA_FLAGS= (set, and empty)
+# tests the optimised ones. The processes that tests start have the same.
+os.environ.setdefault("XLA_FLAGS", quick_to_compile())
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test must not pass on what an earlier one compiled
 
 import hypothesis

@@ -368,7 +368,8 @@ app.run(main)
 
 
 def test_other_devices_read_and_write_the_same_quietly(run):
-    child = _python(_ON_TWO_DEVICES, RUN=str(run), XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    child = _python(_ON_TWO_DEVICES, RUN=str(run), XLA_FLAGS=flags)
     out, err = child.communicate(timeout=300)
     assert (child.returncode, out, err) == (0, "", "")
     restored, found = restore(run)
