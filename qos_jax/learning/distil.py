@@ -35,10 +35,17 @@ from qos_jax.policies.actor_critic import (
     actor_function,
     router_input,
 )
-from qos_jax.policies.heuristics import GreedyParams, crowding_cost, load_aware_params, projected_greedy
+from qos_jax.policies.heuristics import (
+    GreedyParams,
+    crowding_cost,
+    load_aware_params,
+    margin_of_late,
+    projected_greedy,
+)
 from qos_jax.routing import EnvParams, RoutingEnvironment
 from qos_jax.routing.fleet_state import empty_fleet
 from qos_jax.routing.graph import PAIR_FEATURES
+from qos_jax.routing.impact import expected_qos_in_flight
 from qos_jax.routing.observation import observe
 from qos_jax.routing.params import request_at
 from qos_jax.workload.capacity import traced_capacity_per_s
@@ -182,7 +189,10 @@ def make_distil(
                 projected_greedy,
                 greedy,
                 config.horizon,
-                later=lambda seen: -price * crowding_cost(greedy, seen),
+                later=lambda seen: (
+                    expected_qos_in_flight(seen, margin_of_late(greedy, seen))
+                    - price * crowding_cost(greedy, seen)
+                ),
             )
 
         keys = jax.random.split(try_key, config.num_envs)

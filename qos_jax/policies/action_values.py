@@ -30,10 +30,10 @@ def action_values(
     """QoS of all that is in flight or arrives within ``horizon`` decisions, by first action: [C] float32.
 
     After the first action ``base`` routes; after the last decision nothing arrives any more and the fleet
-    drains. All actions meet the same arrivals, requests and draws of ``base`` (common random numbers), so
-    their differences are far less noisy than the values. The simulation runs on the true lengths and
-    qualities, which no router knows: one set of values is for one draw of them, and only its average over
-    states that look alike is something to imitate.
+    drains, or ``later`` tells what the state is worth. All actions meet the same arrivals, requests and draws
+    of ``base`` (common random numbers), so their differences are far less noisy than the values. The
+    simulation runs on the true lengths and qualities, which no router knows: one set of values is for one
+    draw of them, and only its average over states that look alike is something to imitate.
 
     Args:
       env: its reward kind does not matter.
@@ -44,7 +44,7 @@ def action_values(
       base: the policy that routes afterwards.
       base_params: its parameters.
       horizon: decisions, the first included; static, >= 1.
-      later: what the state reached is worth to the requests after the horizon, [] QoS; nothing by default.
+      later: QoS that those in flight and those to come are worth in the state reached, []; nothing drains.
     """
     plain = RoutingEnvironment(dataclasses.replace(env.config, reward="qos"))
     keys = jax.random.split(key, 2 * horizon).reshape(horizon, 2)
@@ -60,11 +60,12 @@ def action_values(
             return (state, total + result.reward), None
 
         (reached, total), _ = jax.lax.scan(step, (state, jnp.float32(0.0)), (keys, is_first))
+        if later is not None:
+            return total + later(plain.observation(params, reached))
         _, drained = pass_time(
             plain.config.serving, params.profile, reached.fleet, jnp.float32(jnp.inf), params.latency_limit_s
         )
-        value = total + jnp.sum(drained.qos)
-        return value if later is None else value + later(plain.observation(params, reached))
+        return total + jnp.sum(drained.qos)
 
     return jax.vmap(after)(actions)
 

@@ -145,3 +145,19 @@ def qos_in_flight(truth: TrueObservation) -> jax.Array:
     per_token_s = project(outlook).latency_s / jnp.maximum(outlook.output_tokens, 1.0)
     good = outlook.live & (per_token_s <= truth.seen.latency_limit_s)
     return jnp.sum(jnp.where(good, truth.slot_quality, 0.0))
+
+
+def expected_qos_in_flight(seen: Observation, margin: jax.Array) -> jax.Array:
+    """The same Phi by predictions: quality times the chance to meet L of all in flight, [] float32.
+
+    Args:
+      seen: the observation; the arrived request counts nothing.
+      margin: as of :func:`projected_impact`.
+    """
+    outlook = predicted_outlook(seen)
+    projection = project(outlook)
+    tokens = jnp.maximum(outlook.output_tokens, 1.0)
+    decode_share = _share(projection.decode_s, projection.latency_s)
+    std = _log_std(decode_share, outlook.left_tokens / tokens, seen.length_log_std[:, None], margin)
+    chance = _chance(projection.latency_s / tokens, std, seen.latency_limit_s)
+    return jnp.sum(jnp.where(outlook.live, seen.slot_predicted_quality * chance, 0.0))
