@@ -35,6 +35,24 @@ class Encoder:
     std: np.ndarray  # [D] float32, > 0
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+    """What a fitted encoder makes of M texts."""
+
+    text: sparse.csr_matrix | np.ndarray  # [M, F] float32, weighed n-grams, or the embedding
+    embedding: np.ndarray  # [M, K] float32
+    features: np.ndarray  # [M, K + S] float32, embedding and surface features, standardised
+
+    @property
+    def surface(self) -> np.ndarray:
+        """[M, S] float32, the surface features, standardised."""
+        return self.features[:, self.embedding.shape[1] :]
+
+    def take(self, rows: np.ndarray) -> Encoded:
+        """Return some rows."""
+        return Encoded(self.text[rows], self.embedding[rows], self.features[rows])
+
+
 def raw_features(config: PredictorConfig, prompts: Sequence[str]) -> Raw:
     """Read M texts.
 
@@ -54,17 +72,20 @@ def text_size(config: PredictorConfig) -> int:
 def fit_encoder(config: PredictorConfig, raw: Raw) -> Encoder:
     """Fit the projection of n-grams, if there are any, and the standardisation."""
     ngrams = fit_ngrams(config, raw.text) if config.encoder == "ngrams" else None
-    joined = np.concatenate([_embedding(ngrams, raw), raw.surface], axis=1)
+    joined = np.concatenate([_embedding(ngrams, raw)[1], raw.surface], axis=1)
     std = joined.std(0)
     return Encoder(ngrams, joined.mean(0), np.where(std > 1e-6, std, 1.0).astype(np.float32))
 
 
-def encode(encoder: Encoder, raw: Raw) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embedding [M, K] and the standardised features [M, D] of M texts, float32."""
-    embedding = _embedding(encoder.ngrams, raw)
+def encode(encoder: Encoder, raw: Raw) -> Encoded:
+    """Return what the encoder makes of M texts."""
+    text, embedding = _embedding(encoder.ngrams, raw)
     joined = np.concatenate([embedding, raw.surface], axis=1)
-    return embedding, (joined - encoder.mean) / encoder.std
+    return Encoded(text, embedding, (joined - encoder.mean) / encoder.std)
 
 
-def _embedding(ngrams: NgramEncoder | None, raw: Raw) -> np.ndarray:
-    return np.asarray(raw.text) if ngrams is None else ngrams.encode(raw.text)
+def _embedding(ngrams: NgramEncoder | None, raw: Raw) -> tuple[sparse.csr_matrix | np.ndarray, np.ndarray]:
+    if ngrams is None:
+        return raw.text, np.asarray(raw.text)
+    weighed = ngrams.weigh(raw.text)
+    return weighed, ngrams.project(weighed)
