@@ -8,10 +8,10 @@ from typing import Literal
 
 from qos_jax.errors import input_error
 
-Encoder = Literal["ngrams", "minilm"]
+Encoder = Literal["ngrams", "minilm", "ngrams+minilm"]
 Head = Literal["mlp", "linear", "neighbours"]
 
-ENCODERS: tuple[str, ...] = ("ngrams", "minilm")
+ENCODERS: tuple[str, ...] = ("ngrams", "minilm", "ngrams+minilm")
 HEADS: tuple[str, ...] = ("mlp", "linear", "neighbours")
 
 
@@ -23,7 +23,7 @@ class PredictorConfig:
       InputError: naming the field, its value and what is allowed.
     """
 
-    encoder: Encoder = "ngrams"  # hashed n-grams (no weights), or the sentence encoder MiniLM
+    encoder: Encoder = "ngrams"  # hashed n-grams (no weights), the sentence encoder MiniLM, or both
     head: Head = "mlp"  # what reads the encoded text
     seed: int = 0  # of everything random; same seed and data, same bits
 
@@ -51,6 +51,16 @@ class PredictorConfig:
     validation_share: float = 0.12  # of the prompts: kept for early stopping, calibration and errors
 
     neighbours: int = 25  # k of the head "neighbours"
+
+    @property
+    def uses_ngrams(self) -> bool:
+        """Whether the encoder reads n-grams."""
+        return self.encoder != "minilm"
+
+    @property
+    def uses_minilm(self) -> bool:
+        """Whether the encoder reads sentence embeddings."""
+        return self.encoder != "ngrams"
 
     def __post_init__(self) -> None:
         for field, known in (("encoder", ENCODERS), ("head", HEADS)):

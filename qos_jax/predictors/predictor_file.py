@@ -1,7 +1,7 @@
 """Predictors as files: everything a fitted predictor is, in one .npz, checked on the way in.
 
-The arrays of a file of version 2, for N experts, B length buckets, F columns of text (for "minilm" K, its
-embedding), K components, S surface features, D = K + S features:
+The arrays of a file of version 2, for N experts, B length buckets, F columns of n-grams, K components,
+E = 384 numbers of a sentence embedding, S surface features, D = K + E + S; of K and E what the encoder has:
 
     version                   []         integer, 2
     config                    []         text, the fields of PredictorConfig as JSON
@@ -10,11 +10,11 @@ embedding), K components, S surface features, D = K + S features:
     length_log_std            [N]        std of log(true) - log(predicted median) on validation rows
     feature_mean, feature_std [D]        standardisation; std > 0
     quality_scale, quality_shift, length_sharpness  [N]  calibration; scale and sharpness > 0
-    ridge_weights             [F + S, 2 N] of quality, then of log tokens     (if the head reads a ridge)
+    ridge_weights             [F + E + S, 2 N] of quality, then of log tokens     (if the head reads a ridge)
     ridge_bias, ridge_mean, ridge_std  [2 N]  std > 0                         (if the head reads a ridge)
-    ngram_columns             [F]        integer, rising, the columns used         (encoder "ngrams" only)
-    ngram_rarity              [F]        their weights                              (encoder "ngrams" only)
-    ngram_components          [F, K]     float16, the projection                    (encoder "ngrams" only)
+    ngram_columns             [F]        integer, rising, the columns used         (encoder with n-grams)
+    ngram_rarity              [F]        their weights                              (encoder with n-grams)
+    ngram_components          [F, K]     float16, the projection                    (encoder with n-grams)
     head/...                             the networks' parameters by their names in flax, members first; or
                                          the rows and answers that the head "neighbours" looks among
 """
@@ -36,6 +36,7 @@ from qos_jax.predictors.answers import check_experts
 from qos_jax.predictors.calibration import Calibration
 from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.encoders import Encoder, text_size
+from qos_jax.predictors.minilm import MINILM_SIZE
 from qos_jax.predictors.neighbours import Neighbours
 from qos_jax.predictors.networks import Targets, network_of
 from qos_jax.predictors.ngrams import NgramEncoder, hashed_columns
@@ -99,11 +100,11 @@ def load_predictor(path: Path) -> Predictor:
         "feature_std": (width,),
         **dict.fromkeys(_CALIBRATION, (n,)),
     }
-    if config.encoder == "ngrams":
+    if config.uses_ngrams:
         shapes |= {"ngram_columns": (columns,), "ngram_rarity": (columns,)}
         shapes |= {"ngram_components": (columns, config.components)}
     if uses_ridge(config):
-        text = columns if config.encoder == "ngrams" else text_size(config)
+        text = columns + MINILM_SIZE * config.uses_minilm
         shapes |= dict.fromkeys((_RIDGE + name for name in _RIDGE_FIELDS), (2 * n,))
         shapes |= {_RIDGE + "weights": (text + SURFACE_FEATURES, 2 * n)}
     head_shapes = _head_shapes(config, n, arrays)
@@ -112,7 +113,7 @@ def load_predictor(path: Path) -> Predictor:
     read = file.read(shapes, whole)
     file.check_rising(read["bucket_edges_tokens"], "bucket_edges_tokens")
     ngrams = None
-    if config.encoder == "ngrams":
+    if config.uses_ngrams:
         file.check_rising(read["ngram_columns"], "ngram_columns")
         file.check_range(read["ngram_columns"], "ngram_columns", 0, hashed_columns(config) - 1)
         ngrams = NgramEncoder(config, read["ngram_columns"], read["ngram_rarity"], read["ngram_components"])
