@@ -60,14 +60,14 @@ _CAPACITY = flags.DEFINE_string(
 )
 _TARGET = flags.DEFINE_string("target", None, "METRIC>=VALUE (or <=), of the mean over seeds")
 _RANGE = flags.DEFINE_list(
-    "capacity_range", [], "LOW,HIGH of the search, in units of --capacity; default: 2%% to 400%% of capacity"
+    "capacity_range", [], "LOW,HIGH of the search, in units of --capacity; default: 2% to 400% of capacity"
 )
 _TOLERANCE = flags.DEFINE_float("capacity_tolerance", _DEFAULTS.capacity_tolerance, "relative, of the search")
 _PLOT_METRICS = flags.DEFINE_list("plot_metrics", list(_DEFAULTS.plot_metrics), "metrics to plot")
 _MEMORY = flags.DEFINE_float(
     "max_memory_gb",
     None,
-    "for the runs in flight on this host; default: 2 on a CPU, else 80%% of its devices'",
+    "for the runs in flight on this host; default: 2 on a CPU, else 80% of its devices",
 )
 _CHUNK = flags.DEFINE_integer(
     "chunk_requests",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 
 from qos_jax.errors import input_error
+from qos_jax.files import sha256
 from qos_jax.learning.checkpoint import load_policy
 from qos_jax.learning.checkpoint_record import CHECKPOINTS, SUMMARY
 from qos_jax.policies import Policy
@@ -91,7 +91,7 @@ def load_router(
         policy=learned_policy(name, config, weights, stochastic=stochastic),
         record={
             "path": str(found.path),
-            "sha256": hashlib.sha256((found.path / SUMMARY).read_bytes()).hexdigest(),
+            "sha256": sha256(found.path / SUMMARY),
             "step": found.step,
             "average_qos": found.average_qos,
         },

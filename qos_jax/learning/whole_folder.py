@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from qos_jax.files import sha256
 
 _PARTIAL, _REMOVED = ".partial-", ".removed-"
 
@@ -67,7 +68,7 @@ def fingerprints(folder: Path) -> Fingerprints:
     found: Fingerprints = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            found[path.relative_to(folder).as_posix()] = [path.stat().st_size, _sha256(path)]
+            found[path.relative_to(folder).as_posix()] = [path.stat().st_size, sha256(path)]
     return found
 
 
@@ -84,14 +85,9 @@ def first_fault(folder: Path, expected: Mapping[str, Any]) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes, not {size:,}"
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             return f"{name} was changed"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _to_disk(path: str | os.PathLike[str]) -> None:

@@ -20,6 +20,10 @@ class Answers:
     quality: np.ndarray  # [M, N] float64, in [0, 1]; NaN = missing
     output_tokens: np.ndarray  # [M, N] int64, >= 1; -1 = missing
 
+    def take(self, rows: np.ndarray) -> Answers:
+        """Return some rows."""
+        return Answers(self.quality[rows], self.output_tokens[rows])
+
 
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raise InputError unless this is a list of one or more texts."""

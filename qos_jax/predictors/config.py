@@ -8,10 +8,10 @@ from typing import Literal
 
 from qos_jax.errors import input_error
 
-Encoder = Literal["ngrams", "minilm"]
+Encoder = Literal["ngrams", "minilm", "ngrams+minilm"]
 Head = Literal["mlp", "linear", "neighbours"]
 
-ENCODERS: tuple[str, ...] = ("ngrams", "minilm")
+ENCODERS: tuple[str, ...] = ("ngrams", "minilm", "ngrams+minilm")
 HEADS: tuple[str, ...] = ("mlp", "linear", "neighbours")
 
 
@@ -23,20 +23,24 @@ class PredictorConfig:
       InputError: naming the field, its value and what is allowed.
     """
 
-    encoder: Encoder = "ngrams"  # hashed n-grams (no weights), or the sentence encoder MiniLM
+    encoder: Encoder = "ngrams"  # hashed n-grams (no weights), the sentence encoder MiniLM, or both
     head: Head = "mlp"  # what reads the encoded text
     seed: int = 0  # of everything random; same seed and data, same bits
 
-    hash_bits: int = 16  # word n-grams, and apart from them character n-grams, fall into 2**hash_bits columns
+    hash_bits: int = 18  # word n-grams, and apart from them character n-grams, fall into 2**hash_bits columns
     word_ngram: int = 2  # words of the longest word n-gram
-    char_ngram: int = 0  # characters of the longest character n-gram; the shortest has 2; 0 = none
+    char_ngram: int = 4  # characters of the longest character n-gram; the shortest has 2; 0 = none
     min_documents: int = 5  # a column is used if so many prompts of the fit have it
-    components: int = 384  # K, truncated SVD of the columns used
+    components: int = 128  # K, truncated SVD of the columns used
+
+    ridge_folds: int = 5  # of the ridge regressions whose answers the networks read, on all columns; 0 = none
+    ridge_quality_penalty: float = 4.0  # on squared weights; a text has length 1
+    ridge_length_penalty: float = 1.0  # the same, for log tokens
 
     max_output_tokens: int = 16_384  # upper end of the last length bucket
     buckets: int = 40  # B, length buckets, equally wide in log tokens from 1 token
 
-    members: int = 2  # networks whose probabilities are averaged
+    members: int = 4  # networks whose probabilities are averaged
     hidden: tuple[int, ...] = (128,)  # units of each hidden layer of the head "mlp"
     dropout: float = 0.4  # share of inputs and hidden units left out in training
     learning_rate: float = 2e-3
@@ -47,6 +51,16 @@ class PredictorConfig:
     validation_share: float = 0.12  # of the prompts: kept for early stopping, calibration and errors
 
     neighbours: int = 25  # k of the head "neighbours"
+
+    @property
+    def uses_ngrams(self) -> bool:
+        """Whether the encoder reads n-grams."""
+        return self.encoder != "minilm"
+
+    @property
+    def uses_minilm(self) -> bool:
+        """Whether the encoder reads sentence embeddings."""
+        return self.encoder != "ngrams"
 
     def __post_init__(self) -> None:
         for field, known in (("encoder", ENCODERS), ("head", HEADS)):
@@ -62,6 +76,7 @@ class PredictorConfig:
             "char_ngram": (0, 8),
             "min_documents": (1, 2**31 - 1),
             "components": (1, 4096),
+            "ridge_folds": (0, 64),
             "max_output_tokens": (2, 2**30),
             "buckets": (2, 1024),
             "members": (1, 256),
@@ -74,6 +89,10 @@ class PredictorConfig:
             _check(field, getattr(self, field), low, high, whole=True)
         for units in self.hidden:
             _check("hidden", units, 1, 2**16, whole=True)
+        if self.ridge_folds == 1:
+            raise input_error("1 leaves no other fold", field="ridge_folds", remedy="give 0, or at least 2")
+        for field in ("ridge_quality_penalty", "ridge_length_penalty"):
+            _check(field, getattr(self, field), 1e-3, 1e9)
         _check("dropout", self.dropout, 0, 0.95)
         _check("learning_rate", self.learning_rate, 1e-8, 1)
         _check("weight_decay", self.weight_decay, 0, 1)

@@ -18,21 +18,42 @@ from qos_jax.predictors.surface import surface_features
 class Raw:
     """What is read from M texts without any fit: computed once, whatever is fitted to parts of it."""
 
-    text: sparse.csr_matrix | np.ndarray  # [M, ...] hashed counts, or sentence embeddings
+    counts: sparse.csr_matrix | None  # [M, ...] hashed, if the encoder reads n-grams
+    sentences: np.ndarray | None  # [M, MINILM_SIZE], if it reads sentence embeddings
     surface: np.ndarray  # [M, S] float32
 
     def take(self, rows: np.ndarray) -> Raw:
         """Return some rows."""
-        return Raw(self.text[rows], self.surface[rows])
+        counts = None if self.counts is None else self.counts[rows]
+        sentences = None if self.sentences is None else self.sentences[rows]
+        return Raw(counts, sentences, self.surface[rows])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
     """Turns raw features into an embedding, and into that and the surface features, standardised."""
 
-    ngrams: NgramEncoder | None  # None: the text is embedded already
+    ngrams: NgramEncoder | None  # None: sentence embeddings are all
     mean: np.ndarray  # [D] float32, of embedding and surface features over the rows of the fit
     std: np.ndarray  # [D] float32, > 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoded:
+    """What a fitted encoder makes of M texts."""
+
+    text: sparse.csr_matrix | np.ndarray  # [M, F] float32, weighed n-grams, then sentence embeddings
+    embedding: np.ndarray  # [M, K] float32
+    features: np.ndarray  # [M, K + S] float32, embedding and surface features, standardised
+
+    @property
+    def surface(self) -> np.ndarray:
+        """[M, S] float32, the surface features, standardised."""
+        return self.features[:, self.embedding.shape[1] :]
+
+    def take(self, rows: np.ndarray) -> Encoded:
+        """Return some rows."""
+        return Encoded(self.text[rows], self.embedding[rows], self.features[rows])
 
 
 def raw_features(config: PredictorConfig, prompts: Sequence[str]) -> Raw:
@@ -41,30 +62,38 @@ def raw_features(config: PredictorConfig, prompts: Sequence[str]) -> Raw:
     Raises:
       InputError: if the encoder's package is not installed.
     """
-    if config.encoder == "minilm":
-        return Raw(sentence_embeddings(prompts), surface_features(prompts))
-    return Raw(hashed_counts(config, prompts), surface_features(prompts))
+    counts = hashed_counts(config, prompts) if config.uses_ngrams else None
+    sentences = sentence_embeddings(prompts) if config.uses_minilm else None
+    return Raw(counts, sentences, surface_features(prompts))
 
 
 def text_size(config: PredictorConfig) -> int:
     """Return the size K of the embedding that a configuration gives."""
-    return MINILM_SIZE if config.encoder == "minilm" else config.components
+    return config.components * config.uses_ngrams + MINILM_SIZE * config.uses_minilm
 
 
 def fit_encoder(config: PredictorConfig, raw: Raw) -> Encoder:
     """Fit the projection of n-grams, if there are any, and the standardisation."""
-    ngrams = fit_ngrams(config, raw.text) if config.encoder == "ngrams" else None
-    joined = np.concatenate([_embedding(ngrams, raw), raw.surface], axis=1)
+    ngrams = None if raw.counts is None else fit_ngrams(config, raw.counts)
+    joined = np.concatenate([_embedding(ngrams, raw)[1], raw.surface], axis=1)
     std = joined.std(0)
     return Encoder(ngrams, joined.mean(0), np.where(std > 1e-6, std, 1.0).astype(np.float32))
 
 
-def encode(encoder: Encoder, raw: Raw) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embedding [M, K] and the standardised features [M, D] of M texts, float32."""
-    embedding = _embedding(encoder.ngrams, raw)
+def encode(encoder: Encoder, raw: Raw) -> Encoded:
+    """Return what the encoder makes of M texts."""
+    text, embedding = _embedding(encoder.ngrams, raw)
     joined = np.concatenate([embedding, raw.surface], axis=1)
-    return embedding, (joined - encoder.mean) / encoder.std
+    return Encoded(text, embedding, (joined - encoder.mean) / encoder.std)
 
 
-def _embedding(ngrams: NgramEncoder | None, raw: Raw) -> np.ndarray:
-    return np.asarray(raw.text) if ngrams is None else ngrams.encode(raw.text)
+def _embedding(ngrams: NgramEncoder | None, raw: Raw) -> tuple[sparse.csr_matrix | np.ndarray, np.ndarray]:
+    if ngrams is None or raw.counts is None:
+        assert raw.sentences is not None
+        return raw.sentences, raw.sentences
+    weighed = ngrams.weigh(raw.counts)
+    projected = ngrams.project(weighed)
+    if raw.sentences is None:
+        return weighed, projected
+    text = sparse.hstack([weighed, sparse.csr_matrix(raw.sentences)], format="csr", dtype=np.float32)
+    return text, np.concatenate([projected, raw.sentences], axis=1)

@@ -14,10 +14,11 @@ from qos_jax.errors import input_error
 from qos_jax.predictors.answers import Answers, check_answers, check_experts, check_prompts, groups_of
 from qos_jax.predictors.calibration import Calibration, fit_calibration
 from qos_jax.predictors.config import PredictorConfig
-from qos_jax.predictors.encoders import Encoder, Raw, encode, fit_encoder, raw_features
+from qos_jax.predictors.encoders import Encoded, Encoder, Raw, encode, fit_encoder, raw_features
 from qos_jax.predictors.neighbours import Neighbours, apply_neighbours, fit_neighbours, unit
 from qos_jax.predictors.networks import Targets, apply_networks, fit_networks, network_of
 from qos_jax.predictors.predictions import Predictions, bucket_edges, bucket_of
+from qos_jax.predictors.ridge import Ridge, fit_ridge, uses_ridge
 
 _CHUNK_ROWS = 256  # rows asked at once: two compiled programs, for one prompt and for so many
 
@@ -32,6 +33,7 @@ class Predictor:
     config: PredictorConfig
     experts: tuple[str, ...]  # N names, the order of every N axis
     encoder: Encoder
+    ridge: Ridge | None  # what the networks read beside the encoded text, if anything
     head: Any  # parameters of the networks, leaves [members, ...], or Neighbours
     calibration: Calibration
     bucket_edges_tokens: np.ndarray  # [B + 1] float32
@@ -47,8 +49,10 @@ class Predictor:
         return self._predict(raw_features(self.config, prompts))
 
     def _predict(self, raw: Raw) -> Predictions:
-        embedding, features = encode(self.encoder, raw)
-        quality, length = self.calibration.apply(*_apply(self.config, self.head, embedding, features))
+        encoded = encode(self.encoder, raw)
+        hints = None if self.ridge is None else self.ridge.answers(encoded)
+        inputs = _inputs(self.config, encoded, hints)
+        quality, length = self.calibration.apply(*_apply(self.config, self.head, inputs))
         return Predictions(quality, length, self.bucket_edges_tokens)
 
 
@@ -145,17 +149,26 @@ def _fit(
     """Fit to some rows of all; nothing is computed from the others."""
     train, validation = _split(config, rows, groups, answers, experts)
     encoder = fit_encoder(config, raw.take(train))
-    embedding, features = encode(encoder, raw)
+    part = np.concatenate([train, validation])  # from here on, rows are places in this
+    learned, judged = np.split(np.arange(len(part)), [len(train)])
+    encoded, known = encode(encoder, raw.take(part)), answers.take(part)
     edges = bucket_edges(config.buckets, config.max_output_tokens)
     targets = Targets(
-        quality=np.nan_to_num(answers.quality).astype(np.float32),
-        quality_weight=(~np.isnan(answers.quality)).astype(np.float32),
-        bucket=bucket_of(answers.output_tokens, edges),
-        bucket_weight=(answers.output_tokens > 0).astype(np.float32),
+        quality=np.nan_to_num(known.quality).astype(np.float32),
+        quality_weight=(~np.isnan(known.quality)).astype(np.float32),
+        bucket=bucket_of(known.output_tokens, edges),
+        bucket_weight=(known.output_tokens > 0).astype(np.float32),
     )
+    ridge, hints = None, None
+    if uses_ridge(config):
+        ridge, out_of_fold_hints = fit_ridge(
+            config, encoded.take(learned), known.take(learned), groups[train]
+        )
+        hints = np.concatenate([out_of_fold_hints, ridge.answers(encoded.take(judged))])
+    inputs = _inputs(config, encoded, hints)
     head: Any
     if config.head == "neighbours":
-        head = fit_neighbours(embedding, targets, train, config.buckets)
+        head = fit_neighbours(inputs, targets, learned, config.buckets)
         if on_progress is not None:
             on_progress(1, 1)
     else:
@@ -167,18 +180,17 @@ def _fit(
             if on_progress is not None:
                 on_progress(done, config.max_epochs)
 
-        head = fit_networks(config, features, targets, train, validation, tell)
-    held: Targets = jax.tree.map(lambda leaf: leaf[validation], targets)
-    quality, length = _apply(config, head, embedding[validation], features[validation])
+        head = fit_networks(config, inputs, targets, learned, judged, tell)
+    held: Targets = jax.tree.map(lambda leaf: leaf[judged], targets)
+    quality, length = _apply(config, head, inputs[judged])
     calibration = fit_calibration(
         quality, length, held.quality, held.quality_weight, held.bucket, held.bucket_weight
     )
     predicted = Predictions(*calibration.apply(quality, length), edges)
-    true = np.maximum(answers.output_tokens[validation], 1)
+    true = np.maximum(known.output_tokens[judged], 1)
     error = np.where(held.bucket_weight > 0, np.log(true) - np.log(predicted.output_tokens), np.nan)
-    return Predictor(
-        config, tuple(experts), encoder, head, calibration, edges, np.nanstd(error, 0).astype(np.float32)
-    )
+    std = np.nanstd(error, 0).astype(np.float32)
+    return Predictor(config, tuple(experts), encoder, ridge, head, calibration, edges, std)
 
 
 def _split(
@@ -206,13 +218,17 @@ def _split(
     return parts
 
 
-def _apply(
-    config: PredictorConfig, head: Any, embedding: np.ndarray, features: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _inputs(config: PredictorConfig, encoded: Encoded, hints: np.ndarray | None) -> np.ndarray:
+    """Return what the head reads of M texts: [M, K] of length 1 for neighbours, else [M, D (+ 2 N)]."""
+    if config.head == "neighbours":
+        return unit(encoded.embedding)
+    return encoded.features if hints is None else np.concatenate([encoded.features, hints], axis=1)
+
+
+def _apply(config: PredictorConfig, head: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ask the head, a constant number of rows at a time; probabilities as they are before calibration."""
-    rows = len(features)
+    rows = len(inputs)
     chunk = 1 if rows == 1 else _CHUNK_ROWS
-    inputs = unit(embedding) if isinstance(head, Neighbours) else features
     found = []
     for start in range(0, rows, chunk):
         part = inputs[start : start + chunk]

@@ -1,17 +1,20 @@
 """Predictors as files: everything a fitted predictor is, in one .npz, checked on the way in.
 
-The arrays of a file of version 1, for N experts, B length buckets, F columns, K components, D features:
+The arrays of a file of version 2, for N experts, B length buckets, F columns of n-grams, K components,
+E = 384 numbers of a sentence embedding, S surface features, D = K + E + S; of K and E what the encoder has:
 
-    version                   []         integer, 1
+    version                   []         integer, 2
     config                    []         text, the fields of PredictorConfig as JSON
     experts                   [N]        text, unique names, the order of every N axis
     bucket_edges_tokens       [B + 1]    tokens, rising, > 0
     length_log_std            [N]        std of log(true) - log(predicted median) on validation rows
     feature_mean, feature_std [D]        standardisation; std > 0
     quality_scale, quality_shift, length_sharpness  [N]  calibration; scale and sharpness > 0
-    ngram_columns             [F]        integer, rising, the columns used         (encoder "ngrams" only)
-    ngram_rarity              [F]        their weights                              (encoder "ngrams" only)
-    ngram_components          [F, K]     float16, the projection                    (encoder "ngrams" only)
+    ridge_weights             [F + E + S, 2 N] of quality, then of log tokens     (if the head reads a ridge)
+    ridge_bias, ridge_mean, ridge_std  [2 N]  std > 0                         (if the head reads a ridge)
+    ngram_columns             [F]        integer, rising, the columns used         (encoder with n-grams)
+    ngram_rarity              [F]        their weights                              (encoder with n-grams)
+    ngram_components          [F, K]     float16, the projection                    (encoder with n-grams)
     head/...                             the networks' parameters by their names in flax, members first; or
                                          the rows and answers that the head "neighbours" looks among
 """
@@ -33,17 +36,21 @@ from qos_jax.predictors.answers import check_experts
 from qos_jax.predictors.calibration import Calibration
 from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.encoders import Encoder, text_size
+from qos_jax.predictors.minilm import MINILM_SIZE
 from qos_jax.predictors.neighbours import Neighbours
 from qos_jax.predictors.networks import Targets, network_of
 from qos_jax.predictors.ngrams import NgramEncoder, hashed_columns
 from qos_jax.predictors.predictor import Predictor
+from qos_jax.predictors.ridge import Ridge, uses_ridge
 from qos_jax.predictors.surface import SURFACE_FEATURES
 
-VERSION = 1
+VERSION = 2
 
 _HEAD = "head/"
+_RIDGE = "ridge_"
+_RIDGE_FIELDS = tuple(field.name for field in dataclasses.fields(Ridge))
 _CALIBRATION = tuple(field.name for field in dataclasses.fields(Calibration))
-_POSITIVE = ("feature_std", "quality_scale", "length_sharpness", "bucket_edges_tokens")
+_POSITIVE = ("feature_std", "ridge_std", "quality_scale", "length_sharpness", "bucket_edges_tokens")
 _REMEDY = "write it anew with save_predictor"
 
 
@@ -59,6 +66,8 @@ def save_predictor(path: Path, predictor: Predictor) -> None:
         "feature_std": predictor.encoder.std,
     }
     arrays |= {name: getattr(predictor.calibration, name) for name in _CALIBRATION}
+    if predictor.ridge is not None:
+        arrays |= {_RIDGE + name: getattr(predictor.ridge, name) for name in _RIDGE_FIELDS}
     ngrams = predictor.encoder.ngrams
     if ngrams is not None:
         arrays |= {"ngram_columns": ngrams.columns, "ngram_rarity": ngrams.rarity}
@@ -91,19 +100,26 @@ def load_predictor(path: Path) -> Predictor:
         "feature_std": (width,),
         **dict.fromkeys(_CALIBRATION, (n,)),
     }
-    if config.encoder == "ngrams":
+    if config.uses_ngrams:
         shapes |= {"ngram_columns": (columns,), "ngram_rarity": (columns,)}
         shapes |= {"ngram_components": (columns, config.components)}
+    if uses_ridge(config):
+        text = columns + MINILM_SIZE * config.uses_minilm
+        shapes |= dict.fromkeys((_RIDGE + name for name in _RIDGE_FIELDS), (2 * n,))
+        shapes |= {_RIDGE + "weights": (text + SURFACE_FEATURES, 2 * n)}
     head_shapes = _head_shapes(config, n, arrays)
     shapes |= {_HEAD + name: leaf.shape for name, leaf in head_shapes.items()}
     whole = {"ngram_columns", *(_HEAD + k for k, leaf in head_shapes.items() if leaf.dtype == np.int32)}
     read = file.read(shapes, whole)
     file.check_rising(read["bucket_edges_tokens"], "bucket_edges_tokens")
     ngrams = None
-    if config.encoder == "ngrams":
+    if config.uses_ngrams:
         file.check_rising(read["ngram_columns"], "ngram_columns")
         file.check_range(read["ngram_columns"], "ngram_columns", 0, hashed_columns(config) - 1)
         ngrams = NgramEncoder(config, read["ngram_columns"], read["ngram_rarity"], read["ngram_components"])
+    ridge = None
+    if uses_ridge(config):
+        ridge = Ridge(**{name: read[_RIDGE + name] for name in _RIDGE_FIELDS})
     head = {name: read[_HEAD + name] for name in head_shapes}
     if config.head == "neighbours":
         file.check_range(head["bucket"], _HEAD + "bucket", 0, config.buckets - 1)
@@ -111,6 +127,7 @@ def load_predictor(path: Path) -> Predictor:
         config=config,
         experts=experts,
         encoder=Encoder(ngrams, read["feature_mean"], read["feature_std"]),
+        ridge=ridge,
         head=_whole_head(config, head),
         calibration=Calibration(**{name: read[name] for name in _CALIBRATION}),
         bucket_edges_tokens=read["bucket_edges_tokens"],
@@ -153,7 +170,8 @@ def _head_shapes(
             "bucket_weight": each,
         }
         return {k: jax.ShapeDtypeStruct(shape, np.float32) for k, shape in shapes.items()} | {"bucket": whole}
-    one = jax.ShapeDtypeStruct((1, text_size(config) + SURFACE_FEATURES), np.float32)
+    width = text_size(config) + SURFACE_FEATURES + (2 * experts if uses_ridge(config) else 0)
+    one = jax.ShapeDtypeStruct((1, width), np.float32)
     params = jax.eval_shape(network_of(config, experts).init, jax.random.key(0), one)["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     return {k: jax.ShapeDtypeStruct((config.members, *leaf.shape), leaf.dtype) for k, leaf in flat.items()}

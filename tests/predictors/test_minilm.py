@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.predictors import PredictorConfig, fit_predictor, minilm
+from qos_jax.predictors import (
+    PredictorConfig,
+    encoders,
+    fit_predictor,
+    load_predictor,
+    minilm,
+    save_predictor,
+)
+from tests.predictors.conftest import config_of
 from tests.predictors.texts import EXPERTS, make_texts
 
 needs_weights = pytest.mark.skipif(
@@ -46,3 +54,21 @@ def test_missing_packages_are_named(monkeypatch):
     texts = make_texts(20)
     with pytest.raises(InputError, match=r"qos_jax\[predictors\]"):
         fit_predictor(PredictorConfig(), texts.prompts, texts.quality, texts.output_tokens, EXPERTS)
+
+
+@pytest.mark.parametrize("encoder", ["minilm", "ngrams+minilm"])
+def test_embeddings_are_read_beside_ngrams_and_kept_in_files(encoder, monkeypatch, tmp_path):
+    """Embeddings made up: what is near to which does not matter here."""
+
+    def made_up(prompts):
+        numbers = [np.random.default_rng(len(text)).standard_normal(minilm.MINILM_SIZE) for text in prompts]
+        return np.asarray(numbers, np.float32) / 20
+
+    monkeypatch.setattr(encoders, "sentence_embeddings", made_up)
+    texts = make_texts(120)
+    config = config_of("mlp", max_epochs=2, encoder=encoder)
+    fitted = fit_predictor(config, texts.prompts, texts.quality, texts.output_tokens, EXPERTS)
+    save_predictor(tmp_path / "mine.npz", fitted)
+    first, second = (one.predict(texts.prompts) for one in (fitted, load_predictor(tmp_path / "mine.npz")))
+    np.testing.assert_array_equal(first.quality, second.quality)
+    np.testing.assert_array_equal(first.bucket_probability, second.bucket_probability)

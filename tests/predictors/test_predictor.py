@@ -199,6 +199,8 @@ def test_bad_answers_are_named(texts, changes, named):
         ("seed", -1),
         ("components", 0),
         ("components", 2.5),
+        ("ridge_folds", 1),
+        ("ridge_length_penalty", 0),
         ("buckets", True),
         ("hidden", (0,)),
         ("dropout", 1.0),

@@ -42,7 +42,7 @@ def changed_config(**changes):
     ("change", "named"),
     [
         (lambda arrays: arrays.pop("version"), "'version'.*missing"),
-        (spoil("version", np.int32(2)), "version.*only 1"),
+        (spoil("version", np.int32(1)), "version.*'1', and only 2 is known.*write it anew"),
         (spoil("config", np.array("{")), "config.*no configuration"),
         (spoil("config", np.array("[1]")), "config.*no group"),
         (spoil("config", np.float32(1)), "config.*not a text"),
