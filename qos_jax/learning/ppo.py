@@ -20,6 +20,7 @@ from qos_jax.learning.types import Learner, Metrics, SampleParams
 from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, RouterInput, RouterOutput
 from qos_jax.policies.heuristics import load_aware_params
 from qos_jax.routing import RoutingEnvironment
+from qos_jax.routing.params import EnvParams, as_good_as_predicted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class PPOConfig:
     gae_lambda: float = 0.95  # 0 = one step, 1 = the whole rollout
     normalise_advantages: bool = True  # to mean 0 and standard deviation 1, in each minibatch
     reward_scale: float | None = None  # rewards are multiplied by it; None = 1 - gamma: values like a reward
+    predicted_quality: bool = True  # pay each request's predicted quality, of which half the noise is gone
+    average: float = 0.95  # of the weights so far in their running mean, per update; 0 = the last ones alone
     value_warmup_updates: int = 0  # first updates that train only the value's own layers: for given params
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class PPOConfig:
             value = getattr(self, field)
             check(field, value is None or 0 < value < math.inf, "give a finite number above 0, or none")
         check("gamma", 0 <= self.gamma < 1, "give a number from 0 to below 1")
+        check("average", 0 <= self.average < 1, "give a number from 0 to below 1")
         check("gae_lambda", 0 <= self.gae_lambda <= 1, "give a number from 0 to 1")
 
 
@@ -75,6 +79,7 @@ class PPOState:
     """Everything that training has and needs."""
 
     params: Any  # of the ActorCritic
+    average: Any  # running mean of the parameters: what is learned, less the noise of the last batches
     optimiser: Any  # optax state of clip and Adam
     lanes: EnvLanes  # B environments
     key: jax.Array  # [] key
@@ -117,6 +122,11 @@ def make_ppo(
             f"allow_drop: {env.config.allow_drop} of the environment, {network.allow_drop} of the network"
         )
     model, greedy = ActorCritic(network), load_aware_params()
+
+    def draw(key: jax.Array) -> EnvParams:
+        params = sample_params(key)
+        return as_good_as_predicted(params) if config.predicted_quality else params
+
     size = config.num_envs * config.rollout_steps
     scale = 1.0 - config.gamma if config.reward_scale is None else config.reward_scale
     optimiser = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=1e-5))
@@ -128,11 +138,12 @@ def make_ppo(
 
     def init(key: jax.Array, params: Any | None = None) -> PPOState:
         lanes_key, params_key, key = jax.random.split(key, 3)
-        lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
+        lanes = start_lanes(env, draw, greedy, lanes_key, config.num_envs)
         if params is None:
             params = model.init(params_key, jax.tree.map(lambda x: x[0], lanes.input))
         params = jax.tree.map(jnp.asarray, params)
-        return PPOState(params, optimiser.init(params), lanes, key, updates=jnp.int32(0))
+        average = jax.tree.map(jnp.copy, params)  # a buffer of its own: the state is donated
+        return PPOState(params, average, optimiser.init(params), lanes, key, updates=jnp.int32(0))
 
     def collect(state: PPOState) -> tuple[EnvLanes, Transition, Sample]:
         def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -147,7 +158,7 @@ def make_ppo(
         advantage, target = gae(
             scale * steps.reward, value, next_value, steps.terminated, cut, config.gamma, config.gae_lambda
         )
-        lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.rollout_steps)
+        lanes, _ = renew_lanes(env, draw, greedy, lanes, config.rollout_steps)
         return lanes, steps, Sample(steps.input, steps.action, log_prob, value, advantage, target)
 
     def loss(params: Any, batch: Sample, entropy_weight: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -210,9 +221,10 @@ def make_ppo(
             "learning_rate": learning_rate,
             "entropy_weight": entropy_weight,
         }
-        return PPOState(params, opt_state, lanes, key, state.updates + 1), metrics
+        average = optax.incremental_update(params, state.average, 1.0 - config.average)
+        return PPOState(params, average, opt_state, lanes, key, state.updates + 1), metrics
 
-    return Learner(init=init, update=update, params=lambda state: state.params, decisions_per_update=size)
+    return Learner(init=init, update=update, params=lambda state: state.average, decisions_per_update=size)
 
 
 def _pick(of_actions: jax.Array, action: jax.Array) -> jax.Array:

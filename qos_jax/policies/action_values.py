@@ -13,7 +13,7 @@ from qos_jax.policies.types import Router
 from qos_jax.routing.environment import EnvState, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
 from qos_jax.routing.observation import Observation
-from qos_jax.routing.params import EnvParams
+from qos_jax.routing.params import EnvParams, as_good_as_predicted
 
 
 def action_values(
@@ -71,17 +71,10 @@ def action_values(
 
 
 def with_expected_quality(params: EnvParams, state: EnvState) -> tuple[EnvParams, EnvState]:
-    """The same edge, each request as good as predicted: what lies in the draw of its quality is averaged out.
-
-    Nothing the simulator does depends on qualities, so values get less noisy (half the spread, on the
-    shipped fleet), and where predictions are calibrated no less right.
-    """
-    fleet, request, table = state.fleet, state.request, params.table
-    return (
-        dataclasses.replace(params, table=dataclasses.replace(table, quality=table.predicted_quality)),
-        dataclasses.replace(
-            state,
-            fleet=dataclasses.replace(fleet, quality=fleet.predicted_quality),
-            request=dataclasses.replace(request, quality=request.predicted_quality),
-        ),
+    """The same edge, each request as good as predicted (``as_good_as_predicted``), those in flight too."""
+    fleet, request = state.fleet, state.request
+    return as_good_as_predicted(params), dataclasses.replace(
+        state,
+        fleet=dataclasses.replace(fleet, quality=fleet.predicted_quality),
+        request=dataclasses.replace(request, quality=request.predicted_quality),
     )
