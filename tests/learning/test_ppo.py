@@ -197,6 +197,31 @@ def test_renewing_lanes_does_not_change_what_was_learned_before(run, update):
     assert equal(cut.params, after.params)
 
 
+def test_what_is_learned_is_the_running_mean_of_the_weights(run):
+    states, _ = run
+    for before, after in itertools.pairwise(states[:4]):
+        for old, new, mean in zip(
+            *(jax.tree.leaves(tree) for tree in (before.average, after.params, after.average)), strict=True
+        ):
+            expected = CONFIG.average * old + (1.0 - CONFIG.average) * new
+            np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+    assert equal(LEARNER.params(states[3]), states[3].average)
+    assert not equal(states[3].average, states[3].params)
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+def test_rewards_pay_predicted_qualities_where_asked(predicted):
+    def overrated(key):
+        params = one_good_expert_per_request(key)
+        return params.replace(table=params.table.replace(quality=0.5 * params.table.quality))
+
+    config = dataclasses.replace(CONFIG, predicted_quality=predicted)
+    learner = make_ppo(environment(max_steps=1000), overrated, NETWORK, config)
+    table = learner.init(jax.random.key(0), None).lanes.params.table
+    paid = table.predicted_quality if predicted else 0.5 * table.predicted_quality
+    np.testing.assert_array_equal(table.quality, paid)
+
+
 def test_given_parameters_are_those_it_starts_from(start):
     fresh, given = start
     assert all(np.all(np.asarray(leaf) == 1.0) for leaf in jax.tree.leaves(LEARNER.params(given)))
@@ -253,6 +278,7 @@ def test_entropy_ignores_masked_actions():
         ("value_clip", 0.0),
         ("gamma", 1.0),
         ("gae_lambda", 1.5),
+        ("average", 1.0),
         ("entropy_weight", -1.0),
         ("value_warmup_updates", -1),
     ],

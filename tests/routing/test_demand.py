@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.routing.demand import MAX_LOAD, WINDOWS, after_gap, after_request, no_demand, offered_load
+from qos_jax.routing.demand import (
+    MAX_LOAD,
+    WINDOWS,
+    after_gap,
+    after_request,
+    mean_output_tokens,
+    no_demand,
+    offered_load,
+)
 from qos_jax.workload import fleet_path, read_fleet
 from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.request_table import RequestTable
@@ -49,6 +57,18 @@ def test_before_any_gap_it_is_zero():
     first = after_request(no_demand(6), jnp.int32(100), jnp.full((6,), 9.0, jnp.float32))
     for demand in (no_demand(6), first):
         np.testing.assert_array_equal(offered_load(FLEET.profile, demand, EXACT), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_mean_output_tokens_are_those_of_the_arrivals_so_far(count):
+    prompt, _, gap_s = stream(count)
+    output = jnp.broadcast_to(jnp.arange(1.0, 7.0) * 50.0, (count, 6))
+    demand = replayed(prompt, output, gap_s)
+    np.testing.assert_allclose(mean_output_tokens(demand), output[0], rtol=1e-5)
+    np.testing.assert_array_equal(mean_output_tokens(no_demand(6)), 0.0)
+    longer = after_gap(after_request(demand, prompt[0], 2.0 * output[0]), gap_s[0])
+    ratio = mean_output_tokens(longer) / output[0]
+    assert np.all((ratio > 1.0) & (ratio < 1.6))
 
 
 def test_a_burst_shows_in_the_short_window_first():

@@ -18,6 +18,7 @@ from qos_jax.routing import (
 from qos_jax.routing import paper_impact as eager_paper_impact
 from qos_jax.routing import projected_impact as eager_projected_impact
 from qos_jax.routing.fleet_state import pass_time, route
+from qos_jax.routing.impact import expected_qos_in_flight
 from qos_jax.serving import ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, replay_params, rollout, roomy
 from tests.routing.seen import LIMIT_S, observation
@@ -122,6 +123,37 @@ def judged_and_true(config, params, states):
         return impact, qos_in_flight(truth), qos(state.fleet), jax.vmap(with_newcomer)(jnp.arange(EXPERTS))
 
     return jax.lax.map(one, states)
+
+
+def test_expected_potential_is_the_true_one_where_predictions_are_exact_and_softer_with_a_margin():
+    config = ServingConfig(EXPERTS, 12, 4)
+    params = replay_params(
+        0, T, roomy(max_running=[12] * 3, max_waiting=[4] * 3), mean_gap_s=0.03, latency_limit_s=0.04
+    )
+    table = params.table
+    exact = dataclasses.replace(
+        table,
+        predicted_output_tokens=table.output_tokens.astype(jnp.float32),
+        predicted_quality=table.quality,
+    )
+    params = dataclasses.replace(params, table=exact, length_log_std=jnp.zeros((EXPERTS,)))
+    env = RoutingEnvironment(EnvConfig(config))
+    states, _, _ = rollout(env, jax.random.key(0), params, random_actions(0, T))
+
+    @jax.jit
+    def judged(states):
+        truths = jax.vmap(lambda state: env.true_observation(params, state))(states)
+        margins = jnp.array([0.0, 0.3], jnp.float32)
+        told = jax.vmap(lambda seen: jax.vmap(lambda m: expected_qos_in_flight(seen, m))(margins))(
+            truths.seen
+        )
+        held = jnp.sum(jnp.where(truths.seen.live, truths.slot_quality, 0.0), axis=(1, 2))
+        return told, jax.vmap(qos_in_flight)(truths), held
+
+    told, true, held = jax.device_get(judged(states))
+    np.testing.assert_allclose(told[:, 0], true, atol=1e-4)
+    assert np.all((told >= 0.0) & (told <= held[:, None] + 1e-4))
+    assert np.max(np.abs(told[:, 1] - true)) > 0.1
 
 
 def test_true_impact_and_potential_are_the_course_of_the_simulator_while_all_fits():
