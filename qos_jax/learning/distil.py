@@ -59,7 +59,7 @@ class DistilConfig:
       ValueError: a number out of range.
     """
 
-    updates: int = 240  # in all: the schedule's length; 0 = a training run leaves this phase out
+    updates: int = 60  # in all: the schedule's length; 0 = a training run leaves this phase out
     num_envs: int = 384  # B, environments; each is tried once an update
     steps: int = 8  # decisions between two trials of a lane
     horizon: int = 24  # decisions of a trial; noise grows with it, what it adds to the mean does not

@@ -17,17 +17,17 @@ _HAN = HANConfig(layers=1, hidden=32, heads=4)
 _EDGE6 = TrainConfig(
     agent="none",
     network=NetworkConfig(han=_HAN),
-    evaluation=EvaluationConfig(every=60, seeds=32),
-    checkpoint_every=60,
+    evaluation=EvaluationConfig(every=20, seeds=32),
+    checkpoint_every=20,
 )
 
-# Three minutes on two cores, for the demonstration.
+# Two minutes on two cores, for the demonstration.
 _QUICK = TrainConfig(
     agent="none",
     network=NetworkConfig(han=_HAN),
-    distil=DistilConfig(updates=120, num_envs=192, capacity=16384, batch_size=512),
-    evaluation=EvaluationConfig(every=40, seeds=16, num_requests=256),
-    checkpoint_every=40,
+    distil=DistilConfig(num_envs=192, capacity=16384, batch_size=512),
+    evaluation=EvaluationConfig(every=20, seeds=16, num_requests=256),
+    checkpoint_every=20,
 )
 
 # The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch.
