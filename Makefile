@@ -1,6 +1,6 @@
 # Everything a user or a developer runs; each target makes the virtual environment it needs.
 #
-#   make demo    train a router for three minutes, then compare it with all others on a six-expert edge fleet:
+#   make demo    train a router for two minutes, then compare it with all others on a six-expert edge fleet:
 #                learning curve in runs/quick, tables and plots in runs/demo
 #   make test    the test suite
 #   make lint    style, types and the floors of the imports

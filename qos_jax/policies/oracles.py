@@ -14,7 +14,7 @@ from qos_jax.workload.request_table import RequestTable
 
 
 def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservation) -> jax.Array:
-    """``projected_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
+    """``load_aware_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
     gain = net_gain(params, truth.seen, true_impact(truth, margin_of_late(params, truth.seen)))
     return best_of(gain, params.drop_below)
 

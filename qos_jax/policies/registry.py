@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,13 @@ ORACLES = ("clairvoyant_greedy",)
 BOUNDS = ("upper_bound",)
 # Replays an assignment that comes with the requests, so it only runs where one is given.
 REPLAYS = ("assigned",)
+# Default parameters of those that have any.
+_PARAMS: dict[str, Callable[..., heuristics.GreedyParams]] = {
+    "impact_greedy": heuristics.greedy_params,
+    "projected_greedy": heuristics.greedy_params,
+    "load_aware_greedy": heuristics.load_aware_params,
+    "clairvoyant_greedy": heuristics.load_aware_params,
+}
 
 
 def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None = None) -> Policy:
@@ -54,15 +62,12 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
             router=heuristics.assigned,
             params=jnp.asarray(assignment, jnp.int32),
         )
-    greedy = heuristics.greedy_params(allow_drop=allow_drop)
+    params = _PARAMS[name](allow_drop=allow_drop) if name in _PARAMS else None
     if name in ORACLES:
         function = getattr(oracles, name)
-        return Policy(name=name, summary=_summary(function), oracle=function, params=greedy)
+        return Policy(name=name, summary=_summary(function), oracle=function, params=params)
     if name in HEURISTICS:
         function = getattr(heuristics, name)
-        params = greedy if name in ("impact_greedy", "projected_greedy") else None
-        if name == "load_aware_greedy":
-            params = heuristics.load_aware_params(allow_drop=allow_drop)
         return Policy(name=name, summary=_summary(function), router=function, params=params)
     if name in BOUNDS:
         raise input_error(
