@@ -180,7 +180,11 @@ def test_learned_routers_in_the_table(launch, whole, tmp_path):
     assert len(found) == 3 * len(expected) == 9
     for name in ("trained", "ours"):
         for (_, *case), line in expected.items():
-            assert found[name, *case]["metrics"] == line["metrics"]
+            # The same decisions; another program may round a mean otherwise.
+            assert found[name, *case]["metrics"] == {
+                metric: pytest.approx(values, rel=1e-6, nan_ok=True)
+                for metric, values in line["metrics"].items()
+            }
         assert f"records/{name}.npz" in files_of(out)
         assert ended.out.count(f"\n{name} ") == 3
     assert "difference to" in ended.out
