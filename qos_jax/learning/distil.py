@@ -4,9 +4,9 @@ At states on the learner's own way, a few likely actions are tried in the same s
 routing on (``action_values``), and the network's scores are regressed on the differences of their values.
 One trial is noisy, and knows true lengths that no router sees; the regression averages over states that
 look alike, so what is learned is the expectation given what is seen. Trials are short, since the noise of a
-difference grows with every arrival; what those in flight at the end cost later arrivals is charged by the
-heuristic's price of crowding times the lane's load. Simulated tails (20,000 pairs of futures of 96
-arrivals) ask for about that: 0.2 to 0.6 of the price below half of capacity, 1.2 of it above capacity.
+difference grows with every arrival. Those in flight at the end count by their chance to meet L, with the
+heuristic's margin for what is still to come (drained without company, they flattered crowded fleets); what
+they cost later arrivals is charged by its price of crowding, times the lane's load.
 Beside it the calibration of predicted qualities is fitted to the rows of the tables. Source: DESIGN
 section 5, rollout_improved and its imitation; after Tesauro and Galperin, "On-line policy improvement using
 Monte-Carlo search", NeurIPS 1996.
