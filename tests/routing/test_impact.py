@@ -125,6 +125,22 @@ def judged_and_true(config, params, states):
     return jax.lax.map(one, states)
 
 
+def test_true_impact_and_potential_are_the_course_of_the_simulator_while_all_fits():
+    config = ServingConfig(EXPERTS, 12, 4)
+    params = replay_params(
+        0, T, roomy(max_running=[12] * 3, max_waiting=[4] * 3), mean_gap_s=0.03, latency_limit_s=0.04
+    )
+    env = RoutingEnvironment(EnvConfig(config))
+    states, _, _ = rollout(env, jax.random.key(0), params, random_actions(0, T))
+    impact, potential, alone, joined = jax.device_get(judged_and_true(config, params, states))
+    assert np.count_nonzero(impact.penalty) > 5
+    np.testing.assert_allclose(potential, alone, atol=1e-4)
+    # Joining changes the QoS to come by one's own less what the others lose.
+    np.testing.assert_allclose(joined - alone[:, None], impact.own_qos - impact.penalty, atol=1e-4)
+    # A hard test counts whole requests.
+    np.testing.assert_allclose(impact.pushed, np.round(impact.pushed), atol=1e-4)
+
+
 def test_expected_potential_is_the_true_one_where_predictions_are_exact_and_softer_with_a_margin():
     config = ServingConfig(EXPERTS, 12, 4)
     params = replay_params(
@@ -154,22 +170,6 @@ def test_expected_potential_is_the_true_one_where_predictions_are_exact_and_soft
     np.testing.assert_allclose(told[:, 0], true, atol=1e-4)
     assert np.all((told >= 0.0) & (told <= held[:, None] + 1e-4))
     assert np.max(np.abs(told[:, 1] - true)) > 0.1
-
-
-def test_true_impact_and_potential_are_the_course_of_the_simulator_while_all_fits():
-    config = ServingConfig(EXPERTS, 12, 4)
-    params = replay_params(
-        0, T, roomy(max_running=[12] * 3, max_waiting=[4] * 3), mean_gap_s=0.03, latency_limit_s=0.04
-    )
-    env = RoutingEnvironment(EnvConfig(config))
-    states, _, _ = rollout(env, jax.random.key(0), params, random_actions(0, T))
-    impact, potential, alone, joined = jax.device_get(judged_and_true(config, params, states))
-    assert np.count_nonzero(impact.penalty) > 5
-    np.testing.assert_allclose(potential, alone, atol=1e-4)
-    # Joining changes the QoS to come by one's own less what the others lose.
-    np.testing.assert_allclose(joined - alone[:, None], impact.own_qos - impact.penalty, atol=1e-4)
-    # A hard test counts whole requests.
-    np.testing.assert_allclose(impact.pushed, np.round(impact.pushed), atol=1e-4)
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])
