@@ -31,7 +31,7 @@ _QUICK = TrainConfig(
 )
 
 # The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch.
-# Its reward comes when a request completes, some twenty decisions after the choice: returns of up to 32 steps
+# Its reward comes when a request completes, many decisions after the choice: returns of up to 32 steps
 # bridge that; those of one had hardly learned in 2.5 times as many decisions.
 _PAPER6 = TrainConfig(
     fleet="paper6",
