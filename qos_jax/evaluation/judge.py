@@ -79,7 +79,7 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
     """Return the cases that a run is judged on; from its table's validation rows, if it has a table."""
     source = plan.figures if plan.held_out_table is None else plan.held_out_table
     cases = CaseConfig(
-        workloads=("poisson",),
+        workloads=config.workloads,
         loads=config.loads,
         arrival_rates=config.arrival_rates,
         seeds=config.seeds,

@@ -10,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from qos_jax.evaluation import plot_style
-from qos_jax.evaluation.judge import BASELINE, LEARNED, Judgement
+from qos_jax.evaluation.judge import BASELINE, LEARNED, CaseScore, Judgement
 from qos_jax.evaluation.statistics import Estimate, mean_ci, paired_difference
 from qos_jax.files import atomic_write
 
@@ -58,7 +58,7 @@ def learning_curve(judged: Sequence[Judgement], phase_ends: Mapping[str, int]) -
     figure = plot_style.new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2)
     updates = [judgement.update for judgement in judged]
-    names = [_case_name(score.arrival_rate_per_s) for score in judged[0].scores]
+    names = [_case_name(score) for score in judged[0].scores]
     for place, (name, style) in enumerate(zip(names, plot_style.expert_styles(names), strict=True)):
         scores = [judgement.scores[place] for judgement in judged]
         _line(left, updates, [mean_ci(score.average_qos) for score in scores], style, name)
@@ -82,7 +82,7 @@ def render_judgement(judgement: Judgement) -> str:
     """Return an evaluation as a table for the terminal: a line per case, and one of their mean."""
     lines = [
         [
-            f"{score.workload}, {score.arrival_rate_per_s:.3g}/s",
+            _case_name(score),
             _interval(mean_ci(score.average_qos)),
             f"{score.baseline_qos.mean():.3f}",
             _interval(paired_difference(score.average_qos, score.baseline_qos), "+"),
@@ -126,8 +126,8 @@ def _line(
         axes.fill_between(updates, low, high, color=style.colour, alpha=0.15, linewidth=0)
 
 
-def _case_name(rate_per_s: float) -> str:
-    return f"{rate_per_s:.3g} requests/s"
+def _case_name(score: CaseScore) -> str:
+    return f"{score.workload}, {score.arrival_rate_per_s:.3g}/s"
 
 
 def _interval(estimate: Estimate, sign: str = "") -> str:

@@ -27,6 +27,7 @@ from qos_jax.evaluation.sweep_plots import CAPACITY, sweep_figures
 from qos_jax.evaluation.sweep_run import ChunkPlan, LaneProgram, plan_chunks
 from qos_jax.files import sha256
 from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
+from qos_jax.policies.net_gain import LEARNED_NUMBERS
 from qos_jax.workload import split_rows
 from qos_jax.workload.named_table import ALL_ROWS
 from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table
@@ -42,12 +43,7 @@ _OF_WORKLOAD = {
 }
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
 _OF_POLICIES = {
-    "margin": _BY_NET_GAIN,
-    "congestion_price": _BY_NET_GAIN,
-    "price_by_load": _BY_NET_GAIN,
-    "price_by_length": _BY_NET_GAIN,
-    "margin_by_load": _BY_NET_GAIN,
-    "penalty_weight": _BY_NET_GAIN,
+    **dict.fromkeys(LEARNED_NUMBERS, _BY_NET_GAIN),
     "impact_weight": ("impact_greedy",),
 }
 _OF_FIGURES = ("error_level", "quality_bias", "length_log_bias")

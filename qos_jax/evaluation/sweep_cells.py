@@ -16,7 +16,7 @@ from qos_jax.evaluation.cases import RECORDED, CaseConfig
 from qos_jax.evaluation.contents import Source, draw_contents, known_length_log_std
 from qos_jax.evaluation.sweep_grid import Axis, multiply_out
 from qos_jax.evaluation.sweep_lane import CellNumbers, LaneSource
-from qos_jax.policies.heuristics import GreedyParams
+from qos_jax.policies.net_gain import GreedyParams
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload import (
     Fleet,

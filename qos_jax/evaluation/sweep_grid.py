@@ -53,10 +53,16 @@ SCALARS = {
     "length_log_bias": Range(-10.0, 10.0),
     "margin": _FROM_ZERO,
     "congestion_price": _FROM_ZERO,
-    "price_by_load": Range(0.0, 1.0),
+    "price_by_load": Range(-10.0, 10.0),
     "price_by_length": Range(0.0, 10.0),
+    "price_by_occupancy": Range(0.0, 10.0),
+    "price_by_pace": Range(-10.0, 10.0),
+    "price_by_fleet": Range(-10.0, 10.0),
+    "burst_weight": Range(0.0, 1.0),
     "margin_by_load": Range(-10.0, 10.0),
+    "margin_of_others": _FROM_ZERO,
     "penalty_weight": _FROM_ZERO,
+    "penalty_by_load": Range(-10.0, 10.0),
     "impact_weight": _FROM_ZERO,
 }
 PROFILE_FIELDS = COLUMNS[1:]

@@ -15,7 +15,7 @@ from qos_jax.evaluation.contents import draw_table
 from qos_jax.evaluation.metrics import METRICS, traced_summarise
 from qos_jax.evaluation.records import COMPLETED, DROPPED
 from qos_jax.evaluation.simulate import Arriving, Carry, Logged, route_requests
-from qos_jax.policies.heuristics import GreedyParams
+from qos_jax.policies.net_gain import GreedyParams
 from qos_jax.routing.fleet_state import Request, empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload import LengthHistogram, RequestTable, SyntheticParams, sample_gaps

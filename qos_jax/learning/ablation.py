@@ -15,13 +15,23 @@ FULL = "full"  # the run itself, which the others are variants of
 
 def trained_decisions(config: TrainConfig) -> int:
     """Decisions that a run takes in all, tried ones included: its budget."""
-    distil, total = config.distil, 0
-    total += distil.updates * distil.num_envs * (distil.steps + distil.candidates * distil.horizon)
+    total = config.search.updates * _of_search(config) + config.distil.updates * _of_distil(config)
     if config.agent == "ppo":
         total += config.ppo.total_updates * config.ppo.num_envs * config.ppo.rollout_steps
     elif config.agent == "sac":
         total += config.sac.total_updates * config.sac.num_envs * config.sac.steps_per_update
     return total
+
+
+def _of_search(config: TrainConfig) -> int:
+    """Decisions of one update."""
+    return config.search.candidates * config.search.num_envs * config.search.steps
+
+
+def _of_distil(config: TrainConfig) -> int:
+    """The same."""
+    distil = config.distil
+    return distil.num_envs * (distil.steps + distil.candidates * distil.horizon)
 
 
 def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
@@ -53,6 +63,29 @@ def _network(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
         return dataclasses.replace(full, network=dataclasses.replace(full.network, **choices))
 
     return change
+
+
+def _only_distil(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """Without the search, which has nothing to do here; distillation takes its decisions too."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        updates = _updates(full, "distil", _of_distil(full))
+        return dataclasses.replace(
+            _at_pace(_network(**choices)(full), full, updates),
+            search=dataclasses.replace(full.search, updates=0),
+            distil=dataclasses.replace(full.distil, updates=updates),
+        )
+
+    return change
+
+
+def _only_search(full: TrainConfig) -> TrainConfig:
+    updates = _updates(full, "search", _of_search(full))
+    return dataclasses.replace(
+        _at_pace(full, full, updates),
+        search=dataclasses.replace(full.search, updates=updates),
+        distil=dataclasses.replace(full.distil, updates=0),
+    )
 
 
 def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
@@ -90,17 +123,25 @@ def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
 
 
 def _alone(full: TrainConfig, agent: str, reward: str, updates: int) -> TrainConfig:
-    """Without distillation, evaluated and saved as often as the full run."""
-    pace = updates / max(full.distil.updates, 1)
+    """Without search and distillation."""
+    return dataclasses.replace(
+        _at_pace(full, full, updates),
+        agent=agent,
+        reward=reward,
+        search=dataclasses.replace(full.search, updates=0),
+        distil=dataclasses.replace(full.distil, updates=0),
+    )
+
+
+def _at_pace(config: TrainConfig, full: TrainConfig, updates: int) -> TrainConfig:
+    """``config`` evaluated and saved as often in its ``updates`` as the full run is in its own."""
+    pace = updates / max(full.search.updates + full.distil.updates, 1)
 
     def paced(every: int) -> int:
         return max(1, round(every * pace))
 
     return dataclasses.replace(
-        full,
-        agent=agent,
-        reward=reward,
-        distil=dataclasses.replace(full.distil, updates=0),
+        config,
         log_every=paced(full.log_every),
         checkpoint_every=paced(full.checkpoint_every),
         evaluation=dataclasses.replace(full.evaluation, every=paced(full.evaluation.every)),
@@ -112,14 +153,16 @@ VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
     FULL: ("the run as configured", lambda full: full),
     "sets": ("no attention, no slots: experts as a set", _network(encoder="sets")),
     "flat": ("no graph: an MLP on all features in one row", _network(encoder="flat")),
-    "no_residual": ("scores start from nothing, not from load_aware_greedy", _network(residual=False)),
+    "no_residual": ("scores start from nothing, not from a net gain", _only_distil(residual=False)),
     "no_impact": (
         "nothing from the action impact estimator, neither features nor residual",
-        _network(impact_features=False, residual=False),
+        _only_distil(impact_features=False, residual=False),
     ),
+    "no_search": ("no search: distillation alone, from load_aware_greedy", _only_distil()),
+    "no_distil": ("no distillation: the search alone", _only_search),
     "no_calibration": ("predicted qualities as they are", _network(calibrate_quality=False)),
-    "ppo": ("no distillation: PPO alone, potential-based reward", _ppo_alone("potential")),
-    "ppo_paper": ("no distillation: PPO alone, the paper's reward", _ppo_alone("paper")),
-    "sac": ("no distillation: SAC alone, potential-based reward", _sac_alone("potential")),
-    "sac_paper": ("no distillation: SAC alone, the paper's reward", _sac_alone("paper")),
+    "ppo": ("PPO alone, potential-based reward", _ppo_alone("potential")),
+    "ppo_paper": ("PPO alone, the paper's reward", _ppo_alone("paper")),
+    "sac": ("SAC alone, potential-based reward", _sac_alone("potential")),
+    "sac_paper": ("SAC alone, the paper's reward", _sac_alone("paper")),
 }

@@ -27,21 +27,18 @@ from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
 from qos_jax.learning.types import Learner, Metrics, SampleParams
 from qos_jax.policies.action_values import action_values, with_expected_quality
 from qos_jax.policies.actor_critic import (
-    ActorCritic,
     NetworkConfig,
     RouterInput,
     RouterOutput,
     action_mask,
     actor_function,
+    greedy_of,
+    init_router,
+    is_trained,
     router_input,
 )
-from qos_jax.policies.heuristics import (
-    GreedyParams,
-    crowding_cost,
-    load_aware_params,
-    margin_of_late,
-    projected_greedy,
-)
+from qos_jax.policies.heuristics import projected_greedy
+from qos_jax.policies.net_gain import GreedyParams, crowding_cost, margin_of_late
 from qos_jax.routing import EnvParams, RoutingEnvironment
 from qos_jax.routing.fleet_state import empty_fleet
 from qos_jax.routing.graph import PAIR_FEATURES
@@ -123,21 +120,21 @@ def make_distil(
 ) -> Learner:
     """Return the learner. Memory: ``capacity`` inputs, about 8 kB each at 6 experts of 32 slots."""
     actor = actor_function(network)
-    greedy = load_aware_params(allow_drop=network.allow_drop)
     schedule = optax.cosine_decay_schedule(
         config.learning_rate, max(config.updates, 1) * config.gradient_steps
     )
     optimiser = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_trained),
     )
 
     def init(key: jax.Array, params: Any | None = None) -> DistilState:
         key, lanes_key, network_key = jax.random.split(key, 3)
+        greedy = greedy_of(params, network.allow_drop)
         lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
         one = jax.tree.map(lambda leaf: leaf[0], lanes.input)
         if params is None:
-            params = ActorCritic(network).init(network_key, one)
+            params = init_router(network, network_key, one)
         room = config.capacity // config.num_envs * config.num_envs
         tried = (room, config.candidates)
         return DistilState(
@@ -164,6 +161,7 @@ def make_distil(
 
     def update(state: DistilState) -> tuple[DistilState, Metrics]:
         key, try_key, pick_key, learn_key = jax.random.split(state.key, 4)
+        greedy = greedy_of(state.params, network.allow_drop)
 
         def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, None]:
             logits = apply(state.params, inputs).logits

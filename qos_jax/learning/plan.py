@@ -15,6 +15,7 @@ from qos_jax.learning.distil import make_distil
 from qos_jax.learning.ppo import make_ppo
 from qos_jax.learning.sac import make_sac
 from qos_jax.learning.scenario import Scenario, sample_params
+from qos_jax.learning.search import make_search
 from qos_jax.learning.train_config import TrainConfig
 from qos_jax.learning.types import Learner, Metrics
 from qos_jax.routing import EnvConfig, EnvParams, RoutingEnvironment
@@ -35,7 +36,7 @@ Train = Callable[[jax.Array], tuple[Any, dict[str, Metrics]]]
 class Phase:
     """A part of a run with a learner of its own, which starts from the parameters of the one before."""
 
-    name: str  # "distil" or the agent's
+    name: str  # "search", "distil" or the agent's
     learner: Learner
     updates: int
 
@@ -145,6 +146,10 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
         return sample_params(key, config.scenario, scenario)
 
     phases = []
+    if config.search.updates > 0:
+        phases.append(
+            Phase("search", make_search(env, draw, config.network, config.search), config.search.updates)
+        )
     if config.distil.updates > 0:
         phases.append(
             Phase("distil", make_distil(env, draw, config.network, config.distil), config.distil.updates)

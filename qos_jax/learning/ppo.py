@@ -17,8 +17,14 @@ from qos_jax.learning.gae import gae
 from qos_jax.learning.ppo_loss import entropy, normalised, policy_loss, value_loss
 from qos_jax.learning.rollout import EnvLanes, Transition, renew_lanes, rollout, start_lanes
 from qos_jax.learning.types import Learner, Metrics, SampleParams
-from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, RouterInput, RouterOutput
-from qos_jax.policies.heuristics import load_aware_params
+from qos_jax.policies.actor_critic import (
+    ActorCritic,
+    NetworkConfig,
+    RouterInput,
+    RouterOutput,
+    greedy_of,
+    init_router,
+)
 from qos_jax.routing import RoutingEnvironment
 from qos_jax.routing.params import EnvParams, as_good_as_predicted
 
@@ -121,7 +127,7 @@ def make_ppo(
         raise ValueError(
             f"allow_drop: {env.config.allow_drop} of the environment, {network.allow_drop} of the network"
         )
-    model, greedy = ActorCritic(network), load_aware_params()
+    model = ActorCritic(network)
 
     def draw(key: jax.Array) -> EnvParams:
         params = sample_params(key)
@@ -138,9 +144,10 @@ def make_ppo(
 
     def init(key: jax.Array, params: Any | None = None) -> PPOState:
         lanes_key, params_key, key = jax.random.split(key, 3)
+        greedy = greedy_of(params, network.allow_drop)
         lanes = start_lanes(env, draw, greedy, lanes_key, config.num_envs)
         if params is None:
-            params = model.init(params_key, jax.tree.map(lambda x: x[0], lanes.input))
+            params = init_router(network, params_key, jax.tree.map(lambda x: x[0], lanes.input))
         params = jax.tree.map(jnp.asarray, params)
         average = jax.tree.map(jnp.copy, params)  # a buffer of its own: the state is donated
         return PPOState(params, average, optimiser.init(params), lanes, key, updates=jnp.int32(0))
@@ -151,6 +158,7 @@ def make_ppo(
             action = jax.random.categorical(key, out.logits)
             return action, (_pick(jax.nn.log_softmax(out.logits), action), out.value)
 
+        greedy = greedy_of(state.params, network.allow_drop)
         lanes, steps, (log_prob, value) = rollout(env, greedy, act, state.lanes, config.rollout_steps)
         # Nothing is cut within a rollout: each step reached the next one's state, the last that of the lanes.
         next_value = jnp.concatenate([value[1:], forward(state.params, lanes.input).value[None]])

@@ -17,7 +17,7 @@ _HAN = HANConfig(layers=1, hidden=32, heads=4)
 _EDGE6 = TrainConfig(
     agent="none",
     network=NetworkConfig(han=_HAN),
-    evaluation=EvaluationConfig(every=20, seeds=32),
+    evaluation=EvaluationConfig(every=20, seeds=16),
     checkpoint_every=20,
 )
 
@@ -26,7 +26,7 @@ _QUICK = TrainConfig(
     agent="none",
     network=NetworkConfig(han=_HAN),
     distil=DistilConfig(num_envs=192, capacity=16384, batch_size=512),
-    evaluation=EvaluationConfig(every=20, seeds=16, num_requests=256),
+    evaluation=EvaluationConfig(every=20, seeds=8, num_requests=256),
     checkpoint_every=20,
 )
 
@@ -40,6 +40,7 @@ _PAPER6 = TrainConfig(
     scenario=ScenarioConfig(
         arrival_rate=(1.0, 6.0),
         burst_factor=(1.0, 1.0),
+        swing=(0.0, 0.0),
         limit_scale=(1.0, 1.0),
         speed_log_std=0.0,
         part_log_std=0.0,
@@ -56,7 +57,9 @@ _PAPER6 = TrainConfig(
         critic_only_steps=300,
         total_updates=120,
     ),
-    evaluation=EvaluationConfig(every=20, loads=(), arrival_rates=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)),
+    evaluation=EvaluationConfig(
+        every=20, workloads=("poisson",), loads=(), arrival_rates=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    ),
     checkpoint_every=20,
 )
 

@@ -14,8 +14,13 @@ from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.sac_step import SACWeights, actor_logits, gradient_step, init_weights, policy_entropy
 from qos_jax.learning.types import Learner, Metrics, SampleParams
-from qos_jax.policies.actor_critic import MASKED_LOGIT, NetworkConfig, RouterInput, action_mask
-from qos_jax.policies.heuristics import load_aware_params
+from qos_jax.policies.actor_critic import (
+    MASKED_LOGIT,
+    NetworkConfig,
+    RouterInput,
+    action_mask,
+    greedy_of,
+)
 from qos_jax.routing import RoutingEnvironment
 
 __all__ = ["SACConfig", "SACState", "make_sac", "sac_replay_bytes"]
@@ -57,10 +62,10 @@ def make_sac(
     """
     if network.allow_drop != env.config.allow_drop:
         raise ValueError(f"allow_drop is {network.allow_drop} in the network, not so in the environment")
-    greedy = load_aware_params()
 
     def init(key: jax.Array, params: Any | None = None) -> SACState:
         key, weights_key, lanes_key = jax.random.split(key, 3)
+        greedy = greedy_of(params, network.allow_drop)
         lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
         example = jax.tree.map(lambda leaf: leaf[0], lanes.input)
         replay = empty_replay(
@@ -77,6 +82,7 @@ def make_sac(
 
     def update(state: SACState) -> tuple[SACState, Metrics]:
         key, learn_key = jax.random.split(state.key)
+        greedy = greedy_of(state.weights.actor, network.allow_drop)
         random = state.uniform & (state.replay.size < config.warmup_decisions)
 
         def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, jax.Array]:
@@ -134,7 +140,7 @@ def sac_replay_bytes(env: RoutingEnvironment, sample_params: SampleParams, confi
     """Bytes that the replay of one run will take, before anything is made."""
 
     def see(key: jax.Array) -> RouterInput:
-        return start_lanes(env, sample_params, load_aware_params(), key, config.num_envs).input
+        return start_lanes(env, sample_params, greedy_of(None, False), key, config.num_envs).input
 
     inputs = jax.eval_shape(see, jax.eval_shape(jax.random.key, 0))
     return replay_bytes(inputs, config.replay_capacity, config.steps_per_update, config.half_precision_replay)

@@ -15,7 +15,14 @@ from flax import struct
 from qos_jax.learning.replay import ReplayBatch
 from qos_jax.learning.sac_config import ALPHA_RANGE, SACConfig
 from qos_jax.learning.types import Metrics
-from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, RouterInput, TwinCritic, action_mask
+from qos_jax.policies.actor_critic import (
+    ActorCritic,
+    NetworkConfig,
+    RouterInput,
+    TwinCritic,
+    action_mask,
+    init_router,
+)
 
 
 @struct.dataclass
@@ -95,7 +102,9 @@ def init_weights(
     """
     actor_key, critic_key = jax.random.split(key)
     # Copies: the state may be donated, and neither what was given nor one leaf twice must be lost by it.
-    actor = ActorCritic(network).init(actor_key, example) if actor is None else jax.tree.map(jnp.copy, actor)
+    if actor is None:
+        actor = init_router(network, actor_key, example)
+    actor = jax.tree.map(jnp.copy, actor)
     critic = TwinCritic(network).init(critic_key, example)
     log_alpha = jnp.log(jnp.float32(config.initial_alpha))
     return SACWeights(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from qos_jax.workload import (
 )
 from qos_jax.workload.capacity import traced_capacity_per_s
 
+_FROM_ZERO = ("swing", "error_level", "prompt_log_std", "output_log_std")
+_SWING_BINS = 24
+
 
 @dataclasses.dataclass(frozen=True)
 class ScenarioConfig:
@@ -33,9 +37,11 @@ class ScenarioConfig:
     table_rows: int = 1024  # M, requests an episode draws from
     load: tuple[float, float] = (0.25, 1.25)  # arrival rate / the fleet's capacity, log-uniform
     arrival_rate: tuple[float, float] | None = None  # requests / s, log-uniform, in place of the load
-    burst_factor: tuple[float, float] = (1.0, 8.0)  # rate in bursts / rate in calm, log-uniform
+    burst_factor: tuple[float, float] = (1.0, 32.0)  # rate in bursts / rate in calm, log-uniform
     burst_mean_s: tuple[float, float] = (1.0, 60.0)  # seconds, log-uniform
     calm_mean_s: tuple[float, float] = (5.0, 120.0)  # seconds, log-uniform
+    swing: tuple[float, float] = (0.0, 0.9)  # share of its mean by which the rate rises and falls, uniform
+    period_s: tuple[float, float] = (30.0, 600.0)  # seconds, of that sine, log-uniform; it starts anywhere
     limit_scale: tuple[float, float] = (0.8, 1.25)  # L over the fleet's own, log-uniform
     speed_log_std: float = 0.1  # of a common factor on all times of an expert, log-normal
     part_log_std: float = 0.05  # of a factor on each single coefficient, log-normal
@@ -53,9 +59,11 @@ class ScenarioConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple):
-                positive = field.name not in ("error_level", "prompt_log_std", "output_log_std")
+                positive = field.name not in _FROM_ZERO
                 if not 0 <= value[0] <= value[1] < float("inf") or (positive and value[0] == 0):
                     raise ValueError(f"{field.name} = {value}: give (lowest, highest), in order, above 0")
+        if self.swing[1] >= 1:
+            raise ValueError(f"swing = {self.swing}: must be below 1, or nothing arrives for a while")
         for name in ("speed_log_std", "part_log_std"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
@@ -83,6 +91,9 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     """
     keys = iter(jax.random.split(key, 12))
 
+    def uniform(ends: tuple[float, float]) -> jax.Array:
+        return jax.random.uniform(next(keys), minval=ends[0], maxval=ends[1])
+
     def log_uniform(ends: tuple[float, float]) -> jax.Array:
         low, high = jnp.log(jnp.float32(ends[0])), jnp.log(jnp.float32(ends[1]))
         return jnp.exp(jax.random.uniform(next(keys), minval=low, maxval=high))
@@ -98,6 +109,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         burst_factor=log_uniform(config.burst_factor),
         burst_mean_s=log_uniform(config.burst_mean_s),
         calm_mean_s=log_uniform(config.calm_mean_s),
+        **_swinging(config, uniform, log_uniform),
     )
     return make_params(
         profile,
@@ -108,6 +120,21 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         impact_weight=scenario.impact_weight,
         discount=scenario.discount,
     )
+
+
+def _swinging(
+    config: ScenarioConfig,
+    uniform: Callable[[tuple[float, float]], jax.Array],
+    log_uniform: Callable[[tuple[float, float]], jax.Array],
+) -> dict[str, jax.Array]:
+    """A rate that rises and falls as a sine from a phase of its own, in steps; none if it never swings."""
+    if config.swing[1] == 0:
+        return {}
+    phase = (jnp.arange(_SWING_BINS, dtype=jnp.float32) + 0.5) / _SWING_BINS + uniform((0.0, 1.0))
+    return {
+        "profile": 1.0 - uniform(config.swing) * jnp.cos(2.0 * jnp.pi * phase),
+        "bin_s": log_uniform(config.period_s) / _SWING_BINS,
+    }
 
 
 def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -> FleetProfile:

@@ -12,17 +12,19 @@ from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.scenario import ScenarioConfig
+from qos_jax.learning.search import SearchConfig
 from qos_jax.policies.actor_critic import NetworkConfig
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 AGENTS = ("ppo", "sac", "none")
+JUDGED_ON = ("poisson", "gamma", "mmpp", "diurnal")
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How a run is judged on the way: Poisson arrivals, the same requests for the baseline.
+    """How a run is judged on the way: every workload at every load, the same requests for the baseline.
 
     These cases choose the best checkpoint, so no figure reported of the router may be of their seed.
 
@@ -31,6 +33,7 @@ class EvaluationConfig:
     """
 
     every: int = 50  # updates between two evaluations; also at the start and the end of each phase
+    workloads: tuple[str, ...] = ("poisson", "mmpp", "diurnal")  # how requests arrive, also: gamma
     loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity
     arrival_rates: tuple[float, ...] = ()  # requests / s, in place of the loads
     seeds: int = 8  # independent draws of requests and arrivals
@@ -40,6 +43,10 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for field in ("every", "seeds", "num_requests"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
+        _check("workloads", self.workloads, bool(self.workloads), "name at least one")
+        for name in self.workloads:
+            _one_of("workloads", name, JUDGED_ON)
+        _check("workloads", self.workloads, len(set(self.workloads)) == len(self.workloads), "name each once")
         for field in ("loads", "arrival_rates"):
             fine = all(0 < value < math.inf for value in getattr(self, field))
             fine = fine and len(set(getattr(self, field))) == len(getattr(self, field))
@@ -50,7 +57,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A training run: first ``distil``, if it has any updates, then the agent, if there is one.
+    """A training run: ``search`` and ``distil``, if they have any updates, then the agent, if there is one.
 
     Raises:
       InputError: a value out of its range, naming the field, or nothing to train.
@@ -62,7 +69,7 @@ class TrainConfig:
     table: str | None = None  # request table (.npz) to draw from; none = synthetic requests
     table_split: str = "train"  # which of its rows: train, validation, test or all
     seed: int = 0  # of all draws in training
-    agent: str = "ppo"  # what trains after distil: ppo, sac or none
+    agent: str = "ppo"  # what trains after search and distil: ppo, sac or none
     max_steps: int = 512  # decisions of an episode
     reward: str = "potential"  # what the agent is paid: potential, paper or qos
     impact_weight: float = 1.0  # of the penalty in the paper's reward
@@ -73,6 +80,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     scenario: ScenarioConfig = dataclasses.field(default_factory=ScenarioConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     distil: DistilConfig = dataclasses.field(default_factory=DistilConfig)
     ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
     sac: SACConfig = dataclasses.field(default_factory=SACConfig)
@@ -90,9 +98,9 @@ class TrainConfig:
         )
         fine = self.discount is None or 0 <= self.discount <= 1
         _check("discount", self.discount, fine, "give a number from 0 to 1, or none")
-        if self.agent == "none" and self.distil.updates == 0:
+        if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             raise input_error(
-                "is 'none', and distil has no updates, so nothing trains",
+                "is 'none', and neither search nor distil has updates, so nothing trains",
                 field="agent",
                 remedy="choose an agent, or give distil.updates",
             )

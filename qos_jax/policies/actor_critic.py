@@ -13,7 +13,14 @@ from flax import struct
 
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder
-from qos_jax.policies.heuristics import GreedyParams, crowding_price, impact_of_each, net_gain
+from qos_jax.policies.net_gain import (
+    LEARNED_NUMBERS,
+    GreedyParams,
+    crowding_price,
+    impact_of_each,
+    load_aware_params,
+    net_gain,
+)
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,
     EXPERT_FEATURES,
@@ -28,6 +35,7 @@ ENCODERS = ("han", "sets", "flat")
 IMPACT_FEATURES = ("own_chance", "own_qos", "pushed", "penalty", "net", "latency")
 # What the quality calibration reads: the request and the servers, nothing of the load.
 _STATIC_FEATURES = ("pace_alone", "pace_full", "length_log_std", "batch_size")
+GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
 MASKED_LOGIT = -1e9  # finite, so that no gradient is NaN; its softmax is 0 in float32
 
 
@@ -44,7 +52,7 @@ class NetworkConfig:
     encoder: str = "han"
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
-    residual: bool = True  # scores start as load_aware_greedy's net gain, the head's last layer at zero
+    residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides what the impact estimator says; then no residual either
     calibrate_quality: bool = True  # correct the predicted qualities by what training showed of them
     learned_prices: bool = (
@@ -71,7 +79,7 @@ class RouterInput:
     """What a network reads of one observation; N experts, K slots."""
 
     graph: GraphFeatures
-    gain: jax.Array  # [N] float32, load_aware_greedy's net gain, QoS; 0 where the expert is not available
+    gain: jax.Array  # [N] float32, the greedy router's net gain, QoS; 0 where the expert is not available
     crowding: jax.Array  # [N] float32, the price of crowding in it, QoS
 
 
@@ -91,16 +99,16 @@ def router_input(
 
     Args:
       seen: the observation, of one environment; ``jax.vmap`` it over many.
-      greedy: parameters of ``load_aware_greedy``, whose net gain the residual starts from.
+      greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
     impact = impact_of_each(greedy, seen)
     graph = graph_features(seen, impact, expert_mask)
-    gain = net_gain(greedy, seen, impact)
+    gain = net_gain(greedy, seen, impact, expert_mask)
     return RouterInput(
         graph=graph,
         gain=jnp.where(graph.available, gain, 0.0),
-        crowding=jnp.where(graph.expert_mask, crowding_price(greedy, seen), 0.0),
+        crowding=jnp.where(graph.expert_mask, crowding_price(greedy, seen, expert_mask), 0.0),
     )
 
 
@@ -248,6 +256,36 @@ class ActorCritic(nn.Module):
         return RouterOutput(
             logits=jnp.where(mask, logits, MASKED_LOGIT), value=value, quality_correction=correction
         )
+
+
+def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> dict[str, Any]:
+    """Parameters of a learned router before any training.
+
+    Args:
+      config: the network's.
+      key: [] key.
+      example: one input, for its shapes.
+
+    Returns:
+      ``params``, the weights of :class:`ActorCritic`; and ``greedy``, the numbers of the net gain that its
+      inputs are made with, at first those of ``load_aware_greedy``, [] float32 each. Both are what a
+      checkpoint holds. A network does not read ``greedy``, so it has no gradient: search alone changes it.
+    """
+    return {
+        **ActorCritic(config).init(key, example),
+        GREEDY: {name: getattr(load_aware_params(), name) for name in LEARNED_NUMBERS},
+    }
+
+
+def greedy_of(params: Any | None, allow_drop: bool) -> GreedyParams:
+    """Parameters of the net gain in those of a learned router; of ``load_aware_greedy`` if there are none."""
+    start = load_aware_params(allow_drop=allow_drop)
+    return start if params is None else dataclasses.replace(start, **params[GREEDY])
+
+
+def is_trained(params: Any) -> Any:
+    """True for each part of a router's parameters that gradients train: all but ``greedy``."""
+    return {name: name != GREEDY for name in params}
 
 
 def actor_function(config: NetworkConfig) -> Callable[[Any, RouterInput], RouterOutput]:

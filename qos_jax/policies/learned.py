@@ -7,16 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from qos_jax.policies.actor_critic import (
-    ActorCritic,
     NetworkConfig,
     RouterInput,
     actor_function,
+    greedy_of,
+    init_router,
     router_input,
 )
-from qos_jax.policies.heuristics import GreedyParams, load_aware_params
 from qos_jax.policies.types import Policy, Router
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,
@@ -28,20 +27,11 @@ from qos_jax.routing.graph import (
 from qos_jax.routing.observation import Observation
 
 
-@struct.dataclass
-class LearnedParams:
-    """Parameters of a learned router."""
-
-    network: Any  # of ActorCritic
-    greedy: GreedyParams  # of the net gain that it sees and, with the residual, starts from
-
-
 def learned_policy(
     name: str,
     config: NetworkConfig,
-    network_params: Any,
+    params: Any,
     *,
-    greedy: GreedyParams | None = None,
     stochastic: bool = False,
 ) -> Policy:
     """Return the router of trained parameters.
@@ -49,16 +39,14 @@ def learned_policy(
     Args:
       name: what tables call it.
       config: the networks' configuration.
-      network_params: of :class:`ActorCritic`.
-      greedy: as in training; by default those of ``load_aware_greedy``.
+      params: of the router, as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
       stochastic: draw from the policy instead of taking its most likely action.
     """
-    greedy = load_aware_params(allow_drop=config.allow_drop) if greedy is None else greedy
     return Policy(
         name=name,
         summary=f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}.",
         router=_router(config, stochastic),
-        params=LearnedParams(network=network_params, greedy=greedy),
+        params=params,
     )
 
 
@@ -67,8 +55,8 @@ def _router(config: NetworkConfig, stochastic: bool) -> Router:
     """The same object for equal arguments, so that it does not recompile."""
     actor = actor_function(config)
 
-    def route(params: LearnedParams, key: jax.Array, seen: Observation) -> jax.Array:
-        output = actor(params.network, router_input(seen, params.greedy))
+    def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
+        output = actor(params, router_input(seen, greedy_of(params, config.allow_drop)))
         if stochastic:
             return jax.random.categorical(key, output.logits).astype(jnp.int32)
         return jnp.argmax(output.logits).astype(jnp.int32)
@@ -77,7 +65,7 @@ def _router(config: NetworkConfig, stochastic: bool) -> Router:
 
 
 def parameter_shapes(config: NetworkConfig, num_experts: int, slots: int) -> Any:
-    """Shape and dtype of every parameter of an :class:`ActorCritic`, nested dicts; nothing is computed.
+    """Shape and dtype of every parameter of a learned router, nested dicts; nothing is computed.
 
     Args:
       config: the network's configuration.
@@ -88,7 +76,7 @@ def parameter_shapes(config: NetworkConfig, num_experts: int, slots: int) -> Any
 
 
 def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: jax.Array) -> Any:
-    """Parameters of an :class:`ActorCritic` before any training, nested dicts; arguments as above."""
+    """Parameters of a learned router before any training, nested dicts; arguments as above."""
     rows = (num_experts, slots)
     graph = GraphFeatures(
         arrived=jnp.zeros((len(ARRIVED_FEATURES),)),
@@ -102,12 +90,12 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
     )
     none = jnp.zeros((num_experts,))
     inputs = RouterInput(graph=graph, gain=none, crowding=none)
-    return ActorCritic(config).init(key, inputs)
+    return init_router(config, key, inputs)
 
 
-def flat_sizes(config: NetworkConfig, network_params: Any) -> tuple[int, int]:
+def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:
     """Number of experts and of slots of each that the parameters of a flat encoder are for."""
-    encoder = network_params["params"]["trunk"]["flat"]
+    encoder = params["params"]["trunk"]["flat"]
     experts = encoder["experts"]["bias"].shape[0] // config.hidden
     per_expert = (encoder["in"]["kernel"].shape[0] - len(ARRIVED_FEATURES)) // experts
     slots = (per_expert - len(EXPERT_FEATURES) - len(PAIR_FEATURES) - 1) // (2 * len(SLOT_FEATURES))

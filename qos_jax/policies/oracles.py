@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.heuristics import GreedyParams, best_of, margin_of_late, net_gain
+from qos_jax.policies.heuristics import best_of
+from qos_jax.policies.net_gain import GreedyParams, margin_of_late, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import FleetProfile
@@ -15,8 +16,9 @@ from qos_jax.workload.request_table import RequestTable
 
 def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservation) -> jax.Array:
     """``load_aware_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
-    gain = net_gain(params, truth.seen, true_impact(truth, margin_of_late(params, truth.seen)))
-    return best_of(gain, params.drop_below)
+    margin = margin_of_late(params, truth.seen)
+    impact = true_impact(truth, margin, params.margin_of_others * margin)
+    return best_of(net_gain(params, truth.seen, impact), params.drop_below)
 
 
 def upper_bound(

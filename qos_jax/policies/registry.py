@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qos_jax.errors import input_error
 from qos_jax.policies import heuristics, oracles
+from qos_jax.policies.net_gain import GreedyParams, greedy_params, load_aware_params
 from qos_jax.policies.types import Policy
 
 HEURISTICS = (
@@ -30,11 +31,11 @@ BOUNDS = ("upper_bound",)
 # Replays an assignment that comes with the requests, so it only runs where one is given.
 REPLAYS = ("assigned",)
 # Default parameters of those that have any.
-_PARAMS: dict[str, Callable[..., heuristics.GreedyParams]] = {
-    "impact_greedy": heuristics.greedy_params,
-    "projected_greedy": heuristics.greedy_params,
-    "load_aware_greedy": heuristics.load_aware_params,
-    "clairvoyant_greedy": heuristics.load_aware_params,
+_PARAMS: dict[str, Callable[..., GreedyParams]] = {
+    "impact_greedy": greedy_params,
+    "projected_greedy": greedy_params,
+    "load_aware_greedy": load_aware_params,
+    "clairvoyant_greedy": load_aware_params,
 }
 
 

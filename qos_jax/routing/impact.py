@@ -21,7 +21,9 @@ class Impact:
     penalty: jax.Array  # [N] float32, expected QoS those lose
 
 
-def projected_impact(seen: Observation, margin: jax.Array) -> Impact:
+def projected_impact(
+    seen: Observation, margin: jax.Array, margin_of_others: jax.Array | None = None
+) -> Impact:
     """Impact by the closed form with predicted lengths, without and with the newcomer (DESIGN section 4).
 
     A request meets L with the chance that its latency per token, log-normal about the projected one,
@@ -32,6 +34,7 @@ def projected_impact(seen: Observation, margin: jax.Array) -> Impact:
       seen: the observation.
       margin: [] float32 >= 0, std of log latency per token beyond the newcomer's own length; 0 with
         exact lengths is a hard test.
+      margin_of_others: the same for the requests in flight; by default as the newcomer's.
     """
     return _impact(
         seen,
@@ -40,10 +43,13 @@ def projected_impact(seen: Observation, margin: jax.Array) -> Impact:
         seen.slot_predicted_quality,
         seen.length_log_std,
         margin,
+        margin if margin_of_others is None else margin_of_others,
     )
 
 
-def true_impact(truth: TrueObservation, margin: jax.Array) -> Impact:
+def true_impact(
+    truth: TrueObservation, margin: jax.Array, margin_of_others: jax.Array | None = None
+) -> Impact:
     """The same with true lengths and qualities, for oracles; only later arrivals are unknown to it."""
     return _impact(
         truth.seen,
@@ -52,6 +58,7 @@ def true_impact(truth: TrueObservation, margin: jax.Array) -> Impact:
         truth.slot_quality,
         jnp.zeros_like(truth.seen.length_log_std),
         margin,
+        margin if margin_of_others is None else margin_of_others,
     )
 
 
@@ -62,6 +69,7 @@ def _impact(
     slot_quality: jax.Array,
     length_log_std: jax.Array,
     margin: jax.Array,
+    margin_of_others: jax.Array,
 ) -> Impact:
     limit_s = seen.latency_limit_s
     projection = project(outlook)
@@ -70,7 +78,8 @@ def _impact(
     column_std = length_log_std[:, None]
 
     def chance(latency_s: jax.Array) -> jax.Array:
-        std = _log_std(_share(projection.decode_s, latency_s), left_share, column_std, margin)
+        decode_share = _share(projection.decode_s, latency_s)
+        std = _log_std(decode_share, left_share, column_std, margin_of_others)
         return _chance(latency_s / tokens, std, limit_s)
 
     live = outlook.live

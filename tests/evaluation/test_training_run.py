@@ -21,6 +21,7 @@ from qos_jax.learning.checkpoint_record import checkpoints
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.plan import Phase, load_plan, make_train, phase_key
 from qos_jax.learning.ppo import PPOConfig
+from qos_jax.learning.search import SearchConfig
 from qos_jax.learning.train_config import EvaluationConfig, TrainConfig
 from qos_jax.learning.types import Learner
 
@@ -30,6 +31,7 @@ CONFIG = TrainConfig(
     checkpoint_every=3,
     keep_last=2,
     evaluation=EvaluationConfig(every=4, seeds=3),
+    search=SearchConfig(updates=0),
     distil=DistilConfig(updates=7),
     ppo=PPOConfig(total_updates=6),
 )

@@ -56,7 +56,7 @@ def test_run_again_it_trains_nothing_anew(done, launch):
         ("--policies=projected_greedy,nobody", "policy 'nobody' is unknown"),
         ("--cases.loads=0", "field 'loads'"),
         ("--train.fleet=nowhere.csv", "no such file"),
-        ("--train.distil.updates=0", "nothing trains"),
+        ("--train.search.candidates=3", "search: candidates = 3: must be even"),
     ],
 )
 def test_bad_input_is_told_before_anything_trains(launch, tmp_path, flag, told):

@@ -78,7 +78,7 @@ def test_the_run_starts_at_the_baseline_and_learns_something(whole):
     out, printed = whole
     with open(out / "evaluations.csv") as stream:
         rows = list(csv.DictReader(stream))
-    assert [int(row["update"]) for row in rows] == [0, 6, 10]
+    assert [int(row["update"]) for row in rows] == [0, 4, 6, 10]
     assert float(rows[0]["diff"]) == 0.0  # the residual alone routes as load_aware_greedy
     assert "load_aware_greedy" in printed
     assert f"results in {out}" in printed
@@ -162,6 +162,7 @@ def test_flags_change_what_they_name_and_nothing_else():
         "--network.han.heads=4",
         "--scenario.load=0.5, 2",
         "--scenario.arrival_rate=1,6",
+        "--evaluation.workloads=mmpp,gamma",
         "--evaluation.loads=1",
         "--evaluation.arrival_rates=",
     )
@@ -174,7 +175,7 @@ def test_flags_change_what_they_name_and_nothing_else():
             default.network, residual=False, han=dataclasses.replace(default.network.han, heads=4)
         ),
         scenario=dataclasses.replace(default.scenario, load=(0.5, 2.0), arrival_rate=(1.0, 6.0)),
-        evaluation=dataclasses.replace(default.evaluation, loads=(1.0,)),
+        evaluation=dataclasses.replace(default.evaluation, workloads=("mmpp", "gamma"), loads=(1.0,)),
     )
 
 

@@ -21,16 +21,19 @@ def test_a_variant_differs_and_takes_as_many_decisions_but_for_part_of_an_update
     (variant,) = variants([name], EDGE6).values()
     assert variant != EDGE6
     plan = load_plan(variant)
-    (phase,) = plan.phases
-    spent = phase.updates * phase.learner.decisions_per_update
+    spent = sum(phase.updates * phase.learner.decisions_per_update for phase in plan.phases)
     assert spent == trained_decisions(variant)
     budget = trained_decisions(EDGE6)
-    assert budget - phase.learner.decisions_per_update < spent <= budget
+    assert budget - max(phase.learner.decisions_per_update for phase in plan.phases) < spent <= budget
 
 
 @pytest.mark.parametrize(
     ("name", "field", "value"),
-    [("flat", "encoder", "flat"), ("sets", "encoder", "sets"), ("no_residual", "residual", False)],
+    [
+        ("flat", "encoder", "flat"),
+        ("sets", "encoder", "sets"),
+        ("no_calibration", "calibrate_quality", False),
+    ],
 )
 def test_a_network_variant_changes_one_choice(name, field, value):
     (variant,) = variants([name], EDGE6).values()
@@ -38,10 +41,26 @@ def test_a_network_variant_changes_one_choice(name, field, value):
     assert variant == dataclasses.replace(EDGE6, network=dataclasses.replace(EDGE6.network, **{field: value}))
 
 
-def test_without_distillation_a_run_is_evaluated_as_often():
+@pytest.mark.parametrize(
+    ("name", "phases"),
+    [
+        ("no_search", ["distil"]),
+        ("no_residual", ["distil"]),
+        ("no_distil", ["search"]),
+        ("ppo", ["ppo"]),
+        ("full", ["search", "distil"]),
+    ],
+)
+def test_a_variant_trains_what_its_name_says(name, phases):
+    (variant,) = variants([name], EDGE6).values()
+    assert [phase.name for phase in load_plan(variant).phases] == phases
+
+
+def test_an_agent_alone_is_evaluated_as_often():
     (variant,) = variants(["ppo"], EDGE6).values()
     ours, full = (config.evaluation.every for config in (variant, EDGE6))
-    assert variant.ppo.total_updates // ours == EDGE6.distil.updates // full
+    updates = EDGE6.search.updates + EDGE6.distil.updates
+    assert variant.ppo.total_updates // ours == updates // full
 
 
 @pytest.mark.parametrize(
@@ -59,7 +78,9 @@ def test_names_are_checked(names, told):
 
 def test_a_budget_of_less_than_one_update_is_refused():
     short = dataclasses.replace(
-        EDGE6, distil=dataclasses.replace(EDGE6.distil, updates=1, num_envs=1, capacity=4)
+        EDGE6,
+        search=dataclasses.replace(EDGE6.search, updates=0),
+        distil=dataclasses.replace(EDGE6.distil, updates=1, num_envs=1, capacity=4),
     )
     with pytest.raises(InputError, match="less than one update of ppo"):
         variants(["ppo"], short)

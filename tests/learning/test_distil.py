@@ -7,7 +7,7 @@ import pytest
 
 from qos_jax.learning.distil import DistilConfig, Trials, _kept, _value_loss, make_distil
 from qos_jax.policies.actor_critic import NetworkConfig, router_input
-from qos_jax.policies.heuristics import greedy_params
+from qos_jax.policies.net_gain import greedy_params
 from qos_jax.workload import poisson
 from tests.routing import scenes, seen
 

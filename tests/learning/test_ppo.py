@@ -49,7 +49,9 @@ def start():
 
     def both(key):
         fresh = LEARNER.init(key, None)
-        return fresh, LEARNER.init(key, jax.tree.map(jnp.ones_like, fresh.params))
+        return fresh, LEARNER.init(
+            key, {**fresh.params, "params": jax.tree.map(jnp.ones_like, fresh.params["params"])}
+        )
 
     return jax.jit(jax.vmap(both))(jax.random.split(jax.random.key(0), SEEDS))
 
@@ -224,7 +226,7 @@ def test_rewards_pay_predicted_qualities_where_asked(predicted):
 
 def test_given_parameters_are_those_it_starts_from(start):
     fresh, given = start
-    assert all(np.all(np.asarray(leaf) == 1.0) for leaf in jax.tree.leaves(LEARNER.params(given)))
+    assert all(np.all(np.asarray(leaf) == 1.0) for leaf in jax.tree.leaves(LEARNER.params(given)["params"]))
     assert equal(fresh.lanes, given.lanes)
     kernels = jax.tree.leaves(fresh.params)
     assert any(not np.array_equal(leaf[0], leaf[1]) for leaf in kernels)  # seeds differ

@@ -10,6 +10,7 @@ from qos_jax.learning.distil import DistilConfig, make_distil
 from qos_jax.learning.ppo import PPOConfig, make_ppo
 from qos_jax.learning.sac import make_sac
 from qos_jax.learning.sac_config import SACConfig
+from qos_jax.learning.search import SearchConfig, make_search
 from qos_jax.learning.spread import state_shardings
 from qos_jax.policies.actor_critic import NetworkConfig
 from qos_jax.routing import make_params
@@ -32,6 +33,7 @@ SAC = SACConfig(
 DISTIL = DistilConfig(
     num_envs=8, steps=2, horizon=2, capacity=64, batch_size=8, quality_rows=8, learning_rate=1e-2, average=0.5
 )
+SEARCH = SearchConfig(candidates=4, num_envs=8, steps=16)
 NETWORK = NetworkConfig(encoder="sets", hidden=8)
 
 
@@ -66,7 +68,25 @@ def check(make, config) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *ends)
 
 
+def check_search() -> None:
+    """Its episodes are shared out, and the candidates rank alike."""
+    learner = make_search(environment(max_steps=16), sample_params, NETWORK, SEARCH)
+    start = jax.jit(learner.init)(jax.random.key(0), None)
+    ends = []
+    for devices in (1, 2):
+        mesh = lane_mesh(devices)
+        state = jax.device_put(start, state_shardings(start, mesh))
+        with jax.set_mesh(mesh):
+            update = jax.jit(learner.update)
+            for _ in range(3):
+                state, metrics = update(state)
+        ends.append(jax.device_get((state.centre, state.log_spread, metrics)))
+    assert np.abs(ends[0][0]).max() > 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
+
+
 def main() -> None:
+    check_search()
     for make, config in ((make_ppo, PPO), (make_sac, SAC), (make_distil, DISTIL)):
         check(make, config)
     print("equal")

@@ -20,8 +20,9 @@ from qos_jax.policies.actor_critic import (
     router_input,
 )
 from qos_jax.policies.han import HANConfig
-from qos_jax.policies.heuristics import best_of, greedy_params, impact_of_each, net_gain
+from qos_jax.policies.heuristics import best_of
 from qos_jax.policies.learned import parameter_shapes
+from qos_jax.policies.net_gain import greedy_params, impact_of_each, net_gain
 from qos_jax.routing.graph import PAIR_FEATURES
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen, reordered
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.policies import heuristics, policy
-from tests.routing.seen import observation
+from qos_jax.policies import heuristics, net_gain, policy
+from tests.routing.seen import observation, with_slots
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 
@@ -24,13 +24,6 @@ def program(name):
 def choices(name, seen, **options):
     """The router's choice under each of the keys: [400]."""
     return np.asarray(program(name)(policy(name, **options).params, KEYS, seen))
-
-
-def with_slots(seen, **changes):
-    """Replace columns of the slots, given as nested lists."""
-    return dataclasses.replace(
-        seen, **{name: jnp.asarray(value, getattr(seen, name).dtype) for name, value in changes.items()}
-    )
 
 
 def test_random_draws_every_expert_evenly_and_never_drops():
@@ -152,64 +145,13 @@ def test_projected_greedy_weighs_own_qos_against_what_others_lose():
         slot_predicted_quality=[[0, 0, 0], [1, 0, 0]],
         age_s=[[0, 0, 0], [0.49, 0, 0]],
     )
-    params = dataclasses.replace(heuristics.greedy_params(), margin=jnp.float32(0.05))
+    params = dataclasses.replace(net_gain.greedy_params(), margin=jnp.float32(0.05))
     impact = jax.jit(heuristics.projected_impact)(brink, params.margin)
     assert float(impact.penalty[1]) > 0.4
     greedy = program("projected_greedy")
     assert set(np.asarray(greedy(params, KEYS, brink))) == {0}
     safe = with_slots(brink, age_s=[[0, 0, 0], [0.2, 0, 0]])
     assert set(np.asarray(greedy(params, KEYS, safe))) == {1}
-
-
-def test_the_price_of_a_place_follows_what_comes_for_it_and_how_long_it_is_taken():
-    """Expert 1 is better and has two in its batch of three: worth it while few or short requests come."""
-    seen = observation(slots=0)
-    taken = with_slots(
-        seen,
-        live=[[0, 0, 0], [1, 1, 0]],
-        running=[[0, 0, 0], [1, 1, 0]],
-        slot_predicted_output_tokens=[[1, 1, 1], [5, 5, 1]],
-        slot_prompt_tokens=[[0, 0, 0], [10, 10, 0]],
-    )
-    taken = dataclasses.replace(
-        taken, predicted_quality=jnp.array([0.5, 0.53], jnp.float32), latency_limit_s=jnp.float32(1.0)
-    )
-
-    router = jax.jit(heuristics.load_aware_greedy)
-
-    def chosen(load, mean_output=5.0, **params):
-        view = dataclasses.replace(
-            taken,
-            offered_load=jnp.full((2,), load, jnp.float32),
-            mean_output_tokens=jnp.full((2,), mean_output, jnp.float32),
-        )
-        return int(router(heuristics.greedy_params(**params), KEYS[0], view))
-
-    by_load = {"price_by_load": 1.0}
-    assert (chosen(0.3, **by_load), chosen(1.5, **by_load)) == (1, 0)
-    assert chosen(0.0, **by_load) == chosen(1.0, **by_load)  # nothing known: a load of 1
-    assert chosen(0.3) == chosen(1.5) == chosen(1.0, **by_load)
-    # The request is of 5 tokens: short among requests of 50, long among those of 1.
-    by_length = {"price_by_length": 1.0}
-    assert (chosen(1.0, 50.0, **by_length), chosen(1.0, 1.0, **by_length)) == (1, 0)
-    assert chosen(1.0, 0.0, **by_length) == chosen(1.0, 5.0, **by_length)  # nothing known: as the mean
-    assert chosen(1.0, 50.0) == chosen(1.0, 1.0)
-
-
-def test_what_others_lose_counts_by_its_weight_and_the_margin_follows_the_load():
-    seen = dataclasses.replace(
-        observation(slots=2),
-        offered_load=jnp.full((2,), 0.25, jnp.float32),
-        latency_limit_s=jnp.float32(0.098),
-    )
-    plain, heavy = heuristics.greedy_params(congestion_price=0.0), heuristics.load_aware_params()
-    heavy = dataclasses.replace(heavy, congestion_price=jnp.float32(0.0))
-    for params, weight, margin in ((plain, 1.0, 0.3), (heavy, 1.5, 0.3 * 0.25**0.35)):
-        assert float(heuristics.margin_of_late(params, seen)) == pytest.approx(margin)
-        impact = heuristics.impact_of_each(params, seen)
-        gain = heuristics.net_gain(params, seen, impact)
-        np.testing.assert_allclose(gain, impact.own_qos - weight * impact.penalty, rtol=1e-6)
-        assert float(impact.penalty[0]) > 0.0
 
 
 @pytest.mark.parametrize("name", ["impact_greedy", "projected_greedy"])
@@ -238,15 +180,3 @@ def test_all_queues_full_is_still_an_answer(name):
 def test_assigned_replays():
     seen = dataclasses.replace(observation(), step=jnp.int32(2))
     assert set(choices("assigned", seen, assignment=jnp.array([0, 0, 1, 0]))) == {1}
-
-
-def test_crowding_costs_what_each_in_flight_was_charged_for_its_place():
-    params = heuristics.greedy_params(congestion_price=0.5)
-    for slots, places in ((0, []), (1, [0]), (3, [0, 1, 2])):
-        charged = 0.5 * sum((place / 3) ** 3 for place in places)  # of batches of 3
-        assert float(heuristics.crowding_cost(params, observation(slots=slots))) == pytest.approx(charged)
-        # Of 20 tokens 10 are to come, as many as a request of late has in the mean.
-        by_length = dataclasses.replace(params, price_by_length=jnp.float32(1.0))
-        assert float(heuristics.crowding_cost(by_length, observation(slots=slots))) == pytest.approx(charged)
-        fresh = observation(slots=slots, generated=0)
-        assert float(heuristics.crowding_cost(by_length, fresh)) == pytest.approx(2.0 * charged)

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 
 from qos_jax.policies import policy
-from qos_jax.policies.actor_critic import ActorCritic, NetworkConfig, actor_function, router_input
+from qos_jax.policies.actor_critic import (
+    NetworkConfig,
+    actor_function,
+    greedy_of,
+    init_router,
+    router_input,
+)
 from qos_jax.policies.han import HANConfig
-from qos_jax.policies.heuristics import greedy_params
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
+from qos_jax.policies.net_gain import load_aware_params
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen
 
 SCENES, TRAINED = 32, 6
@@ -22,9 +28,15 @@ KEYS = jax.random.split(jax.random.key(0), SCENES)
 
 def weights(config=CONFIG, experts=TRAINED, scale=0.3):
     """Parameters for a fleet of ``experts``; of scale 0, as before any training."""
-    leaves, tree = jax.tree.flatten(parameter_shapes(config, experts, SLOTS))
+    shapes = parameter_shapes(config, experts, SLOTS)
+    leaves, tree = jax.tree.flatten(shapes["params"])
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(tree, [jnp.asarray(scale * rng.normal(size=x.shape), x.dtype) for x in leaves])
+    drawn = [jnp.asarray(scale * rng.normal(size=x.shape), x.dtype) for x in leaves]
+    start = load_aware_params()
+    return {
+        "params": jax.tree.unflatten(tree, drawn),
+        "greedy": {name: getattr(start, name) for name in shapes["greedy"]},
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -50,15 +62,25 @@ def test_weights_of_six_experts_route_on_any_fleet(experts):
     np.testing.assert_array_equal(np.where(twins, same // 2, same), np.where(twins, expected // 2, expected))
 
 
+def test_it_starts_from_the_net_gain_whose_numbers_it_was_trained_with():
+    seen = random_scenes(SCENES, TRAINED)
+    untrained = weights(scale=0.0)
+    dear = {**untrained, "greedy": {**untrained["greedy"], "congestion_price": jnp.float32(50.0)}}
+    plain, other = (learned_policy("x", CONFIG, params) for params in (untrained, dear))
+    assert plain.router is other.router
+    same = choices(plain.router, plain.params, KEYS, seen)
+    assert np.any(np.asarray(same) != np.asarray(choices(other.router, other.params, KEYS, seen)))
+
+
 def test_deterministic_by_default_and_drawn_when_asked():
     seen, count = random_seen(0, TRAINED), 4000
     config = dataclasses.replace(CONFIG, temperature=0.3)
     params = weights(config, scale=0.1)
     likely, drawn = (learned_policy("x", config, params, stochastic=draw) for draw in (False, True))
     assert likely.summary != drawn.summary
-    logits = jax.jit(lambda seen: actor_function(config)(params, router_input(seen, greedy_params())).logits)(
-        seen
-    )
+    logits = jax.jit(
+        lambda seen: actor_function(config)(params, router_input(seen, load_aware_params())).logits
+    )(seen)
     keys = jax.random.split(jax.random.key(1), count)
     scenes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), seen)
     assert set(np.asarray(choices(likely.router, likely.params, keys, scenes))) == {int(jnp.argmax(logits))}
@@ -79,18 +101,18 @@ def test_it_may_drop_where_it_was_trained_to():
     hopeless = jax.tree.map(lambda leaf: leaf[1:2], random_scenes(SCENES))  # no queue has room
     assert not bool(jnp.any(hopeless.available))
     mine = learned_policy("mine", config, weights(config))
-    assert float(mine.params.greedy.drop_below) == 0.0
+    assert float(greedy_of(mine.params, allow_drop=True).drop_below) == 0.0
     assert choices(mine.router, mine.params, KEYS[:1], hopeless).tolist() == [3]
     plain = learned_policy("plain", CONFIG, weights())
-    assert float(plain.params.greedy.drop_below) == -np.inf
+    assert float(greedy_of(plain.params, allow_drop=False).drop_below) == -np.inf
     assert choices(plain.router, plain.params, KEYS[:1], hopeless).tolist()[0] < 3
 
 
 @pytest.mark.parametrize("encoder", ["han", "sets", "flat"])
 def test_shapes_are_those_of_the_network(encoder):
     config = NetworkConfig(encoder=encoder, han=CONFIG.han, hidden=8)
-    inputs = router_input(random_seen(0), greedy_params())
-    made = jax.eval_shape(ActorCritic(config).init, jax.random.key(0), inputs)
+    inputs = router_input(random_seen(0), load_aware_params())
+    made = jax.eval_shape(lambda key: init_router(config, key, inputs), jax.random.key(0))
     assert parameter_shapes(config, 3, SLOTS) == made
     assert (parameter_shapes(config, 4, SLOTS) == made) == (encoder != "flat")
 

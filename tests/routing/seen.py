@@ -1,5 +1,7 @@
 """Observations written by hand: two experts, the first with some equal requests running."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,4 +68,11 @@ def observation(
         slot_prefill_left_tokens=here(0, jnp.int32),
         slot_predicted_output_tokens=jnp.asarray(np.where(live, predicted, 1.0), jnp.float32),
         slot_predicted_quality=here(quality, jnp.float32),
+    )
+
+
+def with_slots(seen, **changes):
+    """Replace columns of the slots, given as nested lists."""
+    return dataclasses.replace(
+        seen, **{name: jnp.asarray(value, getattr(seen, name).dtype) for name, value in changes.items()}
     )

@@ -16,7 +16,8 @@ from qos_jax.learning.rollout import EnvLanes, Transition, rollout, step_lanes
 from qos_jax.learning.train_config import TrainConfig
 from qos_jax.policies.action_values import action_values, with_expected_quality
 from qos_jax.policies.actor_critic import RouterInput, actor_function
-from qos_jax.policies.heuristics import greedy_params, projected_greedy
+from qos_jax.policies.heuristics import projected_greedy
+from qos_jax.policies.net_gain import greedy_params
 from qos_jax.routing import EnvConfig, EnvParams, EnvState, RoutingEnvironment
 
 AGENTS = ("ppo", "sac", "distil")
@@ -43,6 +44,7 @@ def training_plan(config: TrainConfig, agent: str, environments: int | None) -> 
         if room is not None:
             changes[room] = max(getattr(part, room), size)
     part = dataclasses.replace(part, **changes)
+    config = dataclasses.replace(config, search=dataclasses.replace(config.search, updates=0))
     if agent == "distil":
         return load_plan(
             dataclasses.replace(config, agent="none", distil=dataclasses.replace(part, updates=1))

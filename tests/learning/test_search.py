@@ -1,0 +1,118 @@
+"""The search: ranks by hand, numbers kept in their bounds, and that it finds what is better."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qos_jax.learning.search import (
+    SEARCHED,
+    SearchConfig,
+    _episode_qos,
+    make_search,
+    moved_numbers,
+    utilities,
+)
+from qos_jax.policies.actor_critic import GREEDY, NetworkConfig, greedy_of
+from qos_jax.policies.net_gain import LEARNED_NUMBERS, load_aware_params
+from qos_jax.workload import poisson
+from tests.routing import scenes
+
+NETWORK = NetworkConfig(encoder="sets", hidden=8)
+CONFIG = SearchConfig(updates=4, candidates=6, num_envs=8, steps=48)
+
+
+def sample_params(key):
+    return scenes.process_params(poisson(12.0))
+
+
+@pytest.fixture(scope="module")
+def learner():
+    return make_search(scenes.environment(max_steps=48), sample_params, NETWORK, CONFIG)
+
+
+@pytest.fixture(scope="module")
+def update(learner):
+    return jax.jit(learner.update)
+
+
+@pytest.fixture(scope="module")
+def start(learner):
+    return jax.jit(learner.init)(jax.random.key(0))
+
+
+def test_utilities_follow_the_better_half_and_add_up_to_nothing():
+    given = utilities(6)
+    raw = np.array([np.log(4), np.log(4) - np.log(2), np.log(4) - np.log(3), 0, 0, 0])
+    np.testing.assert_allclose(given, raw / raw.sum() - 1 / 6, rtol=1e-12)
+    assert sum(given) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_change_is_in_steps_and_stays_within_bounds():
+    numbers = {name: getattr(load_aware_params(), name) for name in LEARNED_NUMBERS}
+    none = moved_numbers(numbers, jnp.zeros((len(SEARCHED),), jnp.float32))
+    jax.tree.map(np.testing.assert_array_equal, none, numbers)
+    one = moved_numbers(numbers, jnp.ones((len(SEARCHED),), jnp.float32))
+    assert float(one["congestion_price"]) == pytest.approx(0.11 * np.exp(0.4))
+    assert float(one["price_by_pace"]) == pytest.approx(0.8)
+    for far, end in ((-1e3, "low"), (1e3, "high")):
+        moved = moved_numbers(numbers, jnp.full((len(SEARCHED),), far, jnp.float32))
+        for name, how in SEARCHED.items():
+            assert float(moved[name]) == pytest.approx(getattr(how, end))
+
+
+def test_an_update_moves_the_numbers_alone_and_repeats_itself(learner, update, start):
+    one, metrics = update(start)
+    same, _ = update(start)
+    two, _ = update(one)
+    assert update._cache_size() == 1
+    np.testing.assert_array_equal(one.centre, same.centre)
+    assert np.all(np.asarray(one.centre) != np.asarray(two.centre))
+    assert int(two.update) == 2
+    assert all(np.isfinite(value) for value in jax.tree.leaves(jax.device_get(metrics)))
+    before, after = learner.params(start), learner.params(two)
+    jax.tree.map(np.testing.assert_array_equal, before["params"], after["params"])
+    changed = {name for name in LEARNED_NUMBERS if float(before[GREEDY][name]) != float(after[GREEDY][name])}
+    assert changed == set(SEARCHED)
+    # The running mean starts at the numbers that the search began with.
+    np.testing.assert_allclose(one.average, 0.2 * np.asarray(one.centre), rtol=1e-6)
+
+
+def test_it_starts_from_the_parameters_given(learner, start):
+    given = learner.params(start)
+    given = {**given, GREEDY: {**given[GREEDY], "margin": jnp.float32(0.7)}}
+    state = jax.jit(learner.init)(jax.random.key(1), given)
+    assert float(greedy_of(learner.params(state), allow_drop=False).margin) == pytest.approx(0.7)
+    jax.tree.map(np.testing.assert_array_equal, learner.params(state)["params"], given["params"])
+
+
+def test_it_leaves_a_price_that_keeps_requests_from_the_better_expert(learner, update, start):
+    """A price of crowding a hundred times too high: lower ones serve more within L, by a margin in QoS."""
+    given = learner.params(start)
+    given = {**given, GREEDY: {**given[GREEDY], "congestion_price": jnp.float32(2.0)}}
+    state = jax.jit(learner.init)(jax.random.key(1), given)
+    for _ in range(12):
+        state, _ = update(state)
+    env = scenes.environment(max_steps=48)
+    keys = jax.random.split(jax.random.key(2), 64)
+
+    @jax.jit
+    def qos(params):
+        greedy = greedy_of(params, allow_drop=False)
+        params = sample_params(keys[0])
+        return jax.vmap(lambda key: _episode_qos(env, params, greedy, key, 48))(keys)
+
+    gain = np.asarray(qos(learner.params(state)) - qos(given))  # on episodes that it was not searched on
+    assert gain.mean() > 0.01
+    assert gain.mean() > 3.0 * gain.std() / np.sqrt(gain.size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("updates", -1), ("candidates", 5), ("num_envs", 0), ("steps", 0), ("spread", 0.0), ("average", 1.0)],
+)
+def test_bad_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(CONFIG, **{field: value})
