@@ -4,9 +4,10 @@ What a place costs those to come depends on the fleet, the load and the requests
 hundreds of arrivals: too far for trials of some actions, too little in each decision for a gradient of the
 policy. A dozen numbers say most of it. Each update draws candidates about the present ones, in pairs to both
 sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the better
-by rank: separable natural evolution strategies. An episode starts from an empty fleet and is drained, each
-request paying its *predicted* quality, which halves the noise. Source: Wierstra et al., "Natural evolution
-strategies", JMLR 15, 2014, section 3.5 and table 1; pairs: Salimans et al., arXiv 1703.03864.
+by rank, every episode counting alike: separable natural evolution strategies. An episode starts from an empty
+fleet and is drained, each request paying its *predicted* quality, which halves the noise. Source: Wierstra et
+al., "Natural evolution strategies", JMLR 15, 2014, section 3.5 and table 1; pairs: Salimans et al., arXiv
+1703.03864.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class SearchConfig:
 
     updates: int = 40  # in all; 0 = a training run leaves this phase out
     candidates: int = 12  # tried in an update, half of them mirror images of the others
-    num_envs: int = 64  # episodes that each of them routes
-    steps: int = 384  # decisions of an episode
+    num_envs: int = 32  # episodes that each of them routes
+    steps: int = 1024  # decisions of an episode; short ones, from an empty fleet, underprice a place
     spread: float = 0.5  # of the candidates at the start, in steps of SEARCHED
     average: float = 0.8  # of the numbers so far in their running mean, per update; 0 = the last ones alone
 
@@ -67,6 +68,9 @@ class Searched:
     high: float
     log: bool = False
 
+
+# Average QoS of an episode; candidates that differ by less than this in it are hardly told apart by it.
+SPREAD_FLOOR = 0.005
 
 # A step of each cost or gained about as much, where the price of load_aware_greedy matters.
 SEARCHED = {
@@ -141,10 +145,11 @@ def make_search(
 
         def average_qos(greedy: GreedyParams) -> jax.Array:
             routed = vmap_lanes(lambda key, params: _episode_qos(env, params, greedy, key, config.steps))
-            return jnp.mean(routed(keys, params))
+            return routed(keys, params)
 
-        reached = jax.lax.map(average_qos, tried)  # one after the other: memory for one of them
-        weights = rank_weights[jnp.argsort(jnp.argsort(-reached))]
+        qos = jax.lax.map(average_qos, tried)  # [C, B]; one after the other: memory for one of them
+        reached = jnp.mean(qos, axis=-1)
+        weights = rank_weights[jnp.argsort(jnp.argsort(-balanced(qos)))]
         centre = state.centre + spread * (weights @ drawn)
         log_spread = state.log_spread + 0.5 * spread_rate * (weights @ (jnp.square(drawn) - 1.0))
         metrics = {
@@ -173,6 +178,19 @@ def make_search(
         params=found,
         decisions_per_update=config.candidates * config.num_envs * config.steps,
     )
+
+
+def balanced(qos: jax.Array) -> jax.Array:
+    """What candidates are ranked by, [C]: their lead in each episode, in its own spread, mean over episodes.
+
+    Under load candidates differ by several hundredths, else by thousandths: by the plain mean, what is best
+    for light loads would not count.
+
+    Args:
+      qos: [C, B] float32, of C candidates in B episodes.
+    """
+    lead = qos - jnp.mean(qos, axis=0, keepdims=True)
+    return jnp.mean(lead / (jnp.std(qos, axis=0, keepdims=True) + SPREAD_FLOOR), axis=-1)
 
 
 def utilities(candidates: int) -> list[float]:

@@ -9,8 +9,10 @@ import pytest
 
 from qos_jax.learning.search import (
     SEARCHED,
+    SPREAD_FLOOR,
     SearchConfig,
     _episode_qos,
+    balanced,
     make_search,
     moved_numbers,
     utilities,
@@ -48,6 +50,18 @@ def test_utilities_follow_the_better_half_and_add_up_to_nothing():
     raw = np.array([np.log(4), np.log(4) - np.log(2), np.log(4) - np.log(3), 0, 0, 0])
     np.testing.assert_allclose(given, raw / raw.sum() - 1 / 6, rtol=1e-12)
     assert sum(given) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_every_episode_counts_by_its_own_spread():
+    """A lead of a thousandth where candidates differ by little, against one of hundredths where by much."""
+    qos = jnp.array([[0.60, 0.9], [0.70, 0.9], [0.65, 0.9]], jnp.float32)
+    given = np.asarray(balanced(qos))
+    assert list(np.argsort(given)) == [0, 2, 1]
+    np.testing.assert_allclose(given.sum(), 0.0, atol=1e-5)
+    spread = np.std([0.60, 0.70, 0.65]) + SPREAD_FLOOR
+    np.testing.assert_allclose(given[1], 0.5 * 0.05 / spread, rtol=1e-4)
+    small = jnp.array([[0.60, 0.90], [0.61, 0.89], [0.62, 0.88]], jnp.float32)
+    np.testing.assert_allclose(balanced(small), 0.0, atol=1e-4)
 
 
 def test_a_change_is_in_steps_and_stays_within_bounds():
