@@ -49,9 +49,7 @@ class PredictorConfig:
     batch_size: int = 256  # prompts of a gradient step, at most; fewer where an epoch had few steps
     max_epochs: int = 60
     patience: int = 6  # epochs without a better validation loss before training stops
-    validation_share: float = (
-        0.12  # of the prompts: kept by a head for early stopping, calibration and errors
-    )
+    validation_share: float = 0.12  # of prompts: kept by a head for early stopping, calibration, errors
 
     neighbours: int = 25  # k of the head "neighbours"
 
