@@ -40,15 +40,16 @@ class PredictorConfig:
     max_output_tokens: int = 16_384  # upper end of the last length bucket
     buckets: int = 40  # B, length buckets, equally wide in log tokens from 1 token
 
-    members: int = 4  # networks whose probabilities are averaged
-    hidden: tuple[int, ...] = (128,)  # units of each hidden layer of the head "mlp"
+    heads: int = 4  # fits whose predictions are averaged, each judged on other prompts
+    members: int = 2  # networks of a head, whose probabilities are averaged
+    hidden: tuple[int, ...] = (256, 128)  # units of each hidden layer of the head "mlp"
     dropout: float = 0.4  # share of inputs and hidden units left out in training
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     batch_size: int = 256  # prompts of a gradient step, at most; fewer where an epoch had few steps
     max_epochs: int = 60
     patience: int = 6  # epochs without a better validation loss before training stops
-    validation_share: float = 0.12  # of the prompts: kept for early stopping, calibration and errors
+    validation_share: float = 0.12  # of prompts: kept by a head for early stopping, calibration, errors
 
     neighbours: int = 25  # k of the head "neighbours"
 
@@ -79,6 +80,7 @@ class PredictorConfig:
             "ridge_folds": (0, 64),
             "max_output_tokens": (2, 2**30),
             "buckets": (2, 1024),
+            "heads": (1, 64),
             "members": (1, 256),
             "batch_size": (1, 2**20),
             "max_epochs": (1, 2**20),

@@ -31,11 +31,11 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Turns raw features into an embedding, and into that and the surface features, standardised."""
+    """Turns raw features into an embedding, and into that and the surface features, centred and scaled."""
 
     ngrams: NgramEncoder | None  # None: sentence embeddings are all
     mean: np.ndarray  # [D] float32, of embedding and surface features over the rows of the fit
-    std: np.ndarray  # [D] float32, > 0
+    std: np.ndarray  # [D] float32, > 0, what they are divided by: one number for all components of n-grams
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class Encoded:
     """What a fitted encoder makes of M texts."""
 
     text: sparse.csr_matrix | np.ndarray  # [M, F] float32, weighed n-grams, then sentence embeddings
-    embedding: np.ndarray  # [M, K] float32
-    features: np.ndarray  # [M, K + S] float32, embedding and surface features, standardised
+    embedding: np.ndarray  # [M, K] float32; projected n-grams, of length 1, then sentence embeddings
+    features: np.ndarray  # [M, K + S] float32, embedding and surface features, centred and scaled
 
     @property
     def surface(self) -> np.ndarray:
@@ -73,10 +73,16 @@ def text_size(config: PredictorConfig) -> int:
 
 
 def fit_encoder(config: PredictorConfig, raw: Raw) -> Encoder:
-    """Fit the projection of n-grams, if there are any, and the standardisation."""
+    """Fit the projection of n-grams, if there are any, and what features are centred and scaled by.
+
+    Components of n-grams are scaled as one: each by its own spread, those that tell little would weigh as
+    much as those that tell most.
+    """
     ngrams = None if raw.counts is None else fit_ngrams(config, raw.counts)
     joined = np.concatenate([_embedding(ngrams, raw)[1], raw.surface], axis=1)
     std = joined.std(0)
+    components = config.components * config.uses_ngrams
+    std[:components] = np.sqrt(np.mean(np.square(std[:components])) if components else 0.0)
     return Encoder(ngrams, joined.mean(0), np.where(std > 1e-6, std, 1.0).astype(np.float32))
 
 
@@ -87,12 +93,18 @@ def encode(encoder: Encoder, raw: Raw) -> Encoded:
     return Encoded(text, embedding, (joined - encoder.mean) / encoder.std)
 
 
+def unit(embedding: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1; a row of zeros stays."""
+    norm = np.linalg.norm(embedding, axis=-1, keepdims=True)
+    return (embedding / np.maximum(norm, 1e-9)).astype(np.float32)
+
+
 def _embedding(ngrams: NgramEncoder | None, raw: Raw) -> tuple[sparse.csr_matrix | np.ndarray, np.ndarray]:
     if ngrams is None or raw.counts is None:
         assert raw.sentences is not None
         return raw.sentences, raw.sentences
     weighed = ngrams.weigh(raw.counts)
-    projected = ngrams.project(weighed)
+    projected = unit(ngrams.project(weighed))
     if raw.sentences is None:
         return weighed, projected
     text = sparse.hstack([weighed, sparse.csr_matrix(raw.sentences)], format="csr", dtype=np.float32)

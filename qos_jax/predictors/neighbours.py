@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from qos_jax.predictors.encoders import unit
 from qos_jax.predictors.networks import Targets
 
 _PRIOR_WEIGHT = 1.0  # neighbours' worth of the expert's mean that is mixed in, so that no probability is 0
@@ -37,12 +38,6 @@ def fit_neighbours(embedding: np.ndarray, targets: Targets, train: np.ndarray, b
         mean_quality=((kept.quality * kept.quality_weight).sum(0) / known).astype(np.float32),
         bucket_share=(share / share.sum(-1, keepdims=True)).astype(np.float32),
     )
-
-
-def unit(embedding: np.ndarray) -> np.ndarray:
-    """Scale rows to length 1; a row of zeros stays."""
-    norm = np.linalg.norm(embedding, axis=-1, keepdims=True)
-    return (embedding / np.maximum(norm, 1e-9)).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -78,6 +78,7 @@ def apply_networks(network: HeadNetwork, params: Params, features: jax.Array) ->
 
 def fit_networks(
     config: PredictorConfig,
+    number: int,
     features: np.ndarray,
     targets: Targets,
     train: np.ndarray,
@@ -91,7 +92,8 @@ def fit_networks(
 
     Args:
       config: sizes and training.
-      features: [M, D] float32, standardised.
+      number: another one, other random numbers.
+      features: [M, D] float32, centred and scaled.
       targets: of the same M rows.
       train: rows to learn from.
       validation: rows to judge by, at least one with a known answer.
@@ -101,12 +103,12 @@ def fit_networks(
       Parameters of the epoch with the lowest validation loss, leaves [members, ...].
     """
     network = network_of(config, targets.quality.shape[1])
-    rng = np.random.default_rng([config.seed, 1])
+    rng = np.random.default_rng([config.seed, 1, number])
     batch = min(config.batch_size, max(len(train) // _LEAST_STEPS, 1))
     steps = len(train) // batch
     inputs = jnp.asarray(features)
     optimiser = _optimiser(config, steps)
-    keys = jax.random.split(jax.random.key(config.seed), config.members)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), number), config.members)
     params = _start(network, inputs[:1], keys, _prior(targets, train, config.buckets))
     state = jax.vmap(optimiser.init)(params)
     held = jnp.asarray(validation)

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.errors import input_error
 from qos_jax.predictors.answers import Answers, check_answers, check_experts, check_prompts, groups_of
-from qos_jax.predictors.calibration import Calibration, fit_calibration
 from qos_jax.predictors.config import PredictorConfig
-from qos_jax.predictors.encoders import Encoded, Encoder, Raw, encode, fit_encoder, raw_features
-from qos_jax.predictors.neighbours import Neighbours, apply_neighbours, fit_neighbours, unit
-from qos_jax.predictors.networks import Targets, apply_networks, fit_networks, network_of
-from qos_jax.predictors.predictions import Predictions, bucket_edges, bucket_of
-from qos_jax.predictors.ridge import Ridge, fit_ridge, uses_ridge
-
-_CHUNK_ROWS = 256  # rows asked at once: two compiled programs, for one prompt and for so many
+from qos_jax.predictors.encoders import Encoder, Raw, encode, fit_encoder, raw_features
+from qos_jax.predictors.heads import Head, fit_head
+from qos_jax.predictors.predictions import Predictions, bucket_edges
 
 OnProgress = Callable[[int, int], None]
 """Takes how many units are done, and of how many."""
@@ -33,11 +25,9 @@ class Predictor:
     config: PredictorConfig
     experts: tuple[str, ...]  # N names, the order of every N axis
     encoder: Encoder
-    ridge: Ridge | None  # what the networks read beside the encoded text, if anything
-    head: Any  # parameters of the networks, leaves [members, ...], or Neighbours
-    calibration: Calibration
+    heads: tuple[Head, ...]  # whose predictions are averaged
     bucket_edges_tokens: np.ndarray  # [B + 1] float32
-    length_log_std: np.ndarray  # [N] float32, std of log(true) - log(predicted median) on validation rows
+    length_log_std: np.ndarray  # [N] float32, std of log(true) - log(predicted median), each head's own rows
 
     def predict(self, prompts: Sequence[str]) -> Predictions:
         """Return predictions for M prompts.
@@ -50,9 +40,8 @@ class Predictor:
 
     def _predict(self, raw: Raw) -> Predictions:
         encoded = encode(self.encoder, raw)
-        hints = None if self.ridge is None else self.ridge.answers(encoded)
-        inputs = _inputs(self.config, encoded, hints)
-        quality, length = self.calibration.apply(*_apply(self.config, self.head, inputs))
+        answers = [head.answers(self.config, encoded) for head in self.heads]
+        quality, length = (np.mean(parts, axis=0) for parts in zip(*answers, strict=True))
         return Predictions(quality, length, self.bucket_edges_tokens)
 
 
@@ -75,8 +64,8 @@ def fit_predictor(
       on_progress: called as it goes.
 
     Returns:
-      The predictor. Of the prompts, ``validation_share`` (equal texts together) are kept for early stopping,
-      calibration and errors.
+      The predictor. The encoder is fitted to all prompts, without their answers. Each head keeps another
+      ``validation_share`` of the prompts (equal texts together) for early stopping, calibration and errors.
 
     Raises:
       InputError: naming field, place and remedy: shapes that do not fit, a value out of range, too few
@@ -147,64 +136,48 @@ def _fit(
     on_progress: OnProgress | None,
 ) -> Predictor:
     """Fit to some rows of all; nothing is computed from the others."""
-    train, validation = _split(config, rows, groups, answers, experts)
-    encoder = fit_encoder(config, raw.take(train))
-    part = np.concatenate([train, validation])  # from here on, rows are places in this
-    learned, judged = np.split(np.arange(len(part)), [len(train)])
-    encoded, known = encode(encoder, raw.take(part)), answers.take(part)
-    edges = bucket_edges(config.buckets, config.max_output_tokens)
-    targets = Targets(
-        quality=np.nan_to_num(known.quality).astype(np.float32),
-        quality_weight=(~np.isnan(known.quality)).astype(np.float32),
-        bucket=bucket_of(known.output_tokens, edges),
-        bucket_weight=(known.output_tokens > 0).astype(np.float32),
-    )
-    ridge, hints = None, None
-    if uses_ridge(config):
-        ridge, out_of_fold_hints = fit_ridge(
-            config, encoded.take(learned), known.take(learned), groups[train]
-        )
-        hints = np.concatenate([out_of_fold_hints, ridge.answers(encoded.take(judged))])
-    inputs = _inputs(config, encoded, hints)
-    head: Any
-    if config.head == "neighbours":
-        head = fit_neighbours(inputs, targets, learned, config.buckets)
+    parts = [_split(config, number, rows, groups, answers, experts) for number in range(config.heads)]
+    encoder = fit_encoder(config, raw.take(rows))
+    encoded = encode(encoder, raw.take(rows))
+    done = 0
+
+    def tell(epochs: int) -> None:
+        nonlocal done
+        done += epochs
         if on_progress is not None:
-            on_progress(1, 1)
-    else:
-        done = 0
+            on_progress(done, config.heads * config.max_epochs)
 
-        def tell(epochs: int) -> None:
-            nonlocal done
-            done += epochs
-            if on_progress is not None:
-                on_progress(done, config.max_epochs)
-
-        head = fit_networks(config, inputs, targets, learned, judged, tell)
-    held: Targets = jax.tree.map(lambda leaf: leaf[judged], targets)
-    quality, length = _apply(config, head, inputs[judged])
-    calibration = fit_calibration(
-        quality, length, held.quality, held.quality_weight, held.bucket, held.bucket_weight
-    )
-    predicted = Predictions(*calibration.apply(quality, length), edges)
-    true = np.maximum(known.output_tokens[judged], 1)
-    error = np.where(held.bucket_weight > 0, np.log(true) - np.log(predicted.output_tokens), np.nan)
-    std = np.nanstd(error, 0).astype(np.float32)
-    return Predictor(config, tuple(experts), encoder, ridge, head, calibration, edges, std)
+    fits = [
+        fit_head(config, number, encoded, answers.take(rows), groups[rows], learned, judged, tell)
+        for number, (learned, judged) in enumerate(parts)
+    ]
+    heads, errors = zip(*fits, strict=True)
+    edges = bucket_edges(config.buckets, config.max_output_tokens)
+    std = np.nanstd(np.concatenate(errors), 0).astype(np.float32)
+    return Predictor(config, tuple(experts), encoder, heads, edges, std)
 
 
 def _split(
-    config: PredictorConfig, rows: np.ndarray, groups: np.ndarray, answers: Answers, experts: Sequence[str]
+    config: PredictorConfig,
+    number: int,
+    rows: np.ndarray,
+    groups: np.ndarray,
+    answers: Answers,
+    experts: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide rows into those to learn from and those to validate on; equal texts stay together."""
+    """Divide places in ``rows`` into those a head learns from and those it is judged on.
+
+    Equal texts stay together. Heads of successive numbers are judged on different texts until all had a turn.
+    """
     different = np.unique(groups[rows])
     order = np.random.default_rng([config.seed, 0]).permutation(different)
-    held = order[: max(1, round(config.validation_share * len(different)))]
+    size = max(1, round(config.validation_share * len(different)))
+    held = np.roll(order, -number * size)[:size]
     inside = np.isin(groups[rows], held)
-    parts = rows[~inside], rows[inside]
+    parts = np.flatnonzero(~inside), np.flatnonzero(inside)
     for field, known in (
-        ("quality", ~np.isnan(answers.quality)),
-        ("output_tokens", answers.output_tokens > 0),
+        ("quality", ~np.isnan(answers.quality[rows])),
+        ("output_tokens", answers.output_tokens[rows] > 0),
     ):
         for part, use in zip(parts, ("learn from", "validate on"), strict=True):
             lacking = np.flatnonzero(known[part].sum(0) < 2)
@@ -216,29 +189,3 @@ def _split(
                     remedy="give more of its answers, or leave the expert out",
                 )
     return parts
-
-
-def _inputs(config: PredictorConfig, encoded: Encoded, hints: np.ndarray | None) -> np.ndarray:
-    """Return what the head reads of M texts: [M, K] of length 1 for neighbours, else [M, D (+ 2 N)]."""
-    if config.head == "neighbours":
-        return unit(encoded.embedding)
-    return encoded.features if hints is None else np.concatenate([encoded.features, hints], axis=1)
-
-
-def _apply(config: PredictorConfig, head: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ask the head, a constant number of rows at a time; probabilities as they are before calibration."""
-    rows = len(inputs)
-    chunk = 1 if rows == 1 else _CHUNK_ROWS
-    found = []
-    for start in range(0, rows, chunk):
-        part = inputs[start : start + chunk]
-        padded = jnp.asarray(np.pad(part, ((0, chunk - len(part)), (0, 0))))
-        if isinstance(head, Neighbours):
-            k = min(config.neighbours, len(head.embedding))
-            answer = apply_neighbours(k, head, padded)
-        else:
-            experts = head["params"]["quality"]["bias"].shape[-1]
-            answer = apply_networks(network_of(config, experts), head, padded)
-        found.append([np.asarray(values)[: len(part)] for values in answer])
-    quality, length = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return quality, length

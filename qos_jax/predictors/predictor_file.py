@@ -1,21 +1,24 @@
 """Predictors as files: everything a fitted predictor is, in one .npz, checked on the way in.
 
-The arrays of a file of version 2, for N experts, B length buckets, F columns of n-grams, K components,
+The arrays of a file of version 3, for N experts, B length buckets, F columns of n-grams, K components,
 E = 384 numbers of a sentence embedding, S surface features, D = K + E + S; of K and E what the encoder has:
 
-    version                   []         integer, 2
+    version                   []         integer, 3
     config                    []         text, the fields of PredictorConfig as JSON
     experts                   [N]        text, unique names, the order of every N axis
     bucket_edges_tokens       [B + 1]    tokens, rising, > 0
     length_log_std            [N]        std of log(true) - log(predicted median) on validation rows
-    feature_mean, feature_std [D]        standardisation; std > 0
-    quality_scale, quality_shift, length_sharpness  [N]  calibration; scale and sharpness > 0
-    ridge_weights             [F + E + S, 2 N] of quality, then of log tokens     (if the head reads a ridge)
-    ridge_bias, ridge_mean, ridge_std  [2 N]  std > 0                         (if the head reads a ridge)
+    feature_mean, feature_std [D]        what features are centred and scaled by; std > 0
     ngram_columns             [F]        integer, rising, the columns used         (encoder with n-grams)
     ngram_rarity              [F]        their weights                              (encoder with n-grams)
     ngram_components          [F, K]     float16, the projection                    (encoder with n-grams)
-    head/...                             the networks' parameters by their names in flax, members first; or
+
+and for each head, their names after head0/, head1/ and so on:
+
+    quality_scale, quality_shift, length_sharpness  [N]  calibration; scale and sharpness > 0
+    ridge_weights             [F + E + S, 2 N] of quality, then of log tokens     (if the head reads a ridge)
+    ridge_bias, ridge_mean, ridge_std  [2 N]  std > 0                         (if the head reads a ridge)
+    body/...                             the networks' parameters by their names in flax, members first; or
                                          the rows and answers that the head "neighbours" looks among
 """
 
@@ -36,6 +39,7 @@ from qos_jax.predictors.answers import check_experts
 from qos_jax.predictors.calibration import Calibration
 from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.encoders import Encoder, text_size
+from qos_jax.predictors.heads import Head
 from qos_jax.predictors.minilm import MINILM_SIZE
 from qos_jax.predictors.neighbours import Neighbours
 from qos_jax.predictors.networks import Targets, network_of
@@ -44,12 +48,13 @@ from qos_jax.predictors.predictor import Predictor
 from qos_jax.predictors.ridge import Ridge, uses_ridge
 from qos_jax.predictors.surface import SURFACE_FEATURES
 
-VERSION = 2
+VERSION = 3
 
-_HEAD = "head/"
+_BODY = "body/"
 _RIDGE = "ridge_"
 _RIDGE_FIELDS = tuple(field.name for field in dataclasses.fields(Ridge))
 _CALIBRATION = tuple(field.name for field in dataclasses.fields(Calibration))
+# By the last part of an array's name.
 _POSITIVE = ("feature_std", "ridge_std", "quality_scale", "length_sharpness", "bucket_edges_tokens")
 _REMEDY = "write it anew with save_predictor"
 
@@ -65,14 +70,12 @@ def save_predictor(path: Path, predictor: Predictor) -> None:
         "feature_mean": predictor.encoder.mean,
         "feature_std": predictor.encoder.std,
     }
-    arrays |= {name: getattr(predictor.calibration, name) for name in _CALIBRATION}
-    if predictor.ridge is not None:
-        arrays |= {_RIDGE + name: getattr(predictor.ridge, name) for name in _RIDGE_FIELDS}
     ngrams = predictor.encoder.ngrams
     if ngrams is not None:
         arrays |= {"ngram_columns": ngrams.columns, "ngram_rarity": ngrams.rarity}
         arrays |= {"ngram_components": ngrams.components.astype(np.float16)}
-    arrays |= {_HEAD + name: np.asarray(leaf) for name, leaf in _flat_head(predictor.head).items()}
+    for number, head in enumerate(predictor.heads):
+        arrays |= {_head(number) + name: values for name, values in _arrays_of(head).items()}
     with atomic_write(path, "wb") as stream:
         np.savez_compressed(stream, **arrays)
 
@@ -98,18 +101,23 @@ def load_predictor(path: Path) -> Predictor:
         "length_log_std": (n,),
         "feature_mean": (width,),
         "feature_std": (width,),
-        **dict.fromkeys(_CALIBRATION, (n,)),
     }
     if config.uses_ngrams:
         shapes |= {"ngram_columns": (columns,), "ngram_rarity": (columns,)}
         shapes |= {"ngram_components": (columns, config.components)}
-    if uses_ridge(config):
-        text = columns + MINILM_SIZE * config.uses_minilm
-        shapes |= dict.fromkeys((_RIDGE + name for name in _RIDGE_FIELDS), (2 * n,))
-        shapes |= {_RIDGE + "weights": (text + SURFACE_FEATURES, 2 * n)}
-    head_shapes = _head_shapes(config, n, arrays)
-    shapes |= {_HEAD + name: leaf.shape for name, leaf in head_shapes.items()}
-    whole = {"ngram_columns", *(_HEAD + k for k, leaf in head_shapes.items() if leaf.dtype == np.int32)}
+    whole = {"ngram_columns"}
+    text = columns + MINILM_SIZE * config.uses_minilm
+    bodies = []
+    for number in range(config.heads):
+        prefix = _head(number)
+        shapes |= dict.fromkeys((prefix + name for name in _CALIBRATION), (n,))
+        if uses_ridge(config):
+            shapes |= dict.fromkeys((prefix + _RIDGE + name for name in _RIDGE_FIELDS), (2 * n,))
+            shapes |= {prefix + _RIDGE + "weights": (text + SURFACE_FEATURES, 2 * n)}
+        body = _body_shapes(config, n, arrays.get(f"{prefix}{_BODY}embedding"))
+        shapes |= {prefix + _BODY + name: leaf.shape for name, leaf in body.items()}
+        whole |= {prefix + _BODY + name for name, leaf in body.items() if leaf.dtype == np.int32}
+        bodies.append(body)
     read = file.read(shapes, whole)
     file.check_rising(read["bucket_edges_tokens"], "bucket_edges_tokens")
     ngrams = None
@@ -117,35 +125,52 @@ def load_predictor(path: Path) -> Predictor:
         file.check_rising(read["ngram_columns"], "ngram_columns")
         file.check_range(read["ngram_columns"], "ngram_columns", 0, hashed_columns(config) - 1)
         ngrams = NgramEncoder(config, read["ngram_columns"], read["ngram_rarity"], read["ngram_components"])
-    ridge = None
-    if uses_ridge(config):
-        ridge = Ridge(**{name: read[_RIDGE + name] for name in _RIDGE_FIELDS})
-    head = {name: read[_HEAD + name] for name in head_shapes}
-    if config.head == "neighbours":
-        file.check_range(head["bucket"], _HEAD + "bucket", 0, config.buckets - 1)
+    heads = []
+    for number, body in enumerate(bodies):
+        prefix = _head(number)
+        ridge = None
+        if uses_ridge(config):
+            ridge = Ridge(**{name: read[prefix + _RIDGE + name] for name in _RIDGE_FIELDS})
+        if config.head == "neighbours":
+            bucket = f"{prefix}{_BODY}bucket"
+            file.check_range(read[bucket], bucket, 0, config.buckets - 1)
+        whole_body = _whole_body(config, {name: read[prefix + _BODY + name] for name in body})
+        calibration = Calibration(**{name: read[prefix + name] for name in _CALIBRATION})
+        heads.append(Head(ridge, whole_body, calibration))
     return Predictor(
         config=config,
         experts=experts,
         encoder=Encoder(ngrams, read["feature_mean"], read["feature_std"]),
-        ridge=ridge,
-        head=_whole_head(config, head),
-        calibration=Calibration(**{name: read[name] for name in _CALIBRATION}),
+        heads=tuple(heads),
         bucket_edges_tokens=read["bucket_edges_tokens"],
         length_log_std=read["length_log_std"],
     )
 
 
-def _flat_head(head: Any) -> dict[str, Any]:
-    """Return the head's arrays by name."""
-    if isinstance(head, Neighbours):
-        own = {name: getattr(head, name) for name in ("embedding", "mean_quality", "bucket_share")}
-        targets = {field.name: getattr(head.targets, field.name) for field in dataclasses.fields(Targets)}
+def _head(number: int) -> str:
+    """Return what the names of a head's arrays begin with."""
+    return f"head{number}/"
+
+
+def _arrays_of(head: Head) -> dict[str, Any]:
+    """Return a head's arrays by name."""
+    arrays = {name: getattr(head.calibration, name) for name in _CALIBRATION}
+    if head.ridge is not None:
+        arrays |= {_RIDGE + name: getattr(head.ridge, name) for name in _RIDGE_FIELDS}
+    return arrays | {_BODY + name: np.asarray(leaf) for name, leaf in _flat_body(head.body).items()}
+
+
+def _flat_body(body: Any) -> dict[str, Any]:
+    """Return the arrays of a head's body by name."""
+    if isinstance(body, Neighbours):
+        own = {name: getattr(body, name) for name in ("embedding", "mean_quality", "bucket_share")}
+        targets = {field.name: getattr(body.targets, field.name) for field in dataclasses.fields(Targets)}
         return own | targets
-    return traverse_util.flatten_dict(head["params"], sep="/")
+    return traverse_util.flatten_dict(body["params"], sep="/")
 
 
-def _whole_head(config: PredictorConfig, flat: Mapping[str, np.ndarray]) -> Any:
-    """Return the head of arrays by name."""
+def _whole_body(config: PredictorConfig, flat: Mapping[str, np.ndarray]) -> Any:
+    """Return the body of arrays by name."""
     if config.head == "neighbours":
         rest = dict(flat)
         targets = {field.name: rest.pop(field.name) for field in dataclasses.fields(Targets)}
@@ -154,12 +179,12 @@ def _whole_head(config: PredictorConfig, flat: Mapping[str, np.ndarray]) -> Any:
     return {"params": traverse_util.unflatten_dict(dict(flat), sep="/")}
 
 
-def _head_shapes(
-    config: PredictorConfig, experts: int, arrays: Mapping[str, np.ndarray]
+def _body_shapes(
+    config: PredictorConfig, experts: int, embedding: np.ndarray | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shape and kind of every array of the head that the configuration describes."""
+    """Return shape and kind of every array of a body; ``embedding``, if there is one, says how many rows."""
     if config.head == "neighbours":
-        rows = arrays[_HEAD + "embedding"].shape[0] if np.ndim(arrays.get(_HEAD + "embedding", 0)) else 0
+        rows = 0 if embedding is None or not embedding.ndim else embedding.shape[0]
         each, whole = (rows, experts), jax.ShapeDtypeStruct((rows, experts), np.int32)
         shapes = {
             "embedding": (rows, text_size(config)),
@@ -234,7 +259,7 @@ class _File:
             raise self.fault(f"has shape {values.shape}, not {shape}", name)
         if values.dtype.kind not in ("iu" if whole else "f"):
             raise self.fault(f"is {values.dtype}, not {'integers' if whole else 'reals'}", name)
-        fine = np.isfinite(values) & ((values > 0) | (name not in _POSITIVE))
+        fine = np.isfinite(values) & ((values > 0) | (name.rpartition("/")[-1] not in _POSITIVE))
         if not fine.all():
             where = np.unravel_index(int(np.argmin(fine)), fine.shape)
             place = f"{name}[{', '.join(str(int(k)) for k in where)}]"

@@ -20,6 +20,7 @@ TINY = (
     "--predictor.hash_bits=8",
     "--predictor.components=8",
     "--predictor.hidden=8",
+    "--predictor.heads=1",
     "--predictor.members=1",
     "--predictor.max_epochs=3",
     "--predictor.buckets=8",

@@ -5,6 +5,7 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.predictors import PredictorConfig, fit_predictor, mean_predictions, out_of_fold, reliability
+from qos_jax.predictors.encoders import encode, raw_features
 from tests.predictors.conftest import config_of
 from tests.predictors.texts import EXPERTS, make_texts
 
@@ -103,6 +104,21 @@ def test_another_seed_is_another_fit():
     assert (first.quality != second.quality).any()
 
 
+def test_heads_are_averaged_and_differ(fitted, unseen):
+    """They are judged on different prompts, so that not even two equal ones would agree."""
+    raw = raw_features(fitted.config, unseen.prompts)
+    encoded = encode(fitted.encoder, raw)
+    (first, first_length), (second, second_length) = (
+        head.answers(fitted.config, encoded) for head in fitted.heads
+    )
+    assert (first != second).any()
+    predicted = fitted.predict(unseen.prompts)
+    np.testing.assert_allclose(predicted.quality, (first + second) / 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        predicted.bucket_probability, (first_length + second_length) / 2, rtol=1e-5, atol=1e-7
+    )
+
+
 @pytest.mark.parametrize("head", ["linear", "neighbours"])
 def test_out_of_fold_does_not_know_its_own_rows(head):
     """Other answers to a prompt and its twin change the prediction of neither, only those of others."""
@@ -144,7 +160,7 @@ def test_progress_is_told_to_its_end(texts):
         folds=2,
         on_progress=lambda done, of: told.append((done, of)),
     )
-    assert told[-1] == (8, 8)
+    assert told[-1] == (16, 16)  # folds, heads, epochs
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
@@ -200,6 +216,7 @@ def test_bad_answers_are_named(texts, changes, named):
         ("components", 0),
         ("components", 2.5),
         ("ridge_folds", 1),
+        ("heads", 0),
         ("ridge_length_penalty", 0),
         ("buckets", True),
         ("hidden", (0,)),

@@ -20,7 +20,7 @@ def test_figures_on_real_answers(shared):
         quality, tokens, experts = content["score"], content["out_tokens"], content["models"].tolist()
     order = np.random.default_rng(0).permutation(len(prompts))[: LEARNED + JUDGED]
     learned, judged = order[:LEARNED], order[LEARNED:]
-    config = PredictorConfig(components=64, members=1, max_epochs=25)
+    config = PredictorConfig(components=64, heads=1, members=1, max_epochs=25)
     fitted = fit_predictor(
         config, [prompts[row] for row in learned], quality[learned], tokens[learned], experts
     )
