@@ -11,8 +11,11 @@ from flax import struct
 
 from qos_jax.serving import latency, scheduler
 from qos_jax.serving.profile import FleetProfile
-from qos_jax.serving.scheduler import Batch, PromptPhase, count, masked_sum
+from qos_jax.serving.scheduler import Batch, PromptPhase, count, masked_sum, once_per_expert
 from qos_jax.serving.state import ServingConfig, ServingState
+
+# Stands for the tokens left of a slot that is not running: above any, so the least is a running one's.
+_NOT_RUNNING = jnp.iinfo(jnp.int32).max
 
 
 @struct.dataclass
@@ -34,8 +37,7 @@ class _Loop(NamedTuple):
 class _Decode(NamedTuple):
     """The part of the batch that decoding changes."""
 
-    running: jax.Array  # [N, K] bool
-    left_tokens: jax.Array  # [N, K] int32
+    left_tokens: jax.Array  # [N, K] int32, of those running; _NOT_RUNNING for the others
     latency_s: jax.Array  # [N, K] float32
     offset_s: jax.Array  # [N] float32
     offset_rest_s: jax.Array  # [N] float32
@@ -95,13 +97,11 @@ def advance(
     )
 
     def body(loop: _Loop) -> _Loop:
-        batch, progressed = _round(gap, loop.batch, loop.active)
-        # An expert that could not progress ends here instead of hanging the program.
+        batch, goes_on = _round(gap, loop.batch, loop.active)
         before_end = gap.overrun_s(batch.offset_s, batch.offset_rest_s) < 0.0
-        active = progressed & before_end & jnp.any(batch.live, axis=-1)
-        return _Loop(batch, active, loop.rounds + 1)
+        return _Loop(batch, goes_on & before_end, loop.rounds + 1)
 
-    start = _Loop(batch, (state.lead_s < gap_s) & jnp.any(batch.live, axis=-1), jnp.int32(0))
+    start = _Loop(batch, (state.lead_s < gap_s) & (count(batch.live) > 0), jnp.int32(0))
     batch, _, rounds = jax.lax.while_loop(lambda loop: jnp.any(loop.active), body, start)
     advanced = dataclasses.replace(
         state,
@@ -126,21 +126,24 @@ def advance(
 
 
 def _round(gap: _Gap, batch: Batch, active: jax.Array) -> tuple[Batch, jax.Array]:
-    """One decision of every active expert; returns the batch after it and who progressed, [N] bool."""
+    """One decision of every active expert; returns the batch after it and who may have another, [N] bool."""
     phase = gap.rules.decide(gap.profile, batch, active)
     batch = _prompt_iteration(gap, batch, phase)
     # After prompt work, decode at once only if the next boundary would decide the same.
     before_end = gap.overrun_s(batch.offset_s, batch.offset_rest_s) < 0.0
     decodes = active & before_end & (~phase.worked | _must_decode(gap, batch, phase))
-    decodes = decodes & jnp.any(batch.running, axis=-1)
-    return _decode(gap, batch, decodes), decodes | phase.worked
+    decodes = decodes & (count(batch.running) > 0)
+    decoded = _decode(gap, batch, decodes)
+    completed = count(batch.running) - count(decoded.running)
+    # An expert that could not progress ends here instead of hanging the program.
+    return decoded, (decodes | phase.worked) & (count(batch.live) > completed)
 
 
 def _must_decode(gap: _Gap, batch: Batch, phase: PromptPhase) -> jax.Array:
     """[N] bool: the boundary after a prompt iteration could decide nothing but to decode, memory allowing."""
     decodes = ~scheduler.head_fits(gap.profile, batch, phase)
     if gap.rules.splits_prompts:
-        decodes = decodes & ~jnp.any(batch.running & (batch.prefill_left_tokens > 0), axis=-1)
+        decodes = decodes & (count(batch.running & (batch.prefill_left_tokens > 0)) == 0)
     return decodes
 
 
@@ -173,16 +176,17 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
     While nobody waits that is to the end of the gap or of memory, from completion to completion; with
     somebody waiting it is to the first completion.
     """
-    nobody_waits = ~jnp.any(batch.live & ~batch.running, axis=-1)
-    most = jnp.iinfo(jnp.int32).max
+    # Counts of stored masks: to combine masks slot by slot first takes a CPU eight times as long.
+    nobody_waits = count(batch.live) == count(batch.running)
 
     def body(run: _Decode) -> _Decode:
-        size = count(run.running)
-        held = masked_sum(run.running, batch.total_tokens - run.left_tokens)
+        running = run.left_tokens < _NOT_RUNNING
+        size = count(running)
+        held = masked_sum(running, batch.total_tokens - run.left_tokens)
         safe_size = jnp.maximum(size, 1)
         in_memory = (gap.profile.kv_capacity_tokens - held) // safe_size
         decodes = run.decodes & (size > 0) & (in_memory > 0)
-        first_completion = jnp.min(jnp.where(run.running, run.left_tokens, most), axis=-1)
+        first_completion = jnp.min(run.left_tokens, axis=-1)
         bound = jnp.maximum(jnp.minimum(first_completion, in_memory), 1)
         size_f, held_f = safe_size.astype(jnp.float32), held.astype(jnp.float32)
         iterations = latency.decode_iterations_until(
@@ -193,15 +197,15 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         whole_s, part_s = latency.decode_run_parts_s(gap.profile, iterations_f, size_f, held_f)
         offset_s, rest_s = latency.add_exactly(run.offset_s, run.offset_rest_s, whole_s)
         offset_s, rest_s = latency.add_exactly(offset_s, jnp.zeros_like(rest_s), part_s + rest_s)
-        left = run.left_tokens - jnp.where(run.running, iterations[:, None], 0)
-        finished = decodes[:, None] & run.running & (left == 0)
-        # Those that finish after the gap hold their slot until the iteration in progress ends.
         overrun_s = gap.overrun_s(offset_s, rest_s)
-        freed = finished & (overrun_s <= 0.0)[:, None]
+        # Those that finish after the gap hold their slot until the iteration in progress ends.
+        freed = once_per_expert((overrun_s <= 0.0).astype(jnp.int32)) > 0
+        iterations = once_per_expert(iterations)
+        left = run.left_tokens - jnp.where(running, iterations[:, None], 0)
+        finished = running & (left == 0) & (iterations > 0)[:, None]
         kv_token_s = latency.decode_run_kv_token_s(gap.profile, iterations_f, size_f, held_f)
         return _Decode(
-            running=run.running & ~freed,
-            left_tokens=left,
+            left_tokens=jnp.where(finished, jnp.where(freed, _NOT_RUNNING, 0)[:, None], left),
             latency_s=_latency_s(gap, finished, gap.age_s + offset_s[:, None], run.latency_s),
             offset_s=offset_s,
             offset_rest_s=rest_s,
@@ -210,8 +214,7 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         )
 
     start = _Decode(
-        running=batch.running,
-        left_tokens=batch.left_tokens,
+        left_tokens=jnp.where(batch.running, batch.left_tokens, _NOT_RUNNING),
         latency_s=batch.latency_s,
         offset_s=batch.offset_s,
         offset_rest_s=batch.offset_rest_s,
@@ -219,11 +222,13 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         decodes=decodes,
     )
     end = jax.lax.while_loop(lambda run: jnp.any(run.decodes), body, start)
+    running = end.left_tokens < _NOT_RUNNING
+    freed = batch.running & ~running
     return dataclasses.replace(
         batch,
-        live=batch.live & (end.running | ~batch.running),
-        running=end.running,
-        left_tokens=end.left_tokens,
+        live=batch.live & ~freed,
+        running=running,
+        left_tokens=jnp.where(freed, 0, jnp.where(running, end.left_tokens, batch.left_tokens)),
         latency_s=end.latency_s,
         offset_s=end.offset_s,
         offset_rest_s=end.offset_rest_s,

@@ -68,6 +68,17 @@ def count(mask: jax.Array) -> jax.Array:
     return jnp.sum(mask, axis=-1, dtype=jnp.int32)
 
 
+def once_per_expert(values: jax.Array) -> jax.Array:
+    """Return the same integers, [N] int32 in 0..2^31 - 2, worked out once and not anew for each slot.
+
+    XLA on CPU repeats cheap arithmetic on [N] in every loop over [N, K] that uses its result (it drops
+    ``jax.lax.optimization_barrier`` before it does so), and may then leave that loop scalar: 26 instead of
+    3 us a decode run of 64 environments with 6 experts and 32 slots. A remainder it takes for too dear to
+    repeat.
+    """
+    return jax.lax.rem(values, jnp.int32(jnp.iinfo(jnp.int32).max))
+
+
 def prefix_sum(values: jax.Array) -> jax.Array:
     """Inclusive sum along the slots: [N, K] int32 -> [N, K] int32.
 
