@@ -58,34 +58,15 @@ def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
     return found
 
 
-def _network(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
-    def change(full: TrainConfig) -> TrainConfig:
-        return dataclasses.replace(full, network=dataclasses.replace(full.network, **choices))
-
-    return change
-
-
-def _only_distil(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
-    """Without the search, which has nothing to do here; distillation takes its decisions too."""
+def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """Distillation from the start, of a network with these choices: the search trains no network."""
 
     def change(full: TrainConfig) -> TrainConfig:
         updates = _updates(full, "distil", _of_distil(full))
-        return dataclasses.replace(
-            _at_pace(_network(**choices)(full), full, updates),
-            search=dataclasses.replace(full.search, updates=0),
-            distil=dataclasses.replace(full.distil, updates=updates),
-        )
+        network = dataclasses.replace(full.network, **choices)
+        return dataclasses.replace(_alone(full, "none", full.reward, updates, updates), network=network)
 
     return change
-
-
-def _only_search(full: TrainConfig) -> TrainConfig:
-    updates = _updates(full, "search", _of_search(full))
-    return dataclasses.replace(
-        _at_pace(full, full, updates),
-        search=dataclasses.replace(full.search, updates=updates),
-        distil=dataclasses.replace(full.distil, updates=0),
-    )
 
 
 def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
@@ -122,26 +103,19 @@ def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
     return budget // decisions
 
 
-def _alone(full: TrainConfig, agent: str, reward: str, updates: int) -> TrainConfig:
-    """Without search and distillation."""
-    return dataclasses.replace(
-        _at_pace(full, full, updates),
-        agent=agent,
-        reward=reward,
-        search=dataclasses.replace(full.search, updates=0),
-        distil=dataclasses.replace(full.distil, updates=0),
-    )
-
-
-def _at_pace(config: TrainConfig, full: TrainConfig, updates: int) -> TrainConfig:
-    """``config`` evaluated and saved as often in its ``updates`` as the full run is in its own."""
+def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_updates: int = 0) -> TrainConfig:
+    """Without search, evaluated and saved as often in its ``updates`` as the full run is in its own."""
     pace = updates / max(full.search.updates + full.distil.updates, 1)
 
     def paced(every: int) -> int:
         return max(1, round(every * pace))
 
     return dataclasses.replace(
-        config,
+        full,
+        agent=agent,
+        reward=reward,
+        search=dataclasses.replace(full.search, updates=0),
+        distil=dataclasses.replace(full.distil, updates=distil_updates),
         log_every=paced(full.log_every),
         checkpoint_every=paced(full.checkpoint_every),
         evaluation=dataclasses.replace(full.evaluation, every=paced(full.evaluation.every)),
@@ -151,16 +125,15 @@ def _at_pace(config: TrainConfig, full: TrainConfig, updates: int) -> TrainConfi
 # What each variant is, in words, and how to make it of the full run.
 VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
     FULL: ("the run as configured", lambda full: full),
-    "sets": ("no attention, no slots: experts as a set", _network(encoder="sets")),
-    "flat": ("no graph: an MLP on all features in one row", _network(encoder="flat")),
-    "no_residual": ("scores start from nothing, not from a net gain", _only_distil(residual=False)),
+    "distil": ("no search: distillation alone, from load_aware_greedy", _distil_alone()),
+    "sets": ("the same without attention and slots: experts as a set", _distil_alone(encoder="sets")),
+    "flat": ("the same without a graph: an MLP on all features in one row", _distil_alone(encoder="flat")),
+    "no_residual": ("the same, scores starting from nothing", _distil_alone(residual=False)),
     "no_impact": (
-        "nothing from the action impact estimator, neither features nor residual",
-        _only_distil(impact_features=False, residual=False),
+        "the same with nothing from the action impact estimator, neither features nor residual",
+        _distil_alone(impact_features=False, residual=False),
     ),
-    "no_search": ("no search: distillation alone, from load_aware_greedy", _only_distil()),
-    "no_distil": ("no distillation: the search alone", _only_search),
-    "no_calibration": ("predicted qualities as they are", _network(calibrate_quality=False)),
+    "no_calibration": ("the same, predicted qualities as they are", _distil_alone(calibrate_quality=False)),
     "ppo": ("PPO alone, potential-based reward", _ppo_alone("potential")),
     "ppo_paper": ("PPO alone, the paper's reward", _ppo_alone("paper")),
     "sac": ("SAC alone, potential-based reward", _sac_alone("potential")),

@@ -38,7 +38,7 @@ class SearchConfig:
       ValueError: a number out of range.
     """
 
-    updates: int = 40  # in all; 0 = a training run leaves this phase out
+    updates: int = 20  # in all; 0 = a training run leaves this phase out
     candidates: int = 12  # tried in an update, half of them mirror images of the others
     num_envs: int = 32  # episodes that each of them routes
     steps: int = 1024  # decisions of an episode; short ones, from an empty fleet, underprice a place
