@@ -126,14 +126,17 @@ def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_upda
 VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
     FULL: ("the run as configured", lambda full: full),
     "distil": ("no search: distillation alone, from load_aware_greedy", _distil_alone()),
-    "sets": ("the same without attention and slots: experts as a set", _distil_alone(encoder="sets")),
-    "flat": ("the same without a graph: an MLP on all features in one row", _distil_alone(encoder="flat")),
-    "no_residual": ("the same, scores starting from nothing", _distil_alone(residual=False)),
+    "sets": ("distillation without attention and slots: experts as a set", _distil_alone(encoder="sets")),
+    "flat": ("distillation without a graph: an MLP on all features in a row", _distil_alone(encoder="flat")),
+    "no_residual": ("distillation of scores that start from nothing", _distil_alone(residual=False)),
     "no_impact": (
-        "the same with nothing from the action impact estimator, neither features nor residual",
+        "distillation with nothing from the action impact estimator, neither features nor residual",
         _distil_alone(impact_features=False, residual=False),
     ),
-    "no_calibration": ("the same, predicted qualities as they are", _distil_alone(calibrate_quality=False)),
+    "no_calibration": (
+        "distillation, predicted qualities as they are",
+        _distil_alone(calibrate_quality=False),
+    ),
     "ppo": ("PPO alone, potential-based reward", _ppo_alone("potential")),
     "ppo_paper": ("PPO alone, the paper's reward", _ppo_alone("paper")),
     "sac": ("SAC alone, potential-based reward", _sac_alone("potential")),

@@ -36,7 +36,7 @@ def test_it_trains_every_variant_and_compares_them(done):
     assert {row["baseline"] for row in rows} == {"projected_greedy"}
     trained = json.loads((out / "sets" / "config.json").read_text())
     assert trained["network"]["encoder"] == "sets"
-    assert "sets: no attention" in outcome.out
+    assert "sets: distillation without attention" in outcome.out
 
 
 def test_run_again_it_trains_nothing_anew(done, launch):
