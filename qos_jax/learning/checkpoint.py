@@ -4,7 +4,7 @@ The folder of a run holds ``checkpoints/step_000000120/``, each with
 
 - ``checkpoint.json``: step, score, configuration, and the hash of every file below;
 - ``state/``: the whole state of the learner, an Orbax checkpoint of numbered arrays;
-- ``policy/``: the network's parameters alone, an Orbax checkpoint of nested dicts. Evaluation reads no more.
+- ``policy/``: the router's parameters alone, an Orbax checkpoint of nested dicts. Evaluation reads no more.
 
 An exported policy (:func:`save_policy`) is such a folder without ``state/``.
 """
@@ -75,7 +75,7 @@ def save(
       run: the folder of the run.
       step: how far the run is, in its own count; higher than that of any checkpoint there.
       state: a pytree of arrays, random keys included.
-      params: the network's parameters, nested dicts of arrays.
+      params: the router's parameters, nested dicts of arrays.
       config: everything that determines the run: dataclasses and plain values, see ``config_dict``.
       average_qos: the score by which the best is kept; None or NaN if there is none.
       metadata: JSON to keep beside it.
@@ -177,7 +177,7 @@ def save_policy(
     average_qos: float | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> Checkpoint:
-    """Export a policy: the network's parameters and the configuration to run it, no training state.
+    """Export a policy: the router's parameters and the configuration to run it, no training state.
 
     Args:
       folder: a folder that does not exist yet or is empty.
@@ -198,7 +198,7 @@ def save_policy(
 
 
 def load_policy(where: str | os.PathLike[str]) -> tuple[Any, Checkpoint]:
-    """Read the network's parameters of a run, of one checkpoint or of an exported policy.
+    """Read the router's parameters of a run, of one checkpoint or of an exported policy.
 
     Args:
       where: as of :func:`find`; of a run, its best checkpoint, or its latest if none was evaluated.

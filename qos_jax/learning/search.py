@@ -106,8 +106,11 @@ def make_search(
 ) -> Learner:
     """Return the learner. It trains no weights: those of the network stay as they are.
 
-    Raises:
-      ValueError: the episodes of the environment replay a trace.
+    Args:
+      env: the environment.
+      sample_params: draws the parameters of one episode, with an arrival process.
+      network: of the router whose parameters the numbers are part of.
+      config: the learner's numbers.
     """
     size = len(SEARCHED)
     rank_weights = jnp.asarray(utilities(config.candidates), jnp.float32)

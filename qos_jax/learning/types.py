@@ -20,14 +20,14 @@ Metrics = dict[str, jax.Array]
 class Learner:
     """A learning algorithm on a given environment and network.
 
-    A state is a pytree of arrays that holds all there is: network parameters, optimiser, environments, random
+    A state is a pytree of arrays that holds all there is: parameters, optimiser, environments, random
     key and counters. So saving and restoring it continues bit for bit, and a state with a leading axis
     is so many independent runs: ``jax.vmap(learner.update)``.
 
     Attributes:
-      init: (key, network parameters to start from, or None for fresh ones) -> state.
+      init: (key, parameters of a router to start from, or None for fresh ones) -> state.
       update: state -> (state, metrics): one iteration, pure and jittable.
-      params: state -> parameters of the ``ActorCritic``, for evaluation and checkpoints.
+      params: state -> those parameters, see ``init_router``, for evaluation and checkpoints.
       decisions_per_update: environment decisions that one update takes.
     """
 
