@@ -18,7 +18,7 @@ _USUAL_OCCUPANCY = 0.3
 
 @struct.dataclass
 class GreedyParams:
-    """Parameters of the net gain, leaves [] float32; :func:`greedy_params` leaves the last ten without effect."""
+    """Parameters of the net gain, leaves [] float32; by :func:`greedy_params` the last ten have no effect."""
 
     drop_below: jax.Array  # drop if no expert's net gain exceeds this; -inf = never drop
     impact_weight: jax.Array  # of the paper's penalty, as in its reward; of impact_greedy alone
