@@ -15,7 +15,7 @@ from qos_jax.errors import input_error
 from qos_jax.evaluation.cases import Case
 from qos_jax.evaluation.metrics import METRICS, summarise
 from qos_jax.evaluation.records import RequestRecords
-from qos_jax.evaluation.simulate import CPU_BLOCK_RUNS, Runs, simulate
+from qos_jax.evaluation.simulate import Runs, cpu_block_runs, simulate
 from qos_jax.evaluation.tables import PolicyResult
 from qos_jax.policies import Policy, upper_bound
 from qos_jax.serving import ServingConfig
@@ -142,9 +142,9 @@ def _run_policy(
         group = [index for index, case in enumerate(cases) if case.runs.shape[1] == length]
         runs = join_runs([cases[index].runs for index in group])
         seeds = cases[group[0]].runs.shape[0]
-        # On a CPU one block per case: one program serves every group, and a crowded case does not
-        # hold up the others.
-        block = min(seeds, CPU_BLOCK_RUNS) if jax.default_backend() == "cpu" else None
+        # On a CPU whole blocks per case, where they come out even: one program serves every group, and a
+        # crowded case does not hold up the others.
+        block = -(-seeds // -(-seeds // cpu_block_runs(config))) if jax.default_backend() == "cpu" else None
         done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
         metrics = summarise(done.records, done.totals, runs.profile, runs.latency_limit_s)
         for place, index in enumerate(group):

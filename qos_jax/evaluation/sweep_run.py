@@ -13,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from qos_jax.devices import LANES, gather, replicate, spread
 from qos_jax.errors import input_error
-from qos_jax.evaluation.simulate import CPU_BLOCK_RUNS
+from qos_jax.evaluation.simulate import cpu_block_runs
 from qos_jax.evaluation.sweep_cells import CellGroup
 from qos_jax.evaluation.sweep_lane import Lane, LaneConfig, LaneResult, lane_bytes, run_lane
 from qos_jax.policies import Policy
@@ -77,7 +77,7 @@ def plan_chunks(
     here = len(mesh.local_devices)
     # In and out, each of a chunk's runs holds its numbers and metrics even while other blocks run.
     idle_bytes = 2 * sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(one))
-    most = CPU_BLOCK_RUNS if platform == "cpu" else ACCELERATOR_BLOCK_RUNS
+    most = cpu_block_runs(config.serving) if platform == "cpu" else ACCELERATOR_BLOCK_RUNS
     fitting = int(max_bytes // (here * (run_bytes + idle_bytes)))
     if fitting < 1:
         raise input_error(

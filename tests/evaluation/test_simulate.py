@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.evaluation import COMPLETED, DROPPED, REJECTED
-from qos_jax.evaluation.simulate import Runs, simulate
+from qos_jax.evaluation.simulate import Runs, cpu_block_runs, simulate
 from qos_jax.policies import policy
 from qos_jax.serving import SCHEDULERS, ServingConfig
 from qos_jax.serving.reference import simulate_fleet
@@ -115,6 +115,14 @@ def test_blocks_make_no_difference(random_result, block_runs):
     """Also blocks that must be filled up, and a block larger than the runs."""
     other = simulate(config(), policy("random"), runs(), block_runs=block_runs, chunk_requests=16)
     assert_same(random_result, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("experts", "slots", "block"),
+    [(1, 2, 64), (6, 32, 64), (7, 32, 32), (12, 32, 32), (6, 128, 16), (64, 32, 4), (500, 500, 4)],
+)
+def test_the_more_slots_a_run_has_the_fewer_share_a_block(experts, slots, block):
+    assert cpu_block_runs(ServingConfig(experts, slots // 2, slots // 2)) == block
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(random_result):

@@ -38,7 +38,7 @@ def measure_closed_form(
     """
     runs = work.runs
     env = RoutingEnvironment(EnvConfig(serving=work.serving, max_steps=runs.shape[1]))
-    lanes, params = lanes_of(runs, environments, block_size(environments))
+    lanes, params = lanes_of(runs, environments, block_size(work.serving, environments))
     act = policy.act_function()
 
     def one(lane: Lane, policy_params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:

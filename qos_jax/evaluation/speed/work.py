@@ -12,7 +12,7 @@ from flax import struct
 
 from qos_jax.errors import input_error
 from qos_jax.evaluation.cases import TRACE, CaseConfig, build_cases
-from qos_jax.evaluation.simulate import CPU_BLOCK_RUNS, Runs
+from qos_jax.evaluation.simulate import Runs, cpu_block_runs
 from qos_jax.policies import Policy
 from qos_jax.routing import (
     EnvConfig,
@@ -106,16 +106,10 @@ def _equal_fleet(experts: int, slots: int | None) -> Fleet:
     return Fleet(fleet.names, dataclasses.replace(fleet.profile, **changed))
 
 
-def block_size(environments: int) -> int:
-    """Environments that are stepped together: on a CPU, those whose state stays in cache.
-
-    Raises:
-      ValueError: they are not a whole number of blocks.
-    """
-    block = min(environments, CPU_BLOCK_RUNS) if jax.default_backend() == "cpu" else environments
-    if environments % block:
-        raise ValueError(f"{environments} environments are not a whole number of blocks of {block}")
-    return block
+def block_size(serving: ServingConfig, environments: int) -> int:
+    """Environments that are stepped together: on a CPU, as many as stay in cache and make whole blocks."""
+    most = cpu_block_runs(serving) if jax.default_backend() == "cpu" else environments
+    return next(size for size in range(min(most, environments), 0, -1) if environments % size == 0)
 
 
 def lanes_of(runs: Runs, environments: int, block: int) -> tuple[Lane, EnvParams]:
