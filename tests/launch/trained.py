@@ -9,6 +9,7 @@ from qos_jax.learning import checkpoint
 from qos_jax.policies.actor_critic import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.learned import parameter_shapes
+from qos_jax.policies.net_gain import load_aware_params
 
 TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
 
@@ -59,7 +60,9 @@ def save_run(
 ) -> Path:
     """Save a checkpoint of a run, and return the run's folder."""
     shapes = parameter_shapes(config, experts, slots)
-    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, fill, leaf.dtype), shapes)
+    weights = jax.tree.map(lambda leaf: jnp.full(leaf.shape, fill, leaf.dtype), shapes["params"])
+    start = load_aware_params()
+    params = {"params": weights, "greedy": {name: getattr(start, name) for name in shapes["greedy"]}}
     stored = {"network": config, "seed": 0} if stored_config is None else stored_config
     state = {"update": jnp.int32(step)}
     checkpoint.save(folder, step, state, params=params, config=stored, average_qos=average_qos)
