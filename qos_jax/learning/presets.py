@@ -29,9 +29,9 @@ _EDGE6 = TrainConfig(
 _QUICK = TrainConfig(
     agent="none",
     network=NetworkConfig(han=_HAN),
-    search=SearchConfig(num_envs=24, steps=512),
+    search=SearchConfig(num_envs=12),
     distil=DistilConfig(updates=0, num_envs=192, capacity=16384, batch_size=512),
-    evaluation=EvaluationConfig(every=5, seeds=8, num_requests=256),
+    evaluation=EvaluationConfig(every=10, seeds=8, num_requests=1024),
     log_every=1,
     checkpoint_every=5,
 )
