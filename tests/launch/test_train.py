@@ -202,3 +202,12 @@ def test_what_belongs_together_is_changed_together():
 def test_what_does_not_fit_its_type_is_refused(argument, says):
     with pytest.raises(flags.Error, match=says):
         parsed(TrainConfig(), argument)
+
+
+@pytest.mark.parametrize(
+    ("workloads", "says"),
+    [("poison", "did you mean 'poisson'"), ("mmpp,mmpp", "name each once"), ("", "name at least one")],
+)
+def test_workloads_to_be_judged_on_are_checked(workloads, says):
+    with pytest.raises(InputError, match=says):
+        parsed(TrainConfig(), f"--evaluation.workloads={workloads}")

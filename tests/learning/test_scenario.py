@@ -57,6 +57,20 @@ def test_fleets_vary_about_the_given_one(drawn, scenario):
     )
 
 
+def test_the_rate_swings_about_its_mean_from_a_phase_of_its_own(drawn, scenario):
+    profile = drawn.process.profile
+    np.testing.assert_allclose(profile.mean(-1), 1.0, rtol=1e-5)
+    swing = (profile.max(-1) - profile.min(-1)) / 2.0
+    assert np.all(swing <= CONFIG.swing[1])
+    assert np.unique(swing).size == COUNT
+    assert np.unique(profile.argmax(-1)).size > 4
+    period_s = drawn.process.bin_s * profile.shape[-1]
+    assert np.all((period_s >= 0.999 * CONFIG.period_s[0]) & (period_s <= 1.001 * CONFIG.period_s[1]))
+    calm = dataclasses.replace(CONFIG, swing=(0.0, 0.0))
+    steady = jax.eval_shape(lambda key: sample_params(key, calm, scenario), jax.random.key(0))
+    assert steady.process.profile.shape == (1,)
+
+
 def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
     table = scenes.table(0, 30)
     config = ScenarioConfig(
@@ -86,7 +100,13 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("table_rows", 1), ("load", (2.0, 1.0)), ("limit_scale", (0.0, 1.0)), ("trace_share", 1.5)],
+    [
+        ("table_rows", 1),
+        ("load", (2.0, 1.0)),
+        ("limit_scale", (0.0, 1.0)),
+        ("trace_share", 1.5),
+        ("swing", (0.0, 1.0)),
+    ],
 )
 def test_bad_ranges_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
