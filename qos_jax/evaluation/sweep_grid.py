@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qos_jax.errors import InputError, input_error
+from qos_jax.policies.net_gain import WEIGHTS
 from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS
 from qos_jax.workload.text_table import near_match
 
@@ -53,16 +54,10 @@ SCALARS = {
     "length_log_bias": Range(-10.0, 10.0),
     "margin": _FROM_ZERO,
     "congestion_price": _FROM_ZERO,
-    "price_by_load": Range(-10.0, 10.0),
-    "price_by_length": Range(0.0, 10.0),
-    "price_by_occupancy": Range(0.0, 10.0),
-    "price_by_pace": Range(-10.0, 10.0),
-    "price_by_fleet": Range(-10.0, 10.0),
-    "burst_weight": Range(0.0, 1.0),
-    "margin_by_load": Range(-10.0, 10.0),
     "margin_of_others": _FROM_ZERO,
     "penalty_weight": _FROM_ZERO,
-    "penalty_by_load": Range(-10.0, 10.0),
+    "price_by_occupancy": Range(0.0, 10.0),
+    **{f"{what}_by_{name}": Range(-10.0, 10.0) for what, names in WEIGHTS.items() for name in names},
     "impact_weight": _FROM_ZERO,
 }
 PROFILE_FIELDS = COLUMNS[1:]

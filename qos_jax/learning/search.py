@@ -75,17 +75,25 @@ SPREAD_FLOOR = 0.005
 # A step of each cost or gained about as much, where the price of load_aware_greedy matters.
 SEARCHED = {
     "congestion_price": Searched(0.4, 0.01, 2.0, log=True),
-    "price_by_load": Searched(0.3, 0.0, 3.0),
-    "price_by_length": Searched(0.3, 0.0, 3.0),
     "price_by_occupancy": Searched(1.0, 0.25, 8.0),
+    "price_by_load": Searched(0.3, 0.0, 3.0),
+    "price_by_load_sq": Searched(0.3, -1.0, 1.0),
+    "price_by_burst": Searched(0.3, -2.0, 2.0),
+    "price_by_length": Searched(0.3, 0.0, 3.0),
+    "price_by_level": Searched(0.3, -2.0, 2.0),
+    "price_by_prefill": Searched(0.5, -2.0, 4.0),
+    "price_by_overlap": Searched(0.5, -4.0, 4.0),
     "price_by_pace": Searched(0.8, -4.0, 4.0),
+    "price_by_slowness": Searched(0.6, -4.0, 4.0),
     "price_by_fleet": Searched(0.6, -4.0, 4.0),
-    "burst_weight": Searched(0.4, 0.0, 1.0),
     "margin": Searched(0.3, 0.03, 2.0, log=True),
     "margin_by_load": Searched(0.3, -2.0, 2.0),
+    "margin_by_burst": Searched(0.2, -2.0, 2.0),
     "margin_of_others": Searched(0.4, 0.1, 5.0, log=True),
     "penalty_weight": Searched(0.4, 0.1, 10.0, log=True),
     "penalty_by_load": Searched(0.4, -2.0, 2.0),
+    "penalty_by_burst": Searched(0.3, -2.0, 2.0),
+    "penalty_by_length": Searched(0.3, -2.0, 2.0),
 }
 
 

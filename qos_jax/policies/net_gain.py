@@ -12,28 +12,58 @@ from qos_jax.routing.projection import left_given_survival
 
 # Loads offered are taken to lie between these: beyond, much is lost whoever routes; below, nothing waits.
 LOAD_RANGE = (0.1, 2.0)
-# Mean occupancy of the experts at which ``price_by_fleet`` changes nothing: that of a load of about 0.6.
-_USUAL_OCCUPANCY = 0.3
+# What is as usual, so that a power of it changes nothing: the experts' mean occupancy, that of a load of about
+# 0.6; predicted output tokens of an arrival; and an expert's time per token, as a share of L.
+_USUAL_OCCUPANCY, _USUAL_OUTPUT_TOKENS, _USUAL_PACE = 0.3, 100.0, 0.5
 
 
 @struct.dataclass
 class GreedyParams:
-    """Parameters of the net gain, leaves [] float32; by :func:`greedy_params` the last ten have no effect."""
+    """Parameters of the net gain, leaves [] float32; ``WEIGHTS`` says what the powers are of.
+
+    By :func:`greedy_params` those from ``price_by_load_sq`` on have no effect.
+    """
 
     drop_below: jax.Array  # drop if no expert's net gain exceeds this; -inf = never drop
     impact_weight: jax.Array  # of the paper's penalty, as in its reward; of impact_greedy alone
     margin: jax.Array  # std of log latency per token for what the projection cannot know
     congestion_price: jax.Array  # QoS charged for a place on an expert whose batch is full
-    price_by_load: jax.Array  # power of the load of late that the price is times
-    price_by_length: jax.Array  # power of predicted / mean output tokens that the price is times
-    price_by_occupancy: jax.Array  # power of the share of the batch that is taken
-    price_by_pace: jax.Array  # power of an expert's time per token over the mean of all
-    price_by_fleet: jax.Array  # power of the experts' mean occupancy
-    burst_weight: jax.Array  # in [0, 1], weight of the shortest window in the load of late
-    margin_by_load: jax.Array  # power of the load that the margin is times
-    margin_of_others: jax.Array  # factor on the margin of the requests in flight
     penalty_weight: jax.Array  # of the QoS that others are projected to lose
-    penalty_by_load: jax.Array  # power of the load that this weight is times
+    price_by_occupancy: jax.Array  # power of the share of the batch that is taken
+    price_by_load: jax.Array
+    price_by_length: jax.Array
+    margin_by_load: jax.Array
+    price_by_load_sq: jax.Array
+    price_by_burst: jax.Array
+    price_by_level: jax.Array
+    price_by_prefill: jax.Array
+    price_by_overlap: jax.Array
+    price_by_pace: jax.Array
+    price_by_slowness: jax.Array
+    price_by_fleet: jax.Array
+    margin_by_burst: jax.Array
+    margin_of_others: jax.Array  # factor on the margin of the requests in flight
+    penalty_by_load: jax.Array
+    penalty_by_burst: jax.Array
+    penalty_by_length: jax.Array
+
+
+# What price, weight of the penalty and margin are times powers of. ``load``: offered of late, and ``load_sq``
+# its power of its own logarithm; ``burst``: load by the shortest window over that by the longest; ``length``:
+# predicted output tokens of the request over the mean of late; ``level``: that mean; ``prefill``: of the
+# request's time alone on the expert, whole over decode; ``overlap``: how much of its answer those in flight
+# there are to stay for; ``pace``: the expert's time per token over the mean of all; ``slowness``: the same over
+# L; ``fleet``: mean occupancy.
+WEIGHTS = {
+    "price": (
+        *("load", "load_sq", "burst", "length", "level", "prefill", "overlap"),
+        *("pace", "slowness", "fleet"),
+    ),
+    "penalty": ("load", "burst", "length"),
+    "margin": ("load", "burst"),
+}
+# Of these, those that are about a place on an expert, whoever takes it.
+_OF_A_PLACE = ("level", "pace", "slowness", "fleet")
 
 
 def greedy_params(
@@ -57,18 +87,16 @@ def greedy_params(
         "impact_weight": impact_weight,
         "margin": margin,
         "congestion_price": congestion_price,
+        "penalty_weight": penalty_weight,
+        "price_by_occupancy": 3.0,
         "price_by_load": price_by_load,
         "price_by_length": price_by_length,
-        "price_by_occupancy": 3.0,
-        "price_by_pace": 0.0,
-        "price_by_fleet": 0.0,
-        "burst_weight": 0.5,
         "margin_by_load": margin_by_load,
         "margin_of_others": 1.0,
-        "penalty_weight": penalty_weight,
-        "penalty_by_load": 0.0,
     }
-    return GreedyParams(**{name: jnp.float32(number) for name, number in numbers.items()})
+    return GreedyParams(
+        **{name: jnp.float32(numbers.get(name, 0.0)) for name in GreedyParams.__dataclass_fields__}
+    )
 
 
 def load_aware_params(allow_drop: bool = False) -> GreedyParams:
@@ -95,19 +123,15 @@ LEARNED_NUMBERS = tuple(
 )
 
 
-def load_of_late(params: GreedyParams, seen: Observation) -> jax.Array:
-    """The load offered of late, within ``LOAD_RANGE``; 1 before any gap, [].
-
-    A mean over the windows of demand: the shortest weighs ``burst_weight``, the longest the rest.
-    """
-    short, long = seen.offered_load[0], seen.offered_load[-1]
-    load = params.burst_weight * short + (1.0 - params.burst_weight) * long
+def load_of_late(seen: Observation) -> jax.Array:
+    """The load offered of late, mean of both ends of the windows, in ``LOAD_RANGE``; 1 before any, []."""
+    load = 0.5 * (seen.offered_load[0] + seen.offered_load[-1])
     return jnp.where(load > 0.0, jnp.clip(load, *LOAD_RANGE), 1.0)
 
 
 def margin_of_late(params: GreedyParams, seen: Observation) -> jax.Array:
-    """``margin`` times a power of the load offered of late, []."""
-    return params.margin * load_of_late(params, seen) ** params.margin_by_load
+    """``margin`` times powers of the load offered of late, []."""
+    return params.margin * _factor(params, "margin", _log_demand(seen))
 
 
 def impact_of_each(params: GreedyParams, seen: Observation) -> Impact:
@@ -124,17 +148,16 @@ def crowding_price(
     ``congestion_price`` times a power of the share of the batch that is taken or waited for, so that little
     is charged on an expert with room. A place is worth what comes for it and is taken for as long as the
     answer is: the price is multiplied by powers of the load offered of late, and of the predicted length over
-    the mean of late; and of how slow the expert has become beside the others, and of how full they all are,
-    which are 0 in the heuristics and are learned.
+    the mean of late; and by the others of ``WEIGHTS``, which are 0 in the heuristics and are learned.
 
     Args:
       params: of the price.
       seen: the observation.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
-    price = _price_of_full(params, seen, expert_mask) * load_of_late(params, seen) ** params.price_by_load
-    price = price * relative_length(seen, seen.predicted_output_tokens) ** params.price_by_length
-    return price * _occupancy(seen) ** params.price_by_occupancy
+    context = _log_demand(seen) | _log_request(seen) | _log_place(seen, expert_mask)
+    taken = _occupancy(seen) ** params.price_by_occupancy
+    return params.congestion_price * _factor(params, "price", context) * taken
 
 
 def net_gain(
@@ -145,7 +168,8 @@ def net_gain(
     -inf where the queue is full. ``expert_mask`` as in :func:`crowding_price`.
     """
     price = crowding_price(params, seen, expert_mask)
-    weight = params.penalty_weight * load_of_late(params, seen) ** params.penalty_by_load
+    context = _log_demand(seen) | _log_request(seen)
+    weight = params.penalty_weight * _factor(params, "penalty", context)
     gain = impact.own_qos - weight * impact.penalty - price
     return jnp.where(seen.available, gain, -jnp.inf)
 
@@ -154,7 +178,7 @@ def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
     """What the requests in flight cost those to come: the price of crowding for each at a load of 1, [] QoS.
 
     The sum of :func:`crowding_price` over the requests of each expert, the first of whom found it empty; of
-    their lengths, what is left counts.
+    their lengths, what is left counts, and their prefill is over.
     """
     count = queue_length(seen).astype(jnp.float32)[:, None]
     found = jnp.arange(seen.live.shape[-1], dtype=jnp.float32)[None]  # by each who came, those before
@@ -162,7 +186,8 @@ def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
     places = jnp.sum(jnp.where(found < count, taken**params.price_by_occupancy, 0.0), axis=-1)
     length = jax.vmap(relative_length, (None, 1), 1)(seen, tokens_left(seen)) ** params.price_by_length
     length = jnp.sum(jnp.where(seen.live, length, 0.0), axis=-1) / jnp.maximum(count[:, 0], 1.0)
-    return jnp.sum(_price_of_full(params, seen, None) * places * length)
+    price = params.congestion_price * _factor(params, "price", _log_place(seen, None), _OF_A_PLACE)
+    return jnp.sum(price * places * length)
 
 
 def queue_length(seen: Observation) -> jax.Array:
@@ -184,8 +209,46 @@ def _occupancy(seen: Observation) -> jax.Array:
     return queue_length(seen).astype(jnp.float32) / seen.profile.max_running.astype(jnp.float32)
 
 
-def _price_of_full(params: GreedyParams, seen: Observation, expert_mask: jax.Array | None) -> jax.Array:
-    """Price of a place on each expert, were its batch full, at a load of 1, for a usual length, [N] QoS."""
+def _factor(
+    params: GreedyParams, what: str, context: dict[str, jax.Array], names: tuple[str, ...] | None = None
+) -> jax.Array:
+    """What ``what`` is multiplied by: powers of its ``WEIGHTS``, or of some of them, by their logarithms."""
+    powers = [getattr(params, f"{what}_by_{name}") * context[name] for name in names or WEIGHTS[what]]
+    return jnp.exp(sum(powers[1:], powers[0]))
+
+
+def _log_demand(seen: Observation) -> dict[str, jax.Array]:
+    """Of what arrives, [] each."""
+    load = jnp.log(load_of_late(seen))
+    short, long = seen.offered_load[0], seen.offered_load[-1]
+    known = (short > 0.0) & (long > 0.0)
+    burst = jnp.where(known, short, 1.0) / jnp.where(known, long, 1.0)
+    return {"load": load, "load_sq": jnp.square(load), "burst": jnp.log(jnp.clip(burst, 0.25, 4.0))}
+
+
+def _log_request(seen: Observation) -> dict[str, jax.Array]:
+    """Of the request at each expert, [N] each."""
+    profile = seen.profile
+    prompt = seen.prompt_tokens.astype(jnp.float32)
+    prefill_s = profile.prefill_base_s + prompt * (
+        profile.prefill_per_token_s + profile.prefill_per_token_sq_s * prompt
+    )
+    output = jnp.maximum(seen.predicted_output_tokens, 1.0)
+    share = prefill_s / jnp.maximum(profile.decode_base_s * output, 1e-9)
+    length = jnp.log(relative_length(seen, seen.predicted_output_tokens))
+    together = jnp.minimum(tokens_left(seen) / output[:, None], 1.0)
+    together = jnp.sum(jnp.where(seen.live, together, 0.0), axis=-1)
+    # Half a request that stays for all of it: among few, one more or less says little.
+    overlap = (together + 0.5) / (queue_length(seen).astype(jnp.float32) + 0.5)
+    return {
+        "length": length,
+        "prefill": jnp.log1p(jnp.minimum(share, 20.0)),
+        "overlap": jnp.log(overlap),
+    }
+
+
+def _log_place(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax.Array]:
+    """Of a place on each expert, [N] or []."""
     profile = seen.profile
     exists = jnp.ones_like(seen.available) if expert_mask is None else expert_mask
     experts = jnp.maximum(jnp.sum(exists, dtype=jnp.float32), 1.0)
@@ -200,7 +263,14 @@ def _price_of_full(params: GreedyParams, seen: Observation, expert_mask: jax.Arr
         + profile.decode_per_seq_s * queue_length(seen).astype(jnp.float32)
         + profile.decode_per_context_token_s * context
     )
-    pace = jnp.maximum(pace_s, 1e-9) / jnp.maximum(mean(pace_s), 1e-9)
+    pace_s = jnp.maximum(pace_s, 1e-9)
     # A hundredth keeps an idle fleet's factor finite; no place of it costs anything.
     fleet = (mean(_occupancy(seen)) + 0.01) / _USUAL_OCCUPANCY
-    return params.congestion_price * pace**params.price_by_pace * fleet**params.price_by_fleet
+    tokens = mean(seen.mean_output_tokens)
+    tokens = jnp.where(tokens > 0.0, tokens, _USUAL_OUTPUT_TOKENS)
+    return {
+        "level": jnp.log(jnp.maximum(tokens, 1.0) / _USUAL_OUTPUT_TOKENS),
+        "pace": jnp.log(pace_s / jnp.maximum(mean(pace_s), 1e-9)),
+        "slowness": jnp.log(pace_s / (_USUAL_PACE * seen.latency_limit_s)),
+        "fleet": jnp.log(fleet),
+    }

@@ -10,6 +10,7 @@ import pytest
 from qos_jax.policies.heuristics import load_aware_greedy
 from qos_jax.policies.net_gain import (
     LEARNED_NUMBERS,
+    WEIGHTS,
     crowding_cost,
     crowding_price,
     greedy_params,
@@ -126,11 +127,73 @@ def test_experts_that_only_pad_the_fleet_do_not_move_the_price():
     assert float(with_pad[0]) != float(crowding_price(params, taken)[0])
 
 
-def test_the_load_of_late_weighs_the_windows():
-    seen = dataclasses.replace(observation(), offered_load=jnp.array([1.6, 0.4], jnp.float32))
-    for weight, load in ((0.5, 1.0), (1.0, 1.6), (0.25, 0.7)):
-        params = dataclasses.replace(greedy_params(), burst_weight=jnp.float32(weight))
-        assert float(load_of_late(params, seen)) == pytest.approx(load)
+def test_the_load_of_late_is_the_mean_of_the_windows_and_1_before_any():
+    seen = observation()
+    for windows, load in (([1.6, 0.4], 1.0), ([0.0, 0.0], 1.0), ([9.0, 9.0], 2.0), ([0.01, 0.01], 0.1)):
+        view = dataclasses.replace(seen, offered_load=jnp.array(windows, jnp.float32))
+        assert float(load_of_late(view)) == pytest.approx(load)
+
+
+def test_every_power_multiplies_what_it_is_named_after():
+    """By hand: price, weight of the penalty and margin under each power alone, of a value that is not 1."""
+    seen = with_slots(
+        observation(slots=2),
+        live=[[1, 1, 0], [1, 1, 0]],
+        running=[[1, 1, 0], [1, 1, 0]],
+        slot_prompt_tokens=[[30, 30, 0], [10, 20, 0]],
+        slot_predicted_output_tokens=[[20, 20, 0], [11, 11, 0]],
+        slot_generated_tokens=[[10, 10, 0], [10, 10, 0]],
+    )
+    seen = dataclasses.replace(
+        seen,
+        offered_load=jnp.array([0.8, 0.4], jnp.float32),
+        mean_output_tokens=jnp.array([4.0, 12.0], jnp.float32),
+        latency_limit_s=jnp.float32(0.098),
+    )
+    profile = seen.profile
+    prompt = float(seen.prompt_tokens)
+    prefill_s = profile.prefill_base_s + prompt * (
+        profile.prefill_per_token_s + profile.prefill_per_token_sq_s * prompt
+    )
+    decode_s = np.asarray(profile.decode_base_s) * np.asarray(seen.predicted_output_tokens)
+    held = np.asarray(seen.slot_prompt_tokens + seen.slot_generated_tokens, np.float32)
+    held = np.sum(np.where(seen.live, held, 0.0), -1)
+    pace_s = np.asarray(profile.decode_base_s + 2 * profile.decode_per_seq_s)
+    pace_s = pace_s + np.asarray(profile.decode_per_context_token_s) * held
+    load = 0.6
+    factors = {
+        "load": load,
+        "load_sq": load ** np.log(load),
+        "burst": 2.0,
+        "length": np.asarray(seen.predicted_output_tokens) / np.array([4.0, 12.0]),
+        "level": 8.0 / 100.0,
+        "prefill": 1.0 + np.asarray(prefill_s) / decode_s,
+        "overlap": np.array([(1.0 + 1.0 + 0.5) / 2.5, (0.2 + 0.2 + 0.5) / 2.5]),  # of 5 tokens
+        "pace": pace_s / pace_s.mean(),
+        "slowness": pace_s / (0.5 * 0.098),
+        "fleet": (2 / 3 + 0.01) / 0.3,
+    }
+    assert set(factors) == set(WEIGHTS["price"])
+    plain = greedy_params(congestion_price=0.5)
+    impact = impact_of_each(plain, seen)
+
+    def penalty_weight(params):
+        gain = net_gain(params, seen, impact) + crowding_price(params, seen)
+        return np.asarray((impact.own_qos - gain)[:1] / impact.penalty[:1])  # none would lose on expert 1
+
+    measured = {
+        "price": lambda params: crowding_price(params, seen),
+        "penalty": penalty_weight,
+        "margin": lambda params: margin_of_late(params, seen),
+    }
+    for what, names in WEIGHTS.items():
+        for name in names:
+            moved = dataclasses.replace(plain, **{f"{what}_by_{name}": jnp.float32(0.7)})
+            ratio = np.asarray(measured[what](moved)) / np.asarray(measured[what](plain))
+            expected = np.broadcast_to(factors[name], (2,))[: ratio.size] ** 0.7
+            np.testing.assert_allclose(
+                ratio, expected if ratio.ndim else expected[0], rtol=2e-4, err_msg=f"{what} {name}"
+            )
 
 
 def test_the_margin_of_others_is_theirs_alone():
