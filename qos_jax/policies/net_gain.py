@@ -12,8 +12,8 @@ from qos_jax.routing.projection import left_given_survival
 
 # Loads offered are taken to lie between these: beyond, much is lost whoever routes; below, nothing waits.
 LOAD_RANGE = (0.1, 2.0)
-# What is as usual, so that a power of it changes nothing: the experts' mean occupancy, that of a load of about
-# 0.6; predicted output tokens of an arrival; and an expert's time per token, as a share of L.
+# What is as usual, so that a power of it changes nothing: the experts' mean occupancy, as at a load of 0.6;
+# predicted output tokens of an arrival; and an expert's time per token, as a share of L.
 _USUAL_OCCUPANCY, _USUAL_OUTPUT_TOKENS, _USUAL_PACE = 0.3, 100.0, 0.5
 
 
@@ -52,8 +52,8 @@ class GreedyParams:
 # its power of its own logarithm; ``burst``: load by the shortest window over that by the longest; ``length``:
 # predicted output tokens of the request over the mean of late; ``level``: that mean; ``prefill``: of the
 # request's time alone on the expert, whole over decode; ``overlap``: how much of its answer those in flight
-# there are to stay for; ``pace``: the expert's time per token over the mean of all; ``slowness``: the same over
-# L; ``fleet``: mean occupancy.
+# there are to stay for; ``pace``: the expert's time per token over the mean of all; ``slowness``: the same
+# over L; ``fleet``: mean occupancy.
 WEIGHTS = {
     "price": (
         *("load", "load_sq", "burst", "length", "level", "prefill", "overlap"),
