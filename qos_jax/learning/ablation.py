@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from qos_jax.errors import input_error
+from qos_jax.learning.search import SEARCHED
 from qos_jax.learning.train_config import TrainConfig
 
 FULL = "full"  # the run itself, which the others are variants of
@@ -56,6 +57,15 @@ def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
             raise input_error(f"names {name!r} twice", field="variants", remedy="name each once")
         found[name] = VARIANTS[name][1](full)
     return found
+
+
+def _search_of(numbers: tuple[str, ...]) -> Callable[[TrainConfig], TrainConfig]:
+    """The full run, but only these numbers are searched."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
+
+    return change
 
 
 def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
@@ -122,9 +132,14 @@ def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_upda
     )
 
 
+_CONSTANTS = tuple(name for name in SEARCHED if "_by_" not in name or name == "price_by_occupancy")
+_OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_load_sq", "_by_burst")))
+
 # What each variant is, in words, and how to make it of the full run.
 VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
     FULL: ("the run as configured", lambda full: full),
+    "constants": ("search of constants: nothing new follows load, request or place", _search_of(_CONSTANTS)),
+    "loads": ("search of those and of what follows the load", _search_of((*_CONSTANTS, *_OF_LOAD))),
     "distil": ("no search: distillation alone, from load_aware_greedy", _distil_alone()),
     "sets": ("distillation without attention and slots: experts as a set", _distil_alone(encoder="sets")),
     "flat": ("distillation without a graph: an MLP on all features in a row", _distil_alone(encoder="flat")),

@@ -2,7 +2,7 @@
 
 What a place costs those to come depends on the fleet, the load and the requests at hand, and shows only over
 hundreds of arrivals: too far for trials of some actions, too little in each decision for a gradient of the
-policy. A dozen numbers say most of it. Each update draws candidates about the present ones, in pairs to both
+policy. Twenty numbers say most of it. Each update draws candidates about the present ones, in pairs to both
 sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the better
 by rank, every episode counting alike: separable natural evolution strategies. An episode starts from an empty
 fleet and is drained, each request paying its *predicted* quality, which halves the noise. Source: Wierstra et
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from qos_jax.policies.net_gain import GreedyParams
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
 from qos_jax.routing.params import as_good_as_predicted
+from qos_jax.workload.text_table import near_match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +46,17 @@ class SearchConfig:
     steps: int = 1024  # decisions of an episode; short ones, from an empty fleet, underprice a place
     spread: float = 0.5  # of the candidates at the start, in steps of SEARCHED
     average: float = 0.8  # of the numbers so far in their running mean, per update; 0 = the last ones alone
+    numbers: tuple[str, ...] = ()  # that are searched, the others staying as they are; empty = all
 
     def __post_init__(self) -> None:
+        for name in self.numbers:
+            if name not in SEARCHED:
+                raise ValueError(
+                    f"numbers: {name!r} is not searched{near_match(name, SEARCHED)}; choose from "
+                    f"{', '.join(SEARCHED)}"
+                )
+        if len(set(self.numbers)) < len(self.numbers):
+            raise ValueError(f"numbers = {self.numbers}: name each once")
         if self.updates < 0:
             raise ValueError(f"updates = {self.updates}: must be at least 0")
         for name in ("num_envs", "steps"):
@@ -102,7 +113,7 @@ class SearchState:
     """All there is; vectors [D] are in steps of ``SEARCHED``, from the numbers that the search began with."""
 
     params: Any  # of a router, its greedy numbers those that the search began with
-    centre: jax.Array  # [D] float32, the present numbers
+    centre: jax.Array  # [D] float32, the present ones of the numbers searched
     average: jax.Array  # [D] float32, their running mean
     log_spread: jax.Array  # [D] float32, log std of the candidates about the centre
     key: jax.Array  # [] key
@@ -120,7 +131,8 @@ def make_search(
       network: of the router whose parameters the numbers are part of.
       config: the learner's numbers.
     """
-    size = len(SEARCHED)
+    searched = {name: SEARCHED[name] for name in config.numbers or SEARCHED}
+    size = len(searched)
     rank_weights = jnp.asarray(utilities(config.candidates), jnp.float32)
     spread_rate = (3.0 + math.log(size)) / (5.0 * math.sqrt(size))
 
@@ -141,7 +153,7 @@ def make_search(
 
     def moved(params: Any, change: jax.Array) -> GreedyParams:
         start = greedy_of(params, network.allow_drop)
-        return dataclasses.replace(start, **moved_numbers(params[GREEDY], change))
+        return dataclasses.replace(start, **moved_numbers(params[GREEDY], change, searched))
 
     def update(state: SearchState) -> tuple[SearchState, Metrics]:
         key, draw_key, params_key, episode_key = jax.random.split(state.key, 4)
@@ -168,7 +180,7 @@ def make_search(
             "qos_of_best": jnp.max(reached),
             "qos_spread": jnp.std(reached),
             "spread": jnp.exp(jnp.mean(log_spread)),
-            **moved_numbers(state.params[GREEDY], state.average),
+            **moved_numbers(state.params[GREEDY], state.average, searched),
         }
         new = SearchState(
             params=state.params,
@@ -181,7 +193,7 @@ def make_search(
         return new, metrics
 
     def found(state: SearchState) -> Any:
-        return {**state.params, GREEDY: moved_numbers(state.params[GREEDY], state.average)}
+        return {**state.params, GREEDY: moved_numbers(state.params[GREEDY], state.average, searched)}
 
     return Learner(
         init=init,
@@ -210,10 +222,12 @@ def utilities(candidates: int) -> list[float]:
     return [weight / sum(raw) - 1.0 / candidates for weight in raw]
 
 
-def moved_numbers(numbers: dict[str, jax.Array], change: jax.Array) -> dict[str, jax.Array]:
-    """The numbers after a change, [D] float32 in steps of ``SEARCHED``, within their bounds."""
+def moved_numbers(
+    numbers: dict[str, jax.Array], change: jax.Array, searched: Mapping[str, Searched]
+) -> dict[str, jax.Array]:
+    """The numbers after a change of those searched, [D] float32 in their steps, within their bounds."""
     found = dict(numbers)
-    for index, (name, how) in enumerate(SEARCHED.items()):
+    for index, (name, how) in enumerate(searched.items()):
         step = how.step * change[index]
         value = numbers[name] * jnp.exp(step) if how.log else numbers[name] + step
         found[name] = jnp.clip(value, how.low, how.high)

@@ -8,6 +8,7 @@ from qos_jax.errors import InputError
 from qos_jax.learning.ablation import FULL, VARIANTS, trained_decisions, variants
 from qos_jax.learning.plan import load_plan
 from qos_jax.learning.presets import PRESETS
+from qos_jax.learning.search import SEARCHED
 
 EDGE6 = PRESETS["edge6"]
 
@@ -54,6 +55,16 @@ def test_a_network_variant_changes_one_choice(name, field, value):
 def test_a_variant_trains_what_its_name_says(name, phases):
     (variant,) = variants([name], EDGE6).values()
     assert [phase.name for phase in load_plan(variant).phases] == phases
+
+
+def test_a_search_of_fewer_numbers_is_the_full_run_else():
+    constants, loads = variants(["constants", "loads"], EDGE6).values()
+    assert set(constants.search.numbers) < set(loads.search.numbers) < set(SEARCHED)
+    assert "congestion_price" in constants.search.numbers
+    assert {"price_by_load", "penalty_by_load"} < set(loads.search.numbers)
+    for variant in (constants, loads):
+        search = dataclasses.replace(variant.search, numbers=())
+        assert dataclasses.replace(variant, search=search) == EDGE6
 
 
 def test_an_agent_alone_is_evaluated_as_often():

@@ -66,13 +66,13 @@ def test_every_episode_counts_by_its_own_spread():
 
 def test_a_change_is_in_steps_and_stays_within_bounds():
     numbers = {name: getattr(load_aware_params(), name) for name in LEARNED_NUMBERS}
-    none = moved_numbers(numbers, jnp.zeros((len(SEARCHED),), jnp.float32))
+    none = moved_numbers(numbers, jnp.zeros((len(SEARCHED),), jnp.float32), SEARCHED)
     jax.tree.map(np.testing.assert_array_equal, none, numbers)
-    one = moved_numbers(numbers, jnp.ones((len(SEARCHED),), jnp.float32))
+    one = moved_numbers(numbers, jnp.ones((len(SEARCHED),), jnp.float32), SEARCHED)
     assert float(one["congestion_price"]) == pytest.approx(0.11 * np.exp(0.4))
     assert float(one["price_by_pace"]) == pytest.approx(0.8)
     for far, end in ((-1e3, "low"), (1e3, "high")):
-        moved = moved_numbers(numbers, jnp.full((len(SEARCHED),), far, jnp.float32))
+        moved = moved_numbers(numbers, jnp.full((len(SEARCHED),), far, jnp.float32), SEARCHED)
         for name, how in SEARCHED.items():
             assert float(moved[name]) == pytest.approx(getattr(how, end))
 
@@ -92,6 +92,20 @@ def test_an_update_moves_the_numbers_alone_and_repeats_itself(learner, update, s
     assert changed == set(SEARCHED)
     # The running mean starts at the numbers that the search began with.
     np.testing.assert_allclose(one.average, 0.2 * np.asarray(one.centre), rtol=1e-6)
+
+
+def test_numbers_that_are_not_searched_stay():
+    few = ("margin", "price_by_load")
+    learner = make_search(
+        scenes.environment(max_steps=48),
+        sample_params,
+        NETWORK,
+        dataclasses.replace(CONFIG, candidates=2, num_envs=2, numbers=few),
+    )
+    state = jax.jit(learner.init)(jax.random.key(0))
+    moved, _ = jax.jit(learner.update)(state)
+    before, after = learner.params(state)[GREEDY], learner.params(moved)[GREEDY]
+    assert {name for name in LEARNED_NUMBERS if float(before[name]) != float(after[name])} == set(few)
 
 
 def test_it_starts_from_the_parameters_given(learner, start):
@@ -130,3 +144,11 @@ def test_it_leaves_a_price_that_keeps_requests_from_the_better_expert(learner, u
 def test_bad_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(CONFIG, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"), [(("margi",), "did you mean 'margin'"), (("margin", "margin"), "each once")]
+)
+def test_numbers_to_search_are_checked(numbers, told):
+    with pytest.raises(ValueError, match=told):
+        SearchConfig(numbers=numbers)
