@@ -146,7 +146,7 @@ def make_search(
             params=jax.tree.map(jnp.copy, params),  # of its own: the state is donated
             centre=jnp.zeros((size,), jnp.float32),
             average=jnp.zeros((size,), jnp.float32),
-            log_spread=jnp.full((size,), math.log(config.spread), jnp.float32),
+            log_spread=jnp.full((size,), jnp.log(jnp.float32(config.spread))),
             key=key,
             update=jnp.int32(0),
         )
