@@ -76,9 +76,7 @@ def writer_does(work: Callable[[], _Result]) -> _Result | None:
     """
     if not is_writer():
         if not agree(np.zeros(1, bool))[0]:
-            raise input_error(
-                "process 0 could not begin", field="process_id", remedy="see its message, and mend that"
-            )
+            raise input_error("process 0 could not begin", remedy="mend what its message says")
         return None
     done = False
     try:
