@@ -31,15 +31,29 @@ _LOST_AFTER = flags.DEFINE_integer(
 _CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices",
     None,
-    "devices to make of this host's CPU; default: one a core this process may use, from 2",
+    "devices to make of this host's CPU; default: for a sweep one a core that this process may use, from 2, "
+    "else one",
 )
 
 
+def one_a_core() -> int:
+    """Return as many devices as make full use of a CPU, which works on a program as fast as one core does.
+
+    They are two at least: XLA rounds a program for one device and the same for several differently in a last
+    bit, and results are not to depend on the number of cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores, 2)
+
+
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def joined(cpu_devices: int | None) -> Iterator[None]:
     """Make this process part of the run that the flags describe; ends it if another process is lost.
 
     A run of one process, the default, only gets its CPU devices.
+
+    Args:
+      cpu_devices: how many, unless the flag or ``XLA_FLAGS`` says; None = as JAX makes them, which is one.
 
     Raises:
       InputError: flags that are missing, contradict each other or are out of range; no cluster to detect, or
@@ -47,7 +61,7 @@ def joined() -> Iterator[None]:
     """
     given: dict[str, Any] = {flag.name: flag.value for flag in (_ADDRESS, _COUNT, _ID)}
     _check(given)
-    _make_cpu_devices()
+    _make_cpu_devices(cpu_devices)
     if _DETECT.value or None not in given.values():
         # Where JAX itself ends the process, its message says why, and stacks would bury it.
         faulthandler.disable()
@@ -99,18 +113,14 @@ def _check(given: dict[str, Any]) -> None:
         )
 
 
-def _make_cpu_devices() -> None:
-    """Make several devices of a CPU, which works on a program as fast as one core does if it is but one.
-
-    They are two at least: XLA rounds a program for one device and the same for several differently in a last
-    bit, and results are not to depend on the number of cores.
-    """
+def _make_cpu_devices(default: int | None) -> None:
     count = _CPU_DEVICES.value
     if count is None:
         if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
             return  # the user's word
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = max(cores, 2)
+        count = default
+    if count is None:
+        return
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has begun to compute in this process, as under a test

@@ -82,7 +82,7 @@ _PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matp
 
 def main() -> None:
     """Run the sweep that the flags ask for."""
-    with hosts.joined():
+    with hosts.joined(cpu_devices=hosts.one_a_core()):
         _sweep()
 
 

@@ -6,9 +6,10 @@ import sys
 
 from absl import flags
 
-from launch import common, config_flags
-from qos_jax.errors import input_error
-from qos_jax.evaluation.seed_training import open_seed_training, render_points, train_seeds
+from launch import common, config_flags, hosts
+from qos_jax.devices import is_writer
+from qos_jax.evaluation.seed_curve import render_points
+from qos_jax.evaluation.seed_training import open_seed_training, train_seeds
 from qos_jax.evaluation.training_run import execute_training, open_training
 from qos_jax.learning.plan import load_plan
 from qos_jax.learning.presets import PRESETS
@@ -20,7 +21,9 @@ _OUT = flags.DEFINE_string("out", "runs/train", "run folder")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace another run's results in the folder")
 _RESUME = flags.DEFINE_bool("resume", False, "go on from the folder's last checkpoint, bit for bit")
 _VMAP_SEEDS = flags.DEFINE_integer(
-    "vmap_seeds", None, "train so many routers at once, a seed each: curves with intervals, no checkpoints"
+    "vmap_seeds",
+    None,
+    "train so many routers at once, a seed each: curves with intervals; a checkpoint at each evaluation",
 )
 _PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
 _SETTINGS = config_flags.define_config_flags(PRESETS[_DEFAULT], sys.argv[0])
@@ -28,20 +31,22 @@ _SETTINGS = config_flags.define_config_flags(PRESETS[_DEFAULT], sys.argv[0])
 
 def main() -> None:
     """Train as the flags say."""
+    # Of a CPU one device, unless told otherwise: XLA rounds a program for several differently in a last bit.
+    with hosts.joined(cpu_devices=None):
+        _train()
+
+
+def _train() -> None:
     config = config_flags.replaced(PRESETS[_PRESET.value], config_flags.given(_SETTINGS))
     plan = load_plan(config)
-    plot = common.wants_plots(_PLOTS)
-    if _VMAP_SEEDS.value is not None:
-        if _RESUME.value:
-            raise input_error(
-                "a run of several seeds keeps no checkpoints", field="resume", remedy="leave it out"
-            )
-        folder = open_seed_training(plan, _VMAP_SEEDS.value, _OUT.value, overwrite=_OVERWRITE.value)
-        points = train_seeds(plan, _VMAP_SEEDS.value, folder, plot=plot)
-        print(f"{render_points(points)}\n\nresults in {folder.path}")
+    plot = is_writer() and common.wants_plots(_PLOTS)
+    how = {"overwrite": _OVERWRITE.value, "resume": _RESUME.value}
+    if _VMAP_SEEDS.value is None:
+        execute_training(open_training(plan, _OUT.value, **how), plot=plot)
         return
-    run = open_training(plan, _OUT.value, overwrite=_OVERWRITE.value, resume=_RESUME.value)
-    execute_training(run, plot=plot)
+    run = open_seed_training(plan, _VMAP_SEEDS.value, _OUT.value, **how)
+    points = train_seeds(run, plot=plot)
+    print(f"{render_points(points)}\n\nresults in {_OUT.value}")
 
 
 if __name__ == "__main__":

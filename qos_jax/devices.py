@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qos_jax.errors import input_error
+
 LANES = "lanes"
+
+_Result = TypeVar("_Result")
 
 
 def lane_mesh(devices: int | None = None) -> Mesh:
@@ -36,10 +40,51 @@ def gather(tree: Any) -> Any:
 
 
 def agree(value: np.ndarray) -> np.ndarray:
-    """Return process 0's value in every process; all must call it with equal shapes and dtypes."""
+    """Return process 0's value, bit for bit, in every process; all must give equal shapes and dtypes."""
     if jax.process_count() == 1:
         return value
-    return np.asarray(multihost_utils.broadcast_one_to_all(value))
+    # As bytes: the others' zeros are added, which would make 0.0 of -0.0.
+    sent = np.frombuffer(value.tobytes(), np.uint8)
+    got = np.asarray(multihost_utils.broadcast_one_to_all(sent))
+    return np.frombuffer(got.tobytes(), value.dtype).reshape(value.shape)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Put arrays where ``shardings`` says, be they of this process, equal in all of them, or of all."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    return jax.jit(lambda leaves: leaves, out_shardings=shardings)(tree)
+
+
+def own_copy(mesh: Mesh, tree: Any) -> Any:
+    """Return arrays spread over ``mesh`` whole, for this process to use by itself; all must call it.
+
+    The tree itself in a run of one process.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = place(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+def writer_does(work: Callable[[], _Result]) -> _Result | None:
+    """Let process 0 do something, and return what came of it there, None in the others; all must call it.
+
+    Raises:
+      InputError: in the others, if it failed.
+      Exception: in process 0, what ``work`` raises.
+    """
+    if not is_writer():
+        if not agree(np.zeros(1, bool))[0]:
+            raise input_error("process 0 could not begin", remedy="mend what its message says")
+        return None
+    done = False
+    try:
+        result = work()
+        done = True
+    finally:
+        agree(np.array([done]))
+    return result
 
 
 def is_writer() -> bool:

@@ -21,9 +21,7 @@ class TrainingLog:
 
     def __init__(self, folder: RunFolder, update: int, phase_ends: Mapping[str, int], *, plot: bool) -> None:
         """Continue after ``update``, forgetting what was written of later ones, which will be done again."""
-        kept = [line for line in folder.read_metrics() if update > 0 and line.get("update", 0) <= update]
-        folder.replace_metrics(kept)
-        self.judged: list[Judgement] = judgements(kept)
+        self.judged: list[Judgement] = judgements(lines_until(folder, update))
         self._folder, self._phase_ends, self._plot = folder, phase_ends, plot
         self._board = _board(folder, update)
 
@@ -67,6 +65,13 @@ class TrainingLog:
                 if np.isfinite(value):
                     self._board.add_scalar(name, value, update)
             self._board.flush()
+
+
+def lines_until(folder: RunFolder, update: int) -> list[dict[str, Any]]:
+    """Return the lines of ``metrics.jsonl`` up to ``update``, none if that is 0; remove the others."""
+    kept = [line for line in folder.read_metrics() if update > 0 and line.get("update", 0) <= update]
+    folder.replace_metrics(kept)
+    return kept
 
 
 def _board(folder: RunFolder, update: int) -> Any:

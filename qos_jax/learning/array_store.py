@@ -80,7 +80,7 @@ def write_arrays(folder: Path, tree: Any) -> None:
     """Write nested dicts of non-empty NumPy arrays as an Orbax checkpoint, synchronously."""
     import orbax.checkpoint as ocp  # here, because it takes long to import
 
-    with _undisturbed(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _undisturbed(), _checkpointer() as checkpointer:
         checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(tree))
 
 
@@ -88,7 +88,7 @@ def read_arrays(folder: Path) -> Any:
     """Read what :func:`write_arrays` wrote, as NumPy arrays."""
     import orbax.checkpoint as ocp
 
-    with _undisturbed(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _undisturbed(), _checkpointer() as checkpointer:
         return checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore())
 
 
@@ -108,6 +108,16 @@ def read_leaves(folder: Path, layout: Layout) -> list[np.ndarray]:
         np.zeros(shape, jnp.dtype(dtype)) if empty[number] else found[str(number)]
         for number, (dtype, shape) in enumerate(stored)
     ]
+
+
+def _checkpointer() -> Any:
+    """Return Orbax's reader and writer for this process alone, else it would wait for the others of a run."""
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ The folder of a run holds ``checkpoints/step_000000120/``, each with
 - ``checkpoint.json``: step, score, configuration, and the hash of every file below;
 - ``state/``: the whole state of the learner, an Orbax checkpoint of numbered arrays;
 - ``policy/``: the router's parameters alone, an Orbax checkpoint of nested dicts. Evaluation reads no more.
+  A run of several seeds has none: its state is that of several routers.
 
 An exported policy (:func:`save_policy`) is such a folder without ``state/``.
 """
@@ -75,7 +76,7 @@ def save(
       run: the folder of the run.
       step: how far the run is, in its own count; higher than that of any checkpoint there.
       state: a pytree of arrays, random keys included.
-      params: the router's parameters, nested dicts of arrays.
+      params: the router's parameters, nested dicts of arrays; None if the state is of several routers.
       config: everything that determines the run: dataclasses and plain values, see ``config_dict``.
       average_qos: the score by which the best is kept; None or NaN if there is none.
       metadata: JSON to keep beside it.
@@ -207,9 +208,15 @@ def load_policy(where: str | os.PathLike[str]) -> tuple[Any, Checkpoint]:
       Nested dicts of JAX arrays on the default device, and the checkpoint, with the configuration.
 
     Raises:
-      InputError: as of :func:`find`, and if a file of it is missing or was changed.
+      InputError: as of :func:`find`; if it is of several routers; if a file of it is missing or was changed.
     """
     found = find(where, best=True)
+    if not any(name.startswith(f"{POLICY}/") for name in found.summary["files"]):
+        raise input_error(
+            "is of a run of several seeds, which has no router of its own",
+            remedy="give the folder of one of them, RUN/seeds/0 and so on, written when the run ends",
+            file=found.path,
+        )
     with _reading(found, POLICY):
         params = read_arrays(found.path / POLICY)
     return jax.tree.map(jnp.array, params), found
@@ -236,7 +243,8 @@ def _write(
         for state in states:
             summary["leaves"], arrays = host_leaves(state)
             write_leaves(folder / STATE, arrays)
-        write_arrays(folder / POLICY, jax.tree.map(np.asarray, params))
+        if params is not None:
+            write_arrays(folder / POLICY, jax.tree.map(np.asarray, params))
         summary["files"] = fingerprints(folder)
         write_summary(folder, summary)
 

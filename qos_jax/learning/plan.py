@@ -133,6 +133,25 @@ def phase_key(key: jax.Array, index: int) -> jax.Array:
     return jax.random.fold_in(key, index)
 
 
+def over_seeds(plan: TrainPlan, seeds: int) -> TrainPlan:
+    """Return the plan with learners of ``seeds`` runs at once; keys, states and metrics get an axis [S]."""
+
+    def together(learner: Learner) -> Learner:
+        def init(keys: jax.Array, params: Any | None = None) -> Any:
+            of_params = None if params is None else 0
+            return jax.vmap(learner.init, in_axes=(0, of_params))(keys, params)
+
+        return Learner(
+            init=init,
+            update=jax.vmap(learner.update),
+            params=jax.vmap(learner.params),
+            decisions_per_update=seeds * learner.decisions_per_update,
+        )
+
+    phases = (dataclasses.replace(phase, learner=together(phase.learner)) for phase in plan.phases)
+    return dataclasses.replace(plan, phases=tuple(phases))
+
+
 def _every_update(phase: Phase, state: Any) -> tuple[Any, Metrics]:
     return jax.lax.scan(lambda state, _: phase.learner.update(state), state, None, length=phase.updates)
 

@@ -1,0 +1,167 @@
+"""``launch.train`` on two processes: it ends as one of as many devices does; a lost process costs little."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qos_jax.learning.array_store import read_arrays
+from tests.launch.trained import TINY_FLAGS
+
+ROOT = Path(__file__).parents[2]
+# Ranks over episodes, then gradients over environments.
+FLAGS = TINY_FLAGS | {
+    "search.updates": 2,
+    "distil.updates": 0,
+    "agent": "ppo",
+    "network.encoder": "sets",
+    "ppo.num_envs": 4,
+    "ppo.rollout_steps": 8,
+    "ppo.total_updates": 6,
+    "ppo.minibatches": 2,
+    "ppo.epochs": 1,
+    "plots": False,
+}
+LAST = "step_000000008"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Return a function that starts a process; what the first compiled, the others read."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+    def start(out, *more, **flags):
+        arguments = [f"--{name}={value}" for name, value in (FLAGS | flags | {"out": out}).items()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.train", *arguments, *more],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def start_two(start):
+    """Return a function that starts a run of two processes, a device each; the second has no such folder."""
+
+    def start_two(out, *more, **of_second):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        flags = {"coordinator_address": address, "num_processes": 2, "cpu_devices": 1}
+        second = {"process_id": 1, **flags, **of_second}
+        return start(out, *more, process_id=0, **flags), start(out.parent / "nobody", *more, **second)
+
+    return start_two
+
+
+def ended(*processes):
+    """Wait for processes, and return the exit code and the standard error of each."""
+    told = [process.communicate(timeout=900)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """The folder of a run left alone, in one process of two devices."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    ((code, told),) = ended(start(out, cpu_devices=2))
+    assert code == 0, told
+    assert "training on 2 devices" in told
+    return out
+
+
+@pytest.fixture(scope="module")
+def killed(start_two, tmp_path_factory):
+    """The folder of a run whose second process was killed, and what became of the first."""
+    out = tmp_path_factory.mktemp("train") / "killed"
+    first, second = start_two(out)
+    deadline = time.monotonic() + 600
+    while not (out / "checkpoints" / "step_000000004").is_dir():  # it stands there whole or not at all
+        assert first.poll() is None, ended(first, second)
+        assert second.poll() is None, ended(first, second)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    second.send_signal(signal.SIGKILL)
+    survivor, lost = ended(first, second)
+    assert lost[0] == -signal.SIGKILL
+    assert not (out / "checkpoints" / LAST).exists()
+    assert not (out.parent / "nobody").exists()
+    return out, survivor
+
+
+def lines_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "wall_s"} for line in lines]
+
+
+def assert_same_end(one, other):
+    """The whole state, metrics and evaluations, bit for bit."""
+    ours, theirs = (read_arrays(out / "checkpoints" / LAST / "state") for out in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(ours[name], values)
+    assert lines_of(one) == lines_of(other)
+    assert (one / "evaluations.csv").read_bytes() == (other / "evaluations.csv").read_bytes()
+
+
+def test_a_lost_process_ends_the_others_in_one_line(killed):
+    code, told = killed[1]
+    assert code == 3, told
+    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "lost touch with another process" in errors[0]
+    assert "--resume" in errors[0]
+    assert "Traceback" not in told
+
+
+def test_two_resumed_end_as_one_process_of_two_devices(start_two, killed, whole, tmp_path):
+    out = shutil.copytree(killed[0], tmp_path / "run")
+    first, second = ended(*start_two(out, "--resume"))
+    assert first[0] == 0, first[1]
+    assert second[0] == 0, second[1]
+    assert "update 8" in first[1]
+    assert "update" not in second[1]  # the first speaks for both
+    assert not (tmp_path / "nobody").exists()
+    assert_same_end(out, whole)
+
+
+def test_what_two_began_one_goes_on_with(start, killed, whole, tmp_path):
+    out = shutil.copytree(killed[0], tmp_path / "run")
+    ((code, told),) = ended(start(out, "--resume", cpu_devices=2))
+    assert code == 0, told
+    assert_same_end(out, whole)
+
+
+def test_two_begin_alike_or_not_at_all(start_two, whole, tmp_path):
+    """What process 0 refuses is told there; what they disagree on, and what is of one host, everywhere."""
+    out = shutil.copytree(whole, tmp_path / "run")
+    first, second = ended(*start_two(out))
+    assert (first[0], second[0]) == (2, 2), first[1] + second[1]
+    assert "holds a training run at update 8; give --resume" in first[1]
+    assert "process 0 could not begin; mend what its message says" in second[1]
+    for code, told in ended(*start_two(tmp_path / "new", seed=1)):
+        assert code == 2, told
+        assert "the processes of this run have different settings or files (seed); start them all" in told
+    for code, told in ended(*start_two(tmp_path / "new", "--vmap_seeds=2")):
+        assert code == 2, told
+        assert "'vmap_seeds': several seeds are trained on one host" in told
+    assert not (tmp_path / "new").exists()
