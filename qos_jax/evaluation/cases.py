@@ -17,6 +17,7 @@ from qos_jax.evaluation.contents import (
     add_error,
     draw_contents,
     known_length_log_std,
+    shuffle_predictions,
     told_length_log_std,
 )
 from qos_jax.evaluation.simulate import Runs
@@ -168,6 +169,8 @@ def build_cases(
     source: Source,
     latency_limit_s: float,
     trace: Trace | None = None,
+    *,
+    shuffled: bool = False,
 ) -> list[Case]:
     """Draw the requests and arrivals of every case; the same seeds give the same requests at every rate.
 
@@ -188,6 +191,7 @@ def build_cases(
       source: figures or a table of the same N experts.
       latency_limit_s: L, seconds per output token.
       trace: for the workload ``trace``.
+      shuffled: whether each request gets the predictions of another, drawn anew in every run.
 
     Raises:
       InputError: the workload ``trace`` without a trace, or with one that has no rate; a fleet that can
@@ -217,6 +221,8 @@ def build_cases(
             native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
         _check_room(fleet, table, workload)
         length_log_std = known_length_log_std(source, table)
+        if shuffled:
+            table = shuffle_predictions(keys, table)
         if any(jax.tree.leaves(config.added_error)):
             table = add_error(keys, table, config.added_error)
             length_log_std = told_length_log_std(

@@ -24,7 +24,7 @@ from qos_jax.workload import (
     Trace,
     split_rows,
 )
-from qos_jax.workload.degraded import FITTED, PREDICTIONS, with_predictions
+from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.named_table import ALL_ROWS
 from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
 from qos_jax.workload.text_table import near_match
@@ -188,10 +188,14 @@ def named_under(policy_name: str, predictions: str) -> str:
 def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
     """Return the cases of a comparison by predictions: the same requests and arrivals under each.
 
+    ``shuffled`` predictions are shuffled anew in every run, so that the luck of a shuffle averages out.
+
     The errors are those of :func:`build_cases`.
     """
     return {
-        kind: build_cases(plan.cases, plan.fleet, source, plan.latency_limit_s, plan.trace)
+        kind: build_cases(
+            plan.cases, plan.fleet, source, plan.latency_limit_s, plan.trace, shuffled=kind == SHUFFLED
+        )
         for kind, source in plan.sources.items()
     }
 

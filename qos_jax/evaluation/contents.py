@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -81,6 +82,19 @@ def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
     return np.asarray(measure_prediction_error(flat).length_log_std)
 
 
+def shuffle_predictions(keys: jax.Array, drawn: RequestTable) -> RequestTable:
+    """Return the requests of S runs, each with the predictions of another of its run, or by chance its own.
+
+    A shuffle of the table's rows, shared by all runs, happens to suit those rows a little or not: by a QoS
+    that more seeds do not average out, and that intervals over seeds do not count.
+
+    Args:
+      keys: [S] random keys, one per run.
+      drawn: NumPy leaves [S, T] and [S, T, N].
+    """
+    return jax.device_get(_shuffle_predictions(keys, drawn))
+
+
 def add_error(keys: jax.Array, drawn: RequestTable, error: AddedError) -> RequestTable:
     """Return the requests of S runs with worse predictions, see ``workload.with_prediction_error``.
 
@@ -147,6 +161,19 @@ def _sample_tables(
 def _add_error(keys: jax.Array, drawn: RequestTable, error: AddedError) -> RequestTable:
     def one(key: jax.Array, table: RequestTable) -> RequestTable:
         return with_prediction_error(jax.random.fold_in(key, 2), table, error)
+
+    return jax.vmap(one)(keys, drawn)
+
+
+@jax.jit
+def _shuffle_predictions(keys: jax.Array, drawn: RequestTable) -> RequestTable:
+    def one(key: jax.Array, table: RequestTable) -> RequestTable:
+        of = jax.random.permutation(jax.random.fold_in(key, 3), table.num_rows)
+        return dataclasses.replace(
+            table,
+            predicted_quality=table.predicted_quality[of],
+            predicted_output_tokens=table.predicted_output_tokens[of],
+        )
 
     return jax.vmap(one)(keys, drawn)
 

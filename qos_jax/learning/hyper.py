@@ -86,7 +86,9 @@ def checked(config: TrainConfig, setting: Mapping[str, float]) -> TrainConfig:
             else:
                 config = dataclasses.replace(config, **{field: value})
         except (InputError, ValueError) as error:
-            raise input_error(f"{name} = {value:g} is refused ({error})", field=FIELD, remedy="mend it") from None
+            raise input_error(
+                f"{name} = {value:g} is refused ({error})", field=FIELD, remedy="mend it"
+            ) from None
     return config
 
 

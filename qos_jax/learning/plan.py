@@ -164,17 +164,21 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)
 
+    # Where predictions are made worse, what they promise is not what is to be had.
+    calibrated = not config.scenario.adds_quality_error
+    search = dataclasses.replace(
+        config.search, predicted_quality=config.search.predicted_quality and calibrated
+    )
+    ppo = dataclasses.replace(config.ppo, predicted_quality=config.ppo.predicted_quality and calibrated)
     phases = []
-    if config.search.updates > 0:
-        phases.append(
-            Phase("search", make_search(env, draw, config.network, config.search), config.search.updates)
-        )
+    if search.updates > 0:
+        phases.append(Phase("search", make_search(env, draw, config.network, search), search.updates))
     if config.distil.updates > 0:
         phases.append(
             Phase("distil", make_distil(env, draw, config.network, config.distil), config.distil.updates)
         )
     if config.agent == "ppo":
-        phases.append(Phase("ppo", make_ppo(env, draw, config.network, config.ppo), config.ppo.total_updates))
+        phases.append(Phase("ppo", make_ppo(env, draw, config.network, ppo), ppo.total_updates))
     elif config.agent == "sac":
         phases.append(Phase("sac", make_sac(env, draw, config.network, config.sac), config.sac.total_updates))
     if not phases:

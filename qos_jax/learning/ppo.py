@@ -54,7 +54,7 @@ class PPOConfig:
     gae_lambda: float = 0.95  # 0 = one step, 1 = the whole rollout
     normalise_advantages: bool = True  # to mean 0 and standard deviation 1, in each minibatch
     reward_scale: float | None = None  # rewards are multiplied by it; None = 1 - gamma: values like a reward
-    predicted_quality: bool = True  # pay each request's predicted quality, of which half the noise is gone
+    predicted_quality: bool = True  # pay it: half the noise; the true one where scenarios add error to it
     average: float = 0.95  # of the weights so far in their running mean, per update; 0 = the last ones alone
     value_warmup_updates: int = 0  # first updates that train only the value's own layers: for given params
 

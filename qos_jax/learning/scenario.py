@@ -13,16 +13,28 @@ from flax import struct
 from qos_jax.routing.params import EnvParams, make_params
 from qos_jax.serving import FleetProfile
 from qos_jax.workload import (
+    AddedError,
     RequestTable,
     SyntheticParams,
+    known_log_std,
     make_process,
     measure_prediction_error,
     sample_table,
     table_for_trace,
+    with_prediction_error,
 )
 from qos_jax.workload.capacity import traced_capacity_per_s
 
-_FROM_ZERO = ("swing", "error_level", "prompt_log_std", "output_log_std")
+_FROM_ZERO = (
+    "swing",
+    "error_level",
+    "prompt_log_std",
+    "output_log_std",
+    "length_noise_log",
+    "quality_noise",
+)
+_BIASES = {"length_bias_log": 10.0, "quality_bias": 1.0}  # of either sign, and how large at most
+_ADDED_ERROR_DRAW = 1000  # folded into an episode's key; above its splits, which hash as small numbers do
 _SWING_BINS = 24
 
 
@@ -52,13 +64,23 @@ class ScenarioConfig:
     output_median: tuple[float, float] = (12.0, 300.0)  # tokens, likewise
     prompt_log_std: tuple[float, float] = (0.4, 1.1)  # uniform
     output_log_std: tuple[float, float] = (0.4, 1.2)  # uniform
+    length_bias_log: tuple[float, float] = (0.0, 0.0)  # added to log predicted lengths, unknown, uniform
+    length_noise_log: tuple[float, float] = (0.0, 0.0)  # std of a log-normal error of them, known, uniform
+    quality_bias: tuple[float, float] = (0.0, 0.0)  # added to predicted qualities, uniform
+    quality_noise: tuple[float, float] = (0.0, 0.0)  # std of a normal error of them, uniform
 
     def __post_init__(self) -> None:
         if self.table_rows < 2:
             raise ValueError(f"table_rows = {self.table_rows}: must be at least 2")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, tuple):
+            if field.name in _BIASES:
+                most = _BIASES[field.name]
+                if not -most <= value[0] <= value[1] <= most:
+                    raise ValueError(
+                        f"{field.name} = {value}: give (lowest, highest), in order, within +-{most:g}"
+                    )
+            elif isinstance(value, tuple):
                 positive = field.name not in _FROM_ZERO
                 if not 0 <= value[0] <= value[1] < float("inf") or (positive and value[0] == 0):
                     raise ValueError(f"{field.name} = {value}: give (lowest, highest), in order, above 0")
@@ -69,6 +91,16 @@ class ScenarioConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.trace_share <= 1:
             raise ValueError(f"trace_share = {self.trace_share}: must be in [0, 1]")
+
+    @property
+    def adds_error(self) -> bool:
+        """Whether predictions may be made worse than they are."""
+        return self.adds_quality_error or any(self.length_bias_log + self.length_noise_log)
+
+    @property
+    def adds_quality_error(self) -> bool:
+        """Whether predicted qualities may be: requests are then not as good as predicted, on average."""
+        return any(self.quality_bias + self.quality_noise)
 
 
 @struct.dataclass
@@ -87,7 +119,9 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     """Draw the numbers of one episode; jittable, ``jax.vmap`` it over keys.
 
     Where ``scenario.table`` is given, the error of its predictions is its own: ``error_level``,
-    ``trace_share`` and the length ranges do not matter.
+    ``trace_share`` and the ranges of prompt and output lengths do not matter. Errors added come on top, of a
+    table and of synthetic requests; a router is told of the noise of lengths, never of a bias
+    (``known_log_std``). Ranges that add none leave every other draw as it is, and are left by it.
     """
     keys = iter(jax.random.split(key, 12))
 
@@ -111,11 +145,19 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         calm_mean_s=log_uniform(config.calm_mean_s),
         **_swinging(config, uniform, log_uniform),
     )
+    latency_limit_s = scenario.latency_limit_s * log_uniform(config.limit_scale)
+    measured = measure_prediction_error(scenario.table if scenario.table is not None else table)
+    length_log_std = measured.length_log_std
+    if config.adds_error:
+        draw_key, miss_key = jax.random.split(jax.random.fold_in(key, _ADDED_ERROR_DRAW))
+        error = _draw_error(draw_key, config)
+        table = with_prediction_error(miss_key, table, error)
+        length_log_std = known_log_std(length_log_std, error)
     return make_params(
         profile,
         table,
-        scenario.latency_limit_s * log_uniform(config.limit_scale),
-        measure_prediction_error(scenario.table if scenario.table is not None else table).length_log_std,
+        latency_limit_s,
+        length_log_std,
         process=process,
         impact_weight=scenario.impact_weight,
         discount=scenario.discount,
@@ -135,6 +177,16 @@ def _swinging(
         "profile": 1.0 - uniform(config.swing) * jnp.cos(2.0 * jnp.pi * phase),
         "bin_s": log_uniform(config.period_s) / _SWING_BINS,
     }
+
+
+def _draw_error(key: jax.Array, config: ScenarioConfig) -> AddedError:
+    """How much worse the predictions of one episode are, scalars."""
+    names = [field.name for field in dataclasses.fields(AddedError)]
+    drawn = {}
+    for name, one in zip(names, jax.random.split(key, len(names)), strict=True):
+        low, high = getattr(config, name)
+        drawn[name] = jax.random.uniform(one, minval=low, maxval=high)
+    return AddedError(**drawn)
 
 
 def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -> FleetProfile:

@@ -5,9 +5,9 @@ hundreds of arrivals: too far for trials of some actions, too little in each dec
 policy. Twenty numbers say most of it. Each update draws candidates about the present ones, in pairs to both
 sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the better
 by rank, every episode counting alike: separable natural evolution strategies. An episode starts from an empty
-fleet and is drained, each request paying its *predicted* quality, which halves the noise. Source: Wierstra et
-al., "Natural evolution strategies", JMLR 15, 2014, section 3.5 and table 1; pairs: Salimans et al., arXiv
-1703.03864.
+fleet and is drained, each request paying its *predicted* quality, which halves the noise, unless the scenario
+adds an error to that. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014, section 3.5 and
+table 1; pairs: Salimans et al., arXiv 1703.03864.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class SearchConfig:
     spread: float = 0.5  # of the candidates at the start, in steps of SEARCHED
     average: float = 0.8  # of the numbers so far in their running mean, per update; 0 = the last ones alone
     numbers: tuple[str, ...] = ()  # that are searched, the others staying as they are; empty = all
+    predicted_quality: bool = True  # pay it: half the noise; the true one where scenarios add error to it
 
     def __post_init__(self) -> None:
         for name in self.numbers:
@@ -155,6 +156,10 @@ def make_search(
         start = greedy_of(params, network.allow_drop)
         return dataclasses.replace(start, **moved_numbers(params[GREEDY], change, searched))
 
+    def paying(key: jax.Array) -> EnvParams:
+        params = sample_params(key)
+        return as_good_as_predicted(params) if config.predicted_quality else params
+
     def update(state: SearchState) -> tuple[SearchState, Metrics]:
         key, draw_key, params_key, episode_key = jax.random.split(state.key, 4)
         half = jax.random.normal(draw_key, (config.candidates // 2, size))
@@ -163,7 +168,7 @@ def make_search(
         changes = state.centre[None] + spread[None] * drawn
         tried = jax.vmap(lambda change: moved(state.params, change))(changes)
         params_keys = jax.random.split(params_key, config.num_envs)
-        params = vmap_lanes(lambda key: as_good_as_predicted(sample_params(key)))(params_keys)
+        params = vmap_lanes(paying)(params_keys)
         keys = jax.random.split(episode_key, config.num_envs)
 
         def average_qos(greedy: GreedyParams) -> jax.Array:

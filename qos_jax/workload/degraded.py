@@ -22,7 +22,8 @@ def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> Name
     - ``fitted``: those of the table.
     - ``mean``: of each expert its mean quality and its median output tokens over train rows: no text is read.
     - ``shuffled``: those of another row of the same split, the whole row's together: right on average, and
-      wrong about this request.
+      wrong about this request. It is one shuffle, which by chance suits these rows a little or not, in all
+      runs alike: comparisons shuffle anew in every run.
     - ``true``: the true quality and output tokens.
 
     ``length_log_std``, what a router is told of their error, is that of train rows too: the table's own, or

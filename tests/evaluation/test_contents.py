@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.evaluation.cases import CaseConfig, build_cases, draw_arrivals
-from qos_jax.evaluation.contents import draw_contents, known_length_log_std
+from qos_jax.evaluation.contents import draw_contents, known_length_log_std, shuffle_predictions
 from qos_jax.workload import (
     NamedTable,
     RequestTable,
@@ -73,6 +73,32 @@ def test_requests_are_rows_and_arrivals_as_ever(fleet, named, workload):
     slow_rows, fast_rows = (rows_of(case.runs.requests) for case in (slow, fast))
     np.testing.assert_array_equal(slow_rows, fast_rows)
     assert not np.array_equal(slow_rows[0], slow_rows[1])
+
+
+def test_predictions_shuffled_are_those_of_others_of_the_run_and_anew_in_every_run(fleet, named):
+    config = CaseConfig(workloads=("poisson",), arrival_rates=(2.0, 5.0), seeds=2, num_requests=200)
+    table = dataclasses.replace(
+        named.table, predicted_output_tokens=1.0 + ROWS * named.table.predicted_quality
+    )
+    tied = dataclasses.replace(named, table=table)
+    (given, _), (slow, fast) = (
+        [case.runs for case in build_cases(config, fleet, tied, 0.07, shuffled=shuffled)]
+        for shuffled in (False, True)
+    )
+    for field in ("prompt_tokens", "quality", "output_tokens"):
+        np.testing.assert_array_equal(getattr(slow.requests, field), getattr(given.requests, field))
+    np.testing.assert_array_equal(slow.arrival_s, given.arrival_s)
+    before, after = rows_of(given.requests), rows_of(slow.requests)
+    np.testing.assert_array_equal(np.sort(after), np.sort(before))
+    assert np.mean(after == before) < 0.05
+    np.testing.assert_array_equal(after, rows_of(fast.requests))  # at every rate alike
+    # A whole row's, quality and length together.
+    np.testing.assert_allclose(
+        slow.requests.predicted_output_tokens, 1.0 + ROWS * slow.requests.predicted_quality, rtol=1e-6
+    )
+    same = draw_contents(KEYS[np.array([0, 0])], tied, None, 50)
+    one, other = rows_of(shuffle_predictions(KEYS, same))
+    assert np.any(one != other)
 
 
 def test_all_rows_are_drawn(named):

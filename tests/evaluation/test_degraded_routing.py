@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
+from qos_jax.evaluation import comparison
 from qos_jax.evaluation.cases import CaseConfig, build_cases
 from qos_jax.evaluation.compare import compare
+from qos_jax.evaluation.comparison import draw_cases
 from qos_jax.evaluation.statistics import paired_difference
 from qos_jax.policies import policy
 from qos_jax.serving import ServingConfig
@@ -43,10 +47,25 @@ def qos(profile) -> dict[str, np.ndarray]:
     serving = ServingConfig(2, fleet.running_slots, fleet.waiting_slots)
     found = {}
     for kind in PREDICTIONS:
-        cases = build_cases(config, fleet, with_predictions(_named(), kind), 0.5)
+        named = with_predictions(_named(), kind)
+        cases = build_cases(config, fleet, named, 0.5, shuffled=kind == SHUFFLED)
         compared = compare(serving, [policy("projected_greedy")], cases, workers=1)
         found[kind] = compared.results[0].metrics["average_qos"]
     return found
+
+
+def test_a_comparison_shuffles_anew_in_every_run_what_it_calls_shuffled(monkeypatch):
+    asked = {}
+
+    def keep(cases, fleet, source, latency_limit_s, trace, *, shuffled):
+        asked[source] = shuffled
+
+    monkeypatch.setattr(comparison, "build_cases", keep)
+    sources = {kind: kind for kind in PREDICTIONS}
+    draw_cases(
+        types.SimpleNamespace(cases=None, fleet=None, sources=sources, latency_limit_s=0.1, trace=None)
+    )
+    assert asked == {kind: kind == SHUFFLED for kind in PREDICTIONS}
 
 
 def test_the_truth_is_worth_most(qos: dict[str, np.ndarray]):

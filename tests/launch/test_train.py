@@ -162,6 +162,7 @@ def test_flags_change_what_they_name_and_nothing_else():
         "--network.han.heads=4",
         "--scenario.load=0.5, 2",
         "--scenario.arrival_rate=1,6",
+        "--scenario.quality_bias=-0.1,0",
         "--evaluation.workloads=mmpp,gamma",
         "--evaluation.loads=1",
         "--evaluation.arrival_rates=",
@@ -174,7 +175,9 @@ def test_flags_change_what_they_name_and_nothing_else():
         network=dataclasses.replace(
             default.network, residual=False, han=dataclasses.replace(default.network.han, heads=4)
         ),
-        scenario=dataclasses.replace(default.scenario, load=(0.5, 2.0), arrival_rate=(1.0, 6.0)),
+        scenario=dataclasses.replace(
+            default.scenario, load=(0.5, 2.0), arrival_rate=(1.0, 6.0), quality_bias=(-0.1, 0.0)
+        ),
         evaluation=dataclasses.replace(default.evaluation, workloads=("mmpp", "gamma"), loads=(1.0,)),
     )
 

@@ -1,10 +1,13 @@
-"""Plans of several seeds at once: every array of every phase gets an axis for them."""
+"""What a plan makes of a configuration, of several seeds at once too, and which combinations are refused."""
 
+import dataclasses
 import functools
 
 import jax
 import pytest
 
+from qos_jax.errors import InputError
+from qos_jax.learning import plan
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.plan import load_plan, over_seeds
 from qos_jax.learning.ppo import PPOConfig
@@ -25,8 +28,8 @@ CONFIG = TrainConfig(
 
 @pytest.mark.parametrize("index", range(3))
 def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
-    plan = load_plan(CONFIG)
-    one, many = (each.phases[index].learner for each in (plan, over_seeds(plan, SEEDS)))
+    single = load_plan(CONFIG)
+    one, many = (each.phases[index].learner for each in (single, over_seeds(single, SEEDS)))
     keys = jax.random.split(jax.random.key(0), SEEDS)
     start = jax.eval_shape(functools.partial(one.init, params=None), keys[0])
     starts = jax.eval_shape(functools.partial(many.init, params=None), keys)
@@ -45,3 +48,38 @@ def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
 def assert_wider(of_all, of_one):
     assert of_all.shape == (SEEDS, *of_one.shape)
     assert of_all.dtype == of_one.dtype
+
+
+@pytest.mark.parametrize(
+    ("worse", "paid"),
+    [
+        ({}, True),
+        ({"length_noise_log": (0.0, 0.5)}, True),  # lengths are simulated, true whatever was predicted
+        ({"quality_noise": (0.0, 0.3)}, False),
+        ({"quality_bias": (-0.1, 0.0)}, False),
+    ],
+)
+def test_where_scenarios_add_error_to_qualities_the_true_ones_are_paid(monkeypatch, worse, paid):
+    pays = {}
+    for name in ("search", "ppo"):
+
+        def keep(env, draw, network, config, name=name):
+            pays[name] = config.predicted_quality
+
+        monkeypatch.setattr(plan, f"make_{name}", keep)
+    default = TrainConfig()
+    distil = dataclasses.replace(default.distil, updates=0)
+    plan.load_plan(
+        dataclasses.replace(default, distil=distil, scenario=dataclasses.replace(default.scenario, **worse))
+    )
+    assert pays == {"search": paid, "ppo": paid}
+
+
+def test_distil_needs_calibration_where_qualities_err():
+    default = TrainConfig()
+    uncalibrated = dataclasses.replace(default.network, calibrate_quality=False)
+    noisy = dataclasses.replace(default.scenario, quality_noise=(0.0, 0.3))
+    dataclasses.replace(default, scenario=noisy)
+    dataclasses.replace(default, network=uncalibrated)
+    with pytest.raises(InputError, match=r"field 'network\.calibrate_quality'.*distil\.updates"):
+        dataclasses.replace(default, scenario=noisy, network=uncalibrated)

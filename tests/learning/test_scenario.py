@@ -14,6 +14,12 @@ from tests.routing import scenes
 
 CONFIG = ScenarioConfig(table_rows=64)
 COUNT = 16
+WORSE = {
+    "length_bias_log": (-0.8, -0.2),
+    "length_noise_log": (0.3, 0.9),
+    "quality_bias": (-0.2, -0.05),
+    "quality_noise": (0.1, 0.3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +104,88 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
         np.testing.assert_allclose(getattr(params.profile, name), value, rtol=1e-6)
 
 
+def drawn_by(config, given):
+    draw = jax.jit(jax.vmap(lambda key: sample_params(key, config, given)))
+    return jax.device_get(draw(jax.random.split(jax.random.key(0), COUNT)))
+
+
+@pytest.fixture(scope="module", params=["synthetic", "real"])
+def worsened(request, scenario, drawn):
+    """The same episodes as predictions are, with all errors added, and with the biases alone."""
+    if request.param == "real":
+        scenario = Scenario(
+            scenes.profile(), jnp.float32(0.06), load_calibration(), table=scenes.table(0, 30)
+        )
+        drawn = drawn_by(CONFIG, scenario)
+    biases = {name: ends for name, ends in WORSE.items() if "bias" in name}
+    return (
+        drawn,
+        drawn_by(dataclasses.replace(CONFIG, **WORSE), scenario),
+        drawn_by(dataclasses.replace(CONFIG, **biases), scenario),
+    )
+
+
+def test_added_error_worsens_predictions_and_nothing_else(worsened):
+    before, after, _ = worsened
+    predicted = ("predicted_quality", "predicted_output_tokens")
+    for field in predicted:
+        assert np.all(np.any(getattr(after.table, field) != getattr(before.table, field), axis=(1, 2)))
+    rest = [
+        dataclasses.replace(
+            params,
+            table=dataclasses.replace(params.table, **dict.fromkeys(predicted)),
+            length_log_std=None,
+        )
+        for params in (before, after)
+    ]
+    # Other programs round otherwise.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *rest)
+
+
+def test_a_router_is_told_of_the_drawn_noise_of_lengths_and_of_no_bias(worsened):
+    before, after, biased = worsened
+    noise = np.sqrt(np.square(after.length_log_std) - np.square(before.length_log_std))
+    np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), rtol=1e-3)
+    low, high = WORSE["length_noise_log"]
+    assert np.all((noise >= 0.999 * low) & (noise <= 1.001 * high))
+    assert np.unique(noise[:, 0]).size == COUNT
+    np.testing.assert_allclose(biased.length_log_std, before.length_log_std, rtol=1e-5)
+
+
+def test_biases_lie_in_their_ranges(worsened):
+    before, _, biased = worsened
+    tokens, quality = biased.table.predicted_output_tokens, biased.table.predicted_quality
+    longer = np.log(tokens) - np.log(before.table.predicted_output_tokens)
+    better = quality - before.table.predicted_quality
+    for moved, free, (low, high) in (
+        (longer, tokens > 1.0, WORSE["length_bias_log"]),
+        (better, quality > 0.0, WORSE["quality_bias"]),
+    ):
+        bias = np.mean(moved, axis=(1, 2), where=free)  # one of an episode, but for the bounds
+        np.testing.assert_allclose(
+            moved[free], np.broadcast_to(bias[:, None, None], moved.shape)[free], atol=1e-4
+        )
+        assert np.all((bias >= low - 1e-4) & (bias <= high + 1e-4))
+        assert np.unique(bias.round(4)).size > COUNT // 2
+
+
+def test_which_ranges_add_error():
+    assert not CONFIG.adds_error
+    for name, ends in WORSE.items():
+        changed = dataclasses.replace(CONFIG, **{name: ends})
+        assert changed.adds_error
+        assert changed.adds_quality_error == name.startswith("quality")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("length_noise_log", (-0.1, 0.3)),
+        ("quality_noise", (0.3, 0.1)),
+        ("quality_bias", (0.1, -0.1)),
+        ("quality_bias", (-1.5, 0.0)),
+        ("length_bias_log", (0.0, float("nan"))),
+        ("length_bias_log", (0.0, float("inf"))),
         ("table_rows", 1),
         ("load", (2.0, 1.0)),
         ("limit_scale", (0.0, 1.0)),

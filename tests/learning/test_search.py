@@ -137,6 +137,22 @@ def test_it_leaves_a_price_that_keeps_requests_from_the_better_expert(learner, u
     assert gain.mean() > 3.0 * gain.std() / np.sqrt(gain.size)
 
 
+def test_it_pays_what_was_predicted_or_what_is_true():
+    def all_predicted_bad(key):
+        params = sample_params(key)
+        nothing = jnp.zeros_like(params.table.predicted_quality)
+        return dataclasses.replace(params, table=dataclasses.replace(params.table, predicted_quality=nothing))
+
+    paid = {}
+    for predicted in (True, False):
+        config = SearchConfig(updates=1, candidates=2, num_envs=2, steps=16, predicted_quality=predicted)
+        learner = make_search(scenes.environment(max_steps=16), all_predicted_bad, NETWORK, config)
+        _, metrics = jax.jit(learner.update)(jax.jit(learner.init)(jax.random.key(0)))
+        paid[predicted] = float(metrics["qos"])
+    assert paid[True] == 0.0
+    assert paid[False] > 0.1
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("updates", -1), ("candidates", 5), ("num_envs", 0), ("steps", 0), ("spread", 0.0), ("average", 1.0)],
