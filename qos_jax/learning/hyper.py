@@ -79,12 +79,11 @@ def checked(config: TrainConfig, setting: Mapping[str, float]) -> TrainConfig:
     """
     for name, value in setting.items():
         group, _, field = name.rpartition(".")
+        change: dict[str, Any] = {field: value}
         try:
             if group:
-                part = dataclasses.replace(getattr(config, group), **{field: value})
-                config = dataclasses.replace(config, **{group: part})
-            else:
-                config = dataclasses.replace(config, **{field: value})
+                change = {group: dataclasses.replace(getattr(config, group), **change)}
+            config = dataclasses.replace(config, **change)
         except (InputError, ValueError) as error:
             raise input_error(
                 f"{name} = {value:g} is refused ({error})", field=FIELD, remedy="mend it"
