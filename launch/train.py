@@ -8,9 +8,11 @@ from absl import flags
 
 from launch import common, config_flags, hosts
 from qos_jax.devices import is_writer
+from qos_jax.errors import input_error
 from qos_jax.evaluation.seed_curve import render_points
 from qos_jax.evaluation.seed_training import open_seed_training, train_seeds
 from qos_jax.evaluation.training_run import execute_training, open_training
+from qos_jax.learning.hyper import Together, grid
 from qos_jax.learning.plan import load_plan
 from qos_jax.learning.presets import PRESETS
 
@@ -24,6 +26,12 @@ _VMAP_SEEDS = flags.DEFINE_integer(
     "vmap_seeds",
     None,
     "train so many routers at once, a seed each: curves with intervals; a checkpoint at each evaluation",
+)
+_VMAP = flags.DEFINE_multi_string(
+    "vmap",
+    [],
+    "NAME=VALUE,VALUE,... of a hyper-parameter such as ppo.learning_rate: with vmap_seeds, train routers of "
+    "all these values at once; repeatable, for every combination",
 )
 _PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
 _SETTINGS = config_flags.define_config_flags(PRESETS[_DEFAULT], sys.argv[0])
@@ -40,13 +48,16 @@ def _train() -> None:
     config = config_flags.replaced(PRESETS[_PRESET.value], config_flags.given(_SETTINGS))
     plan = load_plan(config)
     plot = is_writer() and common.wants_plots(_PLOTS)
-    how = {"overwrite": _OVERWRITE.value, "resume": _RESUME.value}
+    overwrite, resume = _OVERWRITE.value, _RESUME.value
     if _VMAP_SEEDS.value is None:
-        execute_training(open_training(plan, _OUT.value, **how), plot=plot)
+        if _VMAP.value:
+            raise input_error("needs vmap_seeds", field="vmap", remedy="give --vmap_seeds, 1 or more")
+        execute_training(open_training(plan, _OUT.value, overwrite=overwrite, resume=resume), plot=plot)
         return
-    run = open_seed_training(plan, _VMAP_SEEDS.value, _OUT.value, **how)
+    together = Together(_VMAP_SEEDS.value, grid(config, _VMAP.value))
+    run = open_seed_training(plan, together, _OUT.value, overwrite=overwrite, resume=resume)
     points = train_seeds(run, plot=plot)
-    print(f"{render_points(points)}\n\nresults in {_OUT.value}")
+    print(f"{render_points(points, together)}\n\nresults in {_OUT.value}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train several routers at once, seed by seed, in one program: a run like any, with a curve of them all."""
+"""Train several routers at once, of every seed and setting, in one program: a run like any, with curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from qos_jax.evaluation.training_loop import Place, Recorder, TrainingRun, Verdi
 from qos_jax.evaluation.training_run import open_training
 from qos_jax.learning import checkpoint
 from qos_jax.learning.checkpoint_record import CHECKPOINTS, step_folders
-from qos_jax.learning.plan import TrainPlan, over_seeds
+from qos_jax.learning.hyper import Together, checked
+from qos_jax.learning.plan import TrainPlan, over_routers
 from qos_jax.learning.whole_folder import remove_folder
 
 POLICIES = "seeds"
@@ -30,7 +31,7 @@ POLICIES = "seeds"
 
 def open_seed_training(
     plan: TrainPlan,
-    seeds: int,
+    together: Together,
     out: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -42,8 +43,8 @@ def open_seed_training(
       InputError: as there; fewer than one seed; a run on many hosts; trained routers in the folder, and
         neither ``overwrite`` nor ``resume`` is given.
     """
-    if seeds < 1:
-        raise input_error(f"{seeds} is below 1", field="vmap_seeds", remedy="give at least 1")
+    if together.seeds < 1:
+        raise input_error(f"{together.seeds} is below 1", field="vmap_seeds", remedy="give at least 1")
     if jax.process_count() > 1:
         raise input_error(
             "several seeds are trained on one host",
@@ -58,7 +59,9 @@ def open_seed_training(
             file=out,
             remedy="choose another folder with --out, or give --overwrite",
         )
-    run = open_training(over_seeds(plan, seeds), out, overwrite=overwrite, resume=resume, seeds=seeds)
+    run = open_training(
+        over_routers(plan, together), out, overwrite=overwrite, resume=resume, together=together
+    )
     if policies.is_dir() and not is_resumed:
         remove_folder(policies)
     return run
@@ -67,9 +70,9 @@ def open_seed_training(
 def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
     """Train the routers to the end, and leave curves and every router's last policy in the folder.
 
-    Seed s draws as a run with the key ``split(key(seed), seeds)[s]`` does; all are judged on the same cases.
-    There is a line of metrics and a checkpoint of all seeds at each evaluation. Ctrl-C stops at the next
-    one; a second one stops at once.
+    Seed s draws as a run with the key ``split(key(seed), seeds)[s]`` does, in every setting; all are judged
+    on the same cases. There is a line of metrics and a checkpoint of all routers at each evaluation. Ctrl-C
+    stops at the next one; a second one stops at once.
 
     Args:
       run: of :func:`open_seed_training`.
@@ -79,20 +82,23 @@ def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
       InputError: a metric is not finite any more, or a file cannot be written.
       KeyboardInterrupt: it was stopped.
     """
-    plan, folder, seeds = run.plan, run.folder, run.seeds
+    plan, folder, together = run.plan, run.folder, run.together
     assert folder is not None
-    assert seeds is not None
-    log = _SeedLog(folder, run.update, phase_ends(plan), plot=plot)
+    assert together is not None
+    log = _SeedLog(folder, run.update, phase_ends(plan), together, plot=plot)
     state = run.state
     if run.update < plan.total_updates:
-        # On one device: what is shared out to several are environments, and here the seeds fill it.
-        state = train(run, _recorder(plan, log, seeds), lane_mesh(1), every_evaluation=True)
+        # On one device: what is shared out to several are environments, and here the routers fill it.
+        state = train(run, _recorder(plan, log, together), lane_mesh(1), every_evaluation=True)
     params = jax.device_get(plan.phases[-1].learner.params(state))
-    for seed in range(seeds):
-        policy = folder.file(f"{POLICIES}/{seed}")
+    for router in range(together.count):
+        policy = folder.file(f"{POLICIES}/{together.label(router)}")
         if not policy.is_dir():  # else a run resumed at its end wrote it, whole
             checkpoint.save_policy(
-                policy, _of_seed(params, seed), plan.config, average_qos=log.points[-1].average_qos[seed]
+                policy,
+                _of_router(params, router),
+                checked(plan.config, together.setting(router)),
+                average_qos=log.points[-1].average_qos[router],
             )
     return log.points
 
@@ -100,10 +106,12 @@ def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
 class _SeedLog:
     """Writes what training tells, as ``TrainingLog`` does for one router."""
 
-    def __init__(self, folder: RunFolder, update: int, ends: Mapping[str, int], *, plot: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, update: int, ends: Mapping[str, int], together: Together, *, plot: bool
+    ) -> None:
         lines = lines_until(folder, update)
         self.points = [Point(**_arrays(line)) for line in lines if "average_qos" in line]
-        self._folder, self._ends, self._plot = folder, ends, plot
+        self._folder, self._ends, self._together, self._plot = folder, ends, together, plot
 
     def metrics(self, place: Place, metrics: Mapping[str, Any]) -> None:
         line = {name: place[name] for name in ("phase", "update")}
@@ -112,17 +120,19 @@ class _SeedLog:
     def judge(self, point: Point) -> None:
         self._folder.append_metrics(dataclasses.asdict(point))
         self.points.append(point)
-        write_curve_csv(self._folder.file(CURVE_CSV), self.points)
+        write_curve_csv(self._folder.file(CURVE_CSV), self.points, self._together)
         if self._plot:
-            plot_style.save_figure(curve(self.points, self._ends), self._folder.file(CURVE_PLOT))
+            figure = curve(self.points, self._ends, self._together)
+            plot_style.save_figure(figure, self._folder.file(CURVE_PLOT))
 
 
-def _recorder(plan: TrainPlan, log: _SeedLog, seeds: int) -> Recorder:
+def _recorder(plan: TrainPlan, log: _SeedLog, together: Together) -> Recorder:
     say("simulating the baseline")
     judge = Judge(plan)
 
     def evaluate(place: Place, params: Any) -> Verdict:
-        each = [judge.judge(place["update"], _of_seed(params, seed)) for seed in range(seeds)]
+        routers = range(together.count)
+        each = [judge.judge(place["update"], _of_router(params, router)) for router in routers]
         point = Point(
             place["update"],
             np.array([float(one.qos.mean) for one in each]),
@@ -130,7 +140,7 @@ def _recorder(plan: TrainPlan, log: _SeedLog, seeds: int) -> Recorder:
         )
         log.judge(point)
         say(render_point(point))
-        return Verdict(average_qos=None, is_best=False)  # seeds do not do best at the same update
+        return Verdict(average_qos=None, is_best=False)  # routers do not do best at the same update
 
     return Recorder(metrics=log.metrics, evaluate=evaluate)
 
@@ -141,5 +151,5 @@ def _arrays(line: Mapping[str, Any]) -> dict[str, Any]:
     return {"update": line["update"], **values}
 
 
-def _of_seed(params: Any, seed: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[seed], params)
+def _of_router(params: Any, router: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[router], params)

@@ -28,6 +28,7 @@ from qos_jax.evaluation.run_folder import RunFolder
 from qos_jax.learning import checkpoint
 from qos_jax.learning.checkpoint_record import CHECKPOINTS, step_folders
 from qos_jax.learning.config_json import config_dict
+from qos_jax.learning.hyper import Together
 from qos_jax.learning.plan import Phase, TrainPlan, phase_key
 from qos_jax.learning.spread import state_shardings
 from qos_jax.learning.types import Learner
@@ -43,21 +44,22 @@ Place = dict[str, Any]
 class TrainingRun:
     """A run that may begin or go on; make one with :func:`~qos_jax.evaluation.training_run.open_training`."""
 
-    plan: TrainPlan  # of several seeds, one of ``over_seeds``
+    plan: TrainPlan  # of several routers, one of ``over_routers``
     folder: RunFolder | None  # None in a process that does not write
     update: int = 0  # done so far, over all phases
     state: Any = None  # of the learner that did the last of them; None at the start
     wall_s: float = 0.0  # seconds of training so far
-    seeds: int | None = None  # routers trained at once; None = one, with no axis for them
+    together: Together | None = None  # routers trained at once; None = one, with no axis for them
 
     def start(self, index: int, params: Any | None) -> Any:
         """Return the state that a phase starts from, given the parameters that the one before ended with."""
         key = jax.random.key(self.plan.config.seed)
-        if self.seeds is None:
+        if self.together is None:
             key = phase_key(key, index)
         else:
-            keys = jax.random.split(key, self.seeds)
-            key = jax.vmap(functools.partial(phase_key, index=index))(keys)
+            keys = jax.random.split(key, self.together.seeds)
+            keys = jax.vmap(functools.partial(phase_key, index=index))(keys)
+            key = keys[jnp.arange(self.together.count) % self.together.seeds]
         return jax.jit(self.plan.phases[index].learner.init)(key, params)
 
 
@@ -73,7 +75,7 @@ class Verdict:
 class Recorder:
     """What process 0 does with what comes of training; each call returns when its files are on disk."""
 
-    # (place, metrics: means over the updates since the last line, a number each, or [S] of several seeds)
+    # (place, metrics: means over the updates since the last line, a number each, or [R] of several routers)
     metrics: Callable[[Place, Mapping[str, Any]], None]
     evaluate: Callable[[Place, Any], Verdict]  # (place, parameters)
 
@@ -191,8 +193,8 @@ class _Loop:
             self._run.folder.path,
             self._update,
             state,
-            params=params if self._run.seeds is None else None,
-            config=checkpoint_config(self._plan, self._run.seeds),
+            params=params if self._run.together is None else None,
+            config=checkpoint_config(self._plan, self._run.together),
             average_qos=None if verdict is None else verdict.average_qos,
             metadata={"phase": phase.name, "wall_s": time.monotonic() - self._begun},
             keep_last=self._config.keep_last,
@@ -213,9 +215,9 @@ class _Loop:
     def _progress(self, phase: Phase, end: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         if self._recorder is None:
             return contextlib.nullcontext(lambda _: None)
-        seeds = "" if self._run.seeds is None else f" x {self._run.seeds} seeds"
+        many = "" if self._run.together is None else f" x {self._run.together.count} routers"
         left = (end - self._update) * phase.learner.decisions_per_update
-        return progress(left, "decisions", description=phase.name + seeds)
+        return progress(left, "decisions", description=phase.name + many)
 
     def _say(self, text: str) -> None:
         if self._recorder is not None:
@@ -223,12 +225,13 @@ class _Loop:
 
     def _diverged(self, phase: Phase, update: int, metrics: Mapping[str, np.ndarray]) -> Exception:
         finite = np.isfinite(np.stack(list(metrics.values()))).all(axis=0)
-        seed = "" if finite.ndim == 0 else f", seed {int(np.argmin(finite))}"
+        together = self._run.together
+        which = "" if together is None else f", seed {together.label(int(np.argmin(finite)))}"
         folder = self._run.folder
         saved = step_folders(folder.file(CHECKPOINTS)) if folder is not None else {}
         last = f"the last good checkpoint is {saved[max(saved)]}" if saved else "no checkpoint was saved yet"
         return input_error(
-            f"training diverged in phase {phase.name}{seed}: a metric of update {update:,} is not finite"
+            f"training diverged in phase {phase.name}{which}: a metric of update {update:,} is not finite"
             + ("" if folder is None else f" ({last})"),
             file=None if folder is None else folder.path,
             remedy=f"start anew with a lower learning rate, see the flags --{phase.name}.*",
@@ -263,9 +266,9 @@ def _compiled(learner: Learner, state: Any, shardings: Any) -> Advance:
     return jitted.lower(state, jnp.int32(1)).compile()
 
 
-def checkpoint_config(plan: TrainPlan, seeds: int | None) -> Any:
+def checkpoint_config(plan: TrainPlan, together: Together | None) -> Any:
     """Return the configuration that a checkpoint is of."""
-    return plan.config if seeds is None else {**config_dict(plan.config), "vmap_seeds": seeds}
+    return plan.config if together is None else {**config_dict(plan.config), **together.record()}
 
 
 def phase_ends(plan: TrainPlan) -> dict[str, int]:

@@ -33,6 +33,7 @@ from qos_jax.learning import checkpoint
 from qos_jax.learning.array_store import host_leaves, rebuild
 from qos_jax.learning.checkpoint_record import CHECKPOINTS, find, step_folders
 from qos_jax.learning.config_json import config_dict
+from qos_jax.learning.hyper import Together
 from qos_jax.learning.plan import TrainPlan
 
 
@@ -42,7 +43,7 @@ def open_training(
     *,
     overwrite: bool = False,
     resume: bool = False,
-    seeds: int | None = None,
+    together: Together | None = None,
 ) -> TrainingRun:
     """Open the folder of a run: a new one, or with ``resume`` that of a stopped one at its last checkpoint.
 
@@ -51,11 +52,11 @@ def open_training(
     to the others, so they need not see its disk.
 
     Args:
-      plan: what to train; with ``seeds``, one of ``over_seeds``.
+      plan: what to train; with ``together``, one of ``over_routers``.
       out: the folder.
       overwrite: replace what is there.
       resume: go on with what is there.
-      seeds: routers that are trained at once; None = one.
+      together: routers that are trained at once; None = one.
 
     Raises:
       InputError: the folder is in use and neither ``overwrite`` nor ``resume`` is given, or both are; what is
@@ -63,7 +64,7 @@ def open_training(
     """
     if overwrite and resume:
         raise input_error("contradicts resume", field="overwrite", remedy="give one of the two")
-    for phase in plan.phases if seeds is None else ():
+    for phase in plan.phases if together is None else ():
         count, devices = getattr(plan.config, phase.name).num_envs, lane_mesh().size
         if count % devices:
             raise input_error(
@@ -71,10 +72,10 @@ def open_training(
                 field=f"{phase.name}.num_envs",
                 remedy=f"give a multiple of {devices}",
             )
-    settings = training_settings(plan, seeds)
+    settings = training_settings(plan, together)
     _check_started_alike(settings)
-    run = writer_does(lambda: _open(plan, Path(out), settings, overwrite, resume, seeds))
-    return run if jax.process_count() == 1 and run is not None else _shared(plan, seeds, run)
+    run = writer_does(lambda: _open(plan, Path(out), settings, overwrite, resume, together))
+    return run if jax.process_count() == 1 and run is not None else _shared(plan, together, run)
 
 
 def execute_training(run: TrainingRun, *, plot: bool) -> None:
@@ -114,13 +115,13 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
     print(f"results in {run.folder.path}")
 
 
-def training_settings(plan: TrainPlan, seeds: int | None = None) -> dict[str, Any]:
+def training_settings(plan: TrainPlan, together: Together | None = None) -> dict[str, Any]:
     """Return all that determines a run, the content of its config.json."""
     config = plan.config
     files = {"fleet_sha256": plan.fleet_file, "table_sha256": config.table}
     return {
         "launcher": "train",
-        **config_dict(checkpoint_config(plan, seeds)),
+        **config_dict(checkpoint_config(plan, together)),
         "latency_limit_s": plan.latency_limit_s,
         **{name: None if file is None else sha256(file) for name, file in files.items()},
     }
@@ -145,16 +146,16 @@ def _open(
     settings: dict[str, Any],
     overwrite: bool,
     resume: bool,
-    seeds: int | None,
+    together: Together | None,
 ) -> TrainingRun:
     saved = step_folders(root / CHECKPOINTS)
     if saved and resume:
         index = phase_of(plan, find(root).step)
-        like = jax.eval_shape(lambda: TrainingRun(plan, None, seeds=seeds).start(index, None))
-        state, found = checkpoint.restore(root, like, checkpoint_config(plan, seeds))
+        like = jax.eval_shape(lambda: TrainingRun(plan, None, together=together).start(index, None))
+        state, found = checkpoint.restore(root, like, checkpoint_config(plan, together))
         # The same settings may now name other files, which the folder's config.json tells.
         folder = open_run_folder(root, settings, resume=True)
-        return TrainingRun(plan, folder, found.step, state, float(found.metadata["wall_s"]), seeds)
+        return TrainingRun(plan, folder, found.step, state, float(found.metadata["wall_s"]), together)
     if saved and not overwrite:
         raise input_error(
             f"holds a training run at update {max(saved):,}",
@@ -163,7 +164,7 @@ def _open(
         )
     check_run_folder(root, settings, overwrite=overwrite)
     checkpoint.clear(root)
-    return TrainingRun(plan, open_run_folder(root, settings, overwrite=overwrite), seeds=seeds)
+    return TrainingRun(plan, open_run_folder(root, settings, overwrite=overwrite), together=together)
 
 
 def _check_started_alike(settings: dict[str, Any]) -> None:
@@ -180,18 +181,18 @@ def _check_started_alike(settings: dict[str, Any]) -> None:
         )
 
 
-def _shared(plan: TrainPlan, seeds: int | None, run: TrainingRun | None) -> TrainingRun:
+def _shared(plan: TrainPlan, together: Together | None, run: TrainingRun | None) -> TrainingRun:
     """Give all processes the place and the state that process 0 has read."""
     place = np.zeros(3) if run is None else np.array([run.update, run.wall_s, run.state is not None])
     update, wall_s, begun = agree(place).tolist()
     state = None
     if begun:
         if run is None:
-            like = TrainingRun(plan, None, seeds=seeds).start(phase_of(plan, int(update)), None)
+            like = TrainingRun(plan, None, together=together).start(phase_of(plan, int(update)), None)
         else:
             like = run.state
         layout, leaves = host_leaves(like)
         state = rebuild(like, layout, [agree(leaf) for leaf in leaves])
     folder = None if run is None else run.folder
     assert (folder is not None) == is_writer()
-    return TrainingRun(plan, folder, int(update), state, wall_s, seeds)
+    return TrainingRun(plan, folder, int(update), state, wall_s, together)

@@ -214,7 +214,7 @@ def load_policy(where: str | os.PathLike[str]) -> tuple[Any, Checkpoint]:
     if not any(name.startswith(f"{POLICY}/") for name in found.summary["files"]):
         raise input_error(
             "is of a run of several seeds, which has no router of its own",
-            remedy="give the folder of one of them, RUN/seeds/0 and so on, written when the run ends",
+            remedy="give the folder of one of them, such as RUN/seeds/0, written when the run ends",
             file=found.path,
         )
     with _reading(found, POLICY):

@@ -14,18 +14,56 @@ from qos_jax.learning.train_config import TrainConfig
 from qos_jax.workload.text_table import near_match
 
 FIELD = "vmap"
-_GROUPS = ("search", "distil", "ppo", "sac", "network")
+_GROUPS = ("search", "distil", "ppo", "sac")
+Setting = Mapping[str, float]  # numbers by dotted name
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Routers that are trained at once: R, one of each setting and seed, settings outermost."""
+
+    seeds: int  # S; seed s draws the same in every setting
+    settings: tuple[Setting, ...] = ({},)
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.seeds * len(self.settings)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Hyper-parameters that differ between settings."""
+        return tuple(self.settings[0])
+
+    def setting(self, router: int) -> Setting:
+        """The setting of a router."""
+        return self.settings[router // self.seeds]
+
+    def label(self, router: int) -> str:
+        """What its folder is called: its seed, below its setting where there are several."""
+        seed = str(router % self.seeds)
+        return f"{label(self.setting(router))}/{seed}" if self.names else seed
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's configuration says of it."""
+        settings = {"vmap": [dict(setting) for setting in self.settings]} if self.names else {}
+        return {"vmap_seeds": self.seeds, **settings}
+
+
+def label(setting: Setting) -> str:
+    """A setting in words, ``ppo.clip=0.1,ppo.gamma=0.99``."""
+    return ",".join(f"{name}={value:g}" for name, value in setting.items())
 
 
 def numbers_of(config: TrainConfig) -> dict[str, float]:
     """The hyper-parameters that may be traced, by dotted name: those with a fraction, of what trains.
 
-    Whole numbers are sizes and counts, which shape the program.
+    Whole numbers are sizes and counts, which shape the program; those of the network are what its weights are
+    for.
     """
-    groups = [name for name in _GROUPS if name in ("network", config.agent)]
-    groups += [name for name in ("search", "distil") if getattr(config, name).updates > 0]
+    trains = {"search": config.search.updates > 0, "distil": config.distil.updates > 0, config.agent: True}
     found = {"impact_weight": config.impact_weight}
-    for group in sorted(groups):
+    for group in (name for name in _GROUPS if trains.get(name)):
         part = getattr(config, group)
         kinds = typing.get_type_hints(type(part))
         for field in dataclasses.fields(part):
@@ -35,7 +73,7 @@ def numbers_of(config: TrainConfig) -> dict[str, float]:
     return found
 
 
-def grid(config: TrainConfig, axes: Sequence[str]) -> list[dict[str, float]]:
+def grid(config: TrainConfig, axes: Sequence[str]) -> tuple[Setting, ...]:
     """Every combination of the axes' values, the last axis fastest; one empty setting of no axes.
 
     Args:
@@ -68,10 +106,10 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> list[dict[str, float]]:
     settings = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
     for setting in settings:
         checked(config, setting)
-    return settings
+    return tuple(settings)
 
 
-def checked(config: TrainConfig, setting: Mapping[str, float]) -> TrainConfig:
+def checked(config: TrainConfig, setting: Setting) -> TrainConfig:
     """The run with the numbers of a setting.
 
     Raises:
@@ -91,20 +129,20 @@ def checked(config: TrainConfig, setting: Mapping[str, float]) -> TrainConfig:
     return config
 
 
-def traced(config: TrainConfig, setting: Mapping[str, Any]) -> TrainConfig:
-    """The same with numbers that are traced, [] float32 each, which no check can look at; see :func:`grid`.
+def unchecked(config: TrainConfig, setting: Mapping[str, Any]) -> TrainConfig:
+    """The same without the configuration's checks, which cannot look at traced numbers, [] float32 each.
 
-    It must not leave the function that traces: it is no key of a cache, and two of them do not compare.
+    With those it must not leave the function that traces: it is no key of a cache, and two do not compare.
     """
-    config = _unchecked(config, {})
+    config = _copy_with(config, {})
     for name, value in setting.items():
         group, _, field = name.rpartition(".")
-        change = {group: _unchecked(getattr(config, group), {field: value})} if group else {field: value}
-        config = _unchecked(config, change)
+        change = {group: _copy_with(getattr(config, group), {field: value})} if group else {field: value}
+        config = _copy_with(config, change)
     return config
 
 
-def _unchecked(part: Any, changes: Mapping[str, Any]) -> Any:
+def _copy_with(part: Any, changes: Mapping[str, Any]) -> Any:
     """A copy of a frozen dataclass with other values, without its checks, which need known numbers."""
     new = copy.copy(part)
     for name, value in changes.items():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from qos_jax.errors import InputError, input_error
 from qos_jax.learning.distil import make_distil
+from qos_jax.learning.hyper import Together, unchecked
 from qos_jax.learning.ppo import make_ppo
 from qos_jax.learning.sac import make_sac
 from qos_jax.learning.scenario import Scenario, sample_params
@@ -55,6 +56,7 @@ class TrainPlan:
     held_out_table: NamedTable | None  # to evaluate on: the validation rows, if there are any
     serving: ServingConfig
     phases: tuple[Phase, ...]
+    phases_of: Callable[[TrainConfig], tuple[Phase, ...]]  # the same of a run with other hyper-parameters
 
     @property
     def total_updates(self) -> int:
@@ -87,9 +89,14 @@ def load_plan(config: TrainConfig) -> TrainPlan:
         latency_limit_s=jnp.float32(limit_s),
         calibration=figures,
         table=None if table is None else table.table,
-        impact_weight=config.impact_weight,
-        discount=config.reward_discount,
     )
+
+    def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
+        paid = dataclasses.replace(
+            scenario, impact_weight=config.impact_weight, discount=config.reward_discount
+        )
+        return _phases(config, serving, paid)
+
     return TrainPlan(
         config=config,
         fleet_file=file,
@@ -100,7 +107,8 @@ def load_plan(config: TrainConfig) -> TrainPlan:
         table=table,
         held_out_table=held_out,
         serving=serving,
-        phases=_phases(config, serving, scenario),
+        phases=phases_of(config),
+        phases_of=phases_of,
     )
 
 
@@ -133,22 +141,36 @@ def phase_key(key: jax.Array, index: int) -> jax.Array:
     return jax.random.fold_in(key, index)
 
 
-def over_seeds(plan: TrainPlan, seeds: int) -> TrainPlan:
-    """Return the plan with learners of ``seeds`` runs at once; keys, states and metrics get an axis [S]."""
+def over_routers(plan: TrainPlan, together: Together) -> TrainPlan:
+    """Return the plan with learners of R runs at once; keys, states and metrics get an axis [R]."""
+    by_setting = {name: [setting[name] for setting in together.settings] for name in together.names}
+    values = {
+        name: jnp.repeat(jnp.array(given, jnp.float32), together.seeds) for name, given in by_setting.items()
+    }
 
-    def together(learner: Learner) -> Learner:
+    def all_at_once(index: int, phase: Phase) -> Phase:
+        def learner(values: dict[str, jax.Array]) -> Learner:
+            phases = plan.phases_of(unchecked(plan.config, values)) if values else plan.phases
+            return phases[index].learner
+
         def init(keys: jax.Array, params: Any | None = None) -> Any:
-            of_params = None if params is None else 0
-            return jax.vmap(learner.init, in_axes=(0, of_params))(keys, params)
+            def one(key: jax.Array, values: dict[str, jax.Array], params: Any | None) -> Any:
+                return learner(values).init(key, params)
 
-        return Learner(
+            return jax.vmap(one, in_axes=(0, 0, None if params is None else 0))(keys, values, params)
+
+        def update(states: Any) -> tuple[Any, Metrics]:
+            return jax.vmap(lambda state, values: learner(values).update(state))(states, values)
+
+        learners = Learner(
             init=init,
-            update=jax.vmap(learner.update),
-            params=jax.vmap(learner.params),
-            decisions_per_update=seeds * learner.decisions_per_update,
+            update=update,
+            params=jax.vmap(phase.learner.params),
+            decisions_per_update=together.count * phase.learner.decisions_per_update,
         )
+        return dataclasses.replace(phase, learner=learners)
 
-    phases = (dataclasses.replace(phase, learner=together(phase.learner)) for phase in plan.phases)
+    phases = (all_at_once(index, phase) for index, phase in enumerate(plan.phases))
     return dataclasses.replace(plan, phases=tuple(phases))
 
 
@@ -164,21 +186,20 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)
 
-    # Where predictions are made worse, what they promise is not what is to be had.
-    calibrated = not config.scenario.adds_quality_error
-    search = dataclasses.replace(
-        config.search, predicted_quality=config.search.predicted_quality and calibrated
-    )
-    ppo = dataclasses.replace(config.ppo, predicted_quality=config.ppo.predicted_quality and calibrated)
+    if config.scenario.adds_quality_error:
+        # What predictions that are made worse promise is not what is to be had.
+        config = unchecked(config, {"search.predicted_quality": False, "ppo.predicted_quality": False})
     phases = []
-    if search.updates > 0:
-        phases.append(Phase("search", make_search(env, draw, config.network, search), search.updates))
+    if config.search.updates > 0:
+        phases.append(
+            Phase("search", make_search(env, draw, config.network, config.search), config.search.updates)
+        )
     if config.distil.updates > 0:
         phases.append(
             Phase("distil", make_distil(env, draw, config.network, config.distil), config.distil.updates)
         )
     if config.agent == "ppo":
-        phases.append(Phase("ppo", make_ppo(env, draw, config.network, ppo), ppo.total_updates))
+        phases.append(Phase("ppo", make_ppo(env, draw, config.network, config.ppo), config.ppo.total_updates))
     elif config.agent == "sac":
         phases.append(Phase("sac", make_sac(env, draw, config.network, config.sac), config.sac.total_updates))
     if not phases:

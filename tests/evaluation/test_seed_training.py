@@ -23,11 +23,13 @@ from qos_jax.evaluation.training_run import open_training
 from qos_jax.learning import checkpoint
 from qos_jax.learning.checkpoint import load_policy
 from qos_jax.learning.checkpoint_record import checkpoints
+from qos_jax.learning.hyper import Together, grid
 from qos_jax.learning.plan import Phase, load_plan, phase_key
 from qos_jax.learning.train_config import EvaluationConfig, TrainConfig
 from qos_jax.learning.types import Learner
 
 SEEDS = 3
+TOGETHER = Together(SEEDS)
 
 
 def counting(nan_at: int | None = None, from_weight: float = 0.0) -> Learner:
@@ -84,7 +86,7 @@ def whole(tmp_path_factory):
 
 
 def test_seeds_differ_and_go_from_phase_to_phase(tmp_path):
-    points = train_seeds(open_seed_training(PLAN, SEEDS, tmp_path / "run"), plot=True)
+    points = train_seeds(open_seed_training(PLAN, TOGETHER, tmp_path / "run"), plot=True)
     assert [point.update for point in points] == [0, 2, 3, 4, 5]
     start = points[0].average_qos
     assert len(set(start.tolist())) == SEEDS
@@ -105,18 +107,18 @@ def test_seeds_differ_and_go_from_phase_to_phase(tmp_path):
     losses = {line["update"]: line["metrics"]["loss"] for line in lines if "metrics" in line}
     np.testing.assert_allclose(losses[3], start + 3, rtol=1e-6)
     assert (tmp_path / "run/plots/learning_curve.png").stat().st_size > 1000
-    assert render_points(points).count("\n") == 1 + len(points)
+    assert render_points(points, TOGETHER).count("\n") == 1 + len(points)
     assert [each.step for each in checkpoints(tmp_path / "run")] == [4, 5]
     with pytest.raises(InputError, match=r"is of a run of several seeds, .*; give .*seeds/0"):
         load_policy(tmp_path / "run")
     with pytest.raises(InputError, match=r"holds trained routers in seeds/; choose another"):
-        open_seed_training(PLAN, SEEDS, tmp_path / "run")
-    open_seed_training(PLAN, SEEDS, tmp_path / "run", overwrite=True)
+        open_seed_training(PLAN, TOGETHER, tmp_path / "run")
+    open_seed_training(PLAN, TOGETHER, tmp_path / "run", overwrite=True)
     assert [path.name for path in (tmp_path / "run").rglob("*") if path.is_file()] == ["config.json"]
 
 
 def test_seeds_draw_as_runs_of_their_own_keys_do(tmp_path):
-    points = train_seeds(open_seed_training(PLAN, SEEDS, tmp_path / "run"), plot=False)
+    points = train_seeds(open_seed_training(PLAN, TOGETHER, tmp_path / "run"), plot=False)
     for seed, key in enumerate(jax.random.split(jax.random.key(PLAN.config.seed), SEEDS)):
         drawn = float(jax.random.uniform(phase_key(key, 0)))
         assert points[0].average_qos[seed] == pytest.approx(drawn, rel=1e-6)
@@ -124,7 +126,7 @@ def test_seeds_draw_as_runs_of_their_own_keys_do(tmp_path):
 
 def test_a_diverged_seed_ends_the_run(tmp_path):
     broken = dataclasses.replace(PLAN, phases=(Phase("ppo", counting(nan_at=2, from_weight=2.5), 3),))
-    run = open_seed_training(broken, SEEDS, tmp_path / "run")
+    run = open_seed_training(broken, TOGETHER, tmp_path / "run")
     weights = np.asarray(run.start(0, None)["weight"]) + 2.0
     assert weights[0] <= 2.5 < weights[1:].max()  # not the first one
     first = int(np.argmax(weights > 2.5))
@@ -136,7 +138,7 @@ def test_a_diverged_seed_ends_the_run(tmp_path):
 
 def test_no_seed_is_refused(tmp_path):
     with pytest.raises(InputError, match="'vmap_seeds': 0 is below 1; give"):
-        open_seed_training(PLAN, 0, tmp_path / "run")
+        open_seed_training(PLAN, Together(0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -145,7 +147,7 @@ class Killed(BaseException):
 
 
 def train(out, **how):
-    return train_seeds(open_seed_training(PLAN, SEEDS, out, **how), plot=False)
+    return train_seeds(open_seed_training(PLAN, TOGETHER, out, **how), plot=False)
 
 
 def assert_same_end(one, other):
@@ -204,13 +206,53 @@ def test_resuming_what_has_ended_or_never_began(tmp_path):
 def test_another_run_is_not_resumed(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     with pytest.raises(InputError, match="vmap_seeds: 3 in the checkpoint, 2 asked for"):
-        open_seed_training(PLAN, 2, tmp_path / "run", resume=True)
+        open_seed_training(PLAN, Together(2), tmp_path / "run", resume=True)
     config = dataclasses.replace(PLAN.config, seed=5)
     with pytest.raises(InputError, match="seed: 0 in the checkpoint, 5 asked for"):
-        open_seed_training(dataclasses.replace(PLAN, config=config), SEEDS, tmp_path / "run", resume=True)
+        open_seed_training(dataclasses.replace(PLAN, config=config), TOGETHER, tmp_path / "run", resume=True)
     alone = dataclasses.replace(PLAN, phases=(Phase("ppo", counting(), 5),))
     with pytest.raises(InputError, match="vmap_seeds: 3 in the checkpoint, nothing asked for"):
         open_training(alone, tmp_path / "run", resume=True)
     shutil.rmtree(tmp_path / "run/checkpoints")  # as runs before there were any left it
     with pytest.raises(InputError, match="holds trained routers in seeds/"):
-        open_seed_training(PLAN, SEEDS, tmp_path / "run", resume=True)
+        open_seed_training(PLAN, TOGETHER, tmp_path / "run", resume=True)
+
+
+def stepping(config):
+    """The counting learner, but an update adds ``ppo.clip``."""
+
+    def update(state):
+        weight = state["weight"] + config.ppo.clip
+        return {"weight": weight, "updates": state["updates"] + 1}, {"loss": weight}
+
+    return dataclasses.replace(counting(), update=update)
+
+
+def test_settings_and_seeds_are_trained_at_once_and_told_apart(tmp_path):
+    config = dataclasses.replace(PLAN.config, agent="ppo")
+
+    def phases_of(config):
+        return (Phase("ppo", stepping(config), 4),)
+
+    plan = dataclasses.replace(PLAN, config=config, phases=phases_of(config), phases_of=phases_of)
+    together = Together(2, grid(config, ["ppo.clip=0.25,0.5"]))
+    points = train_seeds(open_seed_training(plan, together, tmp_path / "run"), plot=True)
+    start, end = points[0].average_qos, points[-1].average_qos
+    np.testing.assert_array_equal(start[:2], start[2:])  # a seed draws the same in every setting
+    assert start[0] != start[1]
+    np.testing.assert_allclose(end - start, [1.0, 1.0, 2.0, 2.0], rtol=1e-6)
+    for router, clip in enumerate((0.25, 0.25, 0.5, 0.5)):
+        params, found = load_policy(tmp_path / f"run/seeds/ppo.clip={clip}/{router % 2}")
+        assert float(params["params"]["weight"]) == pytest.approx(end[router])
+        assert found.config["ppo"]["clip"] == clip
+    with open(tmp_path / "run/evaluations.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    last = {float(row["ppo.clip"]): float(row["average_qos"]) for row in rows[-2:]}
+    assert last == pytest.approx({0.25: end[:2].mean(), 0.5: end[2:].mean()})
+    text = render_points(points, together)
+    assert text.count("ppo.clip=0.5") == len(points)
+    again = train_seeds(open_seed_training(plan, together, tmp_path / "run", resume=True), plot=False)
+    np.testing.assert_array_equal(again[-1].average_qos, end)
+    other = Together(2, grid(config, ["ppo.clip=0.25,0.75"]))
+    with pytest.raises(InputError, match="vmap"):
+        open_seed_training(plan, other, tmp_path / "run", resume=True)

@@ -9,7 +9,8 @@ import pytest
 from qos_jax.errors import InputError
 from qos_jax.learning import plan
 from qos_jax.learning.distil import DistilConfig
-from qos_jax.learning.plan import load_plan, over_seeds
+from qos_jax.learning.hyper import Together
+from qos_jax.learning.plan import load_plan, over_routers
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.learning.train_config import TrainConfig
@@ -29,7 +30,7 @@ CONFIG = TrainConfig(
 @pytest.mark.parametrize("index", range(3))
 def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
     single = load_plan(CONFIG)
-    one, many = (each.phases[index].learner for each in (single, over_seeds(single, SEEDS)))
+    one, many = (each.phases[index].learner for each in (single, over_routers(single, Together(SEEDS))))
     keys = jax.random.split(jax.random.key(0), SEEDS)
     start = jax.eval_shape(functools.partial(one.init, params=None), keys[0])
     starts = jax.eval_shape(functools.partial(many.init, params=None), keys)
