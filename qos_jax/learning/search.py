@@ -2,11 +2,11 @@
 
 What a place costs those to come depends on the fleet, the load and the requests at hand, and shows only over
 hundreds of arrivals: too far for trials of some actions, too little in each decision for a gradient of the
-policy. Twenty numbers say most of it. Each update draws candidates about the present ones, in pairs to both
-sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the better
-by rank, every episode counting alike: separable natural evolution strategies. An episode starts from an empty
-fleet and is drained, each request paying its *predicted* quality, which halves the noise, unless the scenario
-adds an error to that. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014, section 3.5 and
+policy. Some twenty numbers say most of it. Each update draws candidates about the present ones, in pairs to
+both sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the
+better by rank, every episode counting alike: separable natural evolution strategies. An episode starts from an
+empty fleet and is drained, each request paying its *predicted* quality, which halves the noise, unless the
+scenario adds an error to that. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014, section 3.5 and
 table 1; pairs: Salimans et al., arXiv 1703.03864.
 """
 
@@ -101,11 +101,13 @@ SEARCHED = {
     "margin": Searched(0.3, 0.03, 2.0, log=True),
     "margin_by_load": Searched(0.3, -2.0, 2.0),
     "margin_by_burst": Searched(0.2, -2.0, 2.0),
+    "margin_by_level": Searched(0.2, -2.0, 2.0),
     "margin_of_others": Searched(0.4, 0.1, 5.0, log=True),
     "penalty_weight": Searched(0.4, 0.1, 10.0, log=True),
     "penalty_by_load": Searched(0.4, -2.0, 2.0),
     "penalty_by_burst": Searched(0.3, -2.0, 2.0),
     "penalty_by_length": Searched(0.3, -2.0, 2.0),
+    "penalty_by_level": Searched(0.3, -2.0, 2.0),
 }
 
 

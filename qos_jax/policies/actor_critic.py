@@ -102,7 +102,7 @@ def router_input(
       greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
-    impact = impact_of_each(greedy, seen)
+    impact = impact_of_each(greedy, seen, expert_mask)
     graph = graph_features(seen, impact, expert_mask)
     gain = net_gain(greedy, seen, impact, expert_mask)
     return RouterInput(

@@ -42,10 +42,12 @@ class GreedyParams:
     price_by_slowness: jax.Array
     price_by_fleet: jax.Array
     margin_by_burst: jax.Array
+    margin_by_level: jax.Array
     margin_of_others: jax.Array  # factor on the margin of the requests in flight
     penalty_by_load: jax.Array
     penalty_by_burst: jax.Array
     penalty_by_length: jax.Array
+    penalty_by_level: jax.Array
 
 
 # What price, weight of the penalty and margin are times powers of. ``load``: offered of late, and ``load_sq``
@@ -59,8 +61,8 @@ WEIGHTS = {
         *("load", "load_sq", "burst", "length", "level", "prefill", "overlap"),
         *("pace", "slowness", "fleet"),
     ),
-    "penalty": ("load", "burst", "length"),
-    "margin": ("load", "burst"),
+    "penalty": ("load", "burst", "length", "level"),
+    "margin": ("load", "burst", "level"),
 }
 # Of these, those that are about a place on an expert, whoever takes it.
 _OF_A_PLACE = ("level", "pace", "slowness", "fleet")
@@ -129,14 +131,16 @@ def load_of_late(seen: Observation) -> jax.Array:
     return jnp.where(load > 0.0, jnp.clip(load, *LOAD_RANGE), 1.0)
 
 
-def margin_of_late(params: GreedyParams, seen: Observation) -> jax.Array:
-    """``margin`` times powers of the load offered of late, []."""
-    return params.margin * _factor(params, "margin", _log_demand(seen))
+def margin_of_late(
+    params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None
+) -> jax.Array:
+    """``margin`` times powers of what arrives of late, []; ``expert_mask`` as in :func:`crowding_price`."""
+    return params.margin * _factor(params, "margin", _log_demand(seen, expert_mask))
 
 
-def impact_of_each(params: GreedyParams, seen: Observation) -> Impact:
+def impact_of_each(params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None) -> Impact:
     """The projected impact at each expert that :func:`net_gain` is made of."""
-    margin = margin_of_late(params, seen)
+    margin = margin_of_late(params, seen, expert_mask)
     return projected_impact(seen, margin, params.margin_of_others * margin)
 
 
@@ -155,7 +159,7 @@ def crowding_price(
       seen: the observation.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
-    context = _log_demand(seen) | _log_request(seen) | _log_place(seen, expert_mask)
+    context = _log_demand(seen, expert_mask) | _log_request(seen) | _log_place(seen, expert_mask)
     taken = _occupancy(seen) ** params.price_by_occupancy
     return params.congestion_price * _factor(params, "price", context) * taken
 
@@ -168,7 +172,7 @@ def net_gain(
     -inf where the queue is full. ``expert_mask`` as in :func:`crowding_price`.
     """
     price = crowding_price(params, seen, expert_mask)
-    context = _log_demand(seen) | _log_request(seen)
+    context = _log_demand(seen, expert_mask) | _log_request(seen)
     weight = params.penalty_weight * _factor(params, "penalty", context)
     gain = impact.own_qos - weight * impact.penalty - price
     return jnp.where(seen.available, gain, -jnp.inf)
@@ -186,7 +190,9 @@ def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
     places = jnp.sum(jnp.where(found < count, taken**params.price_by_occupancy, 0.0), axis=-1)
     length = jax.vmap(relative_length, (None, 1), 1)(seen, tokens_left(seen)) ** params.price_by_length
     length = jnp.sum(jnp.where(seen.live, length, 0.0), axis=-1) / jnp.maximum(count[:, 0], 1.0)
-    price = params.congestion_price * _factor(params, "price", _log_place(seen, None), _OF_A_PLACE)
+    price = params.congestion_price * _factor(
+        params, "price", _log_place(seen, None) | _log_demand(seen, None), _OF_A_PLACE
+    )
     return jnp.sum(price * places * length)
 
 
@@ -217,13 +223,20 @@ def _factor(
     return jnp.exp(sum(powers[1:], powers[0]))
 
 
-def _log_demand(seen: Observation) -> dict[str, jax.Array]:
+def _log_demand(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax.Array]:
     """Of what arrives, [] each."""
     load = jnp.log(load_of_late(seen))
     short, long = seen.offered_load[0], seen.offered_load[-1]
     known = (short > 0.0) & (long > 0.0)
     burst = jnp.where(known, short, 1.0) / jnp.where(known, long, 1.0)
-    return {"load": load, "load_sq": jnp.square(load), "burst": jnp.log(jnp.clip(burst, 0.25, 4.0))}
+    tokens = _mean(seen.mean_output_tokens, expert_mask)
+    tokens = jnp.where(tokens > 0.0, tokens, _USUAL_OUTPUT_TOKENS)
+    return {
+        "load": load,
+        "load_sq": jnp.square(load),
+        "burst": jnp.log(jnp.clip(burst, 0.25, 4.0)),
+        "level": jnp.log(jnp.maximum(tokens, 1.0) / _USUAL_OUTPUT_TOKENS),
+    }
 
 
 def _log_request(seen: Observation) -> dict[str, jax.Array]:
@@ -250,12 +263,6 @@ def _log_request(seen: Observation) -> dict[str, jax.Array]:
 def _log_place(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax.Array]:
     """Of a place on each expert, [N] or []."""
     profile = seen.profile
-    exists = jnp.ones_like(seen.available) if expert_mask is None else expert_mask
-    experts = jnp.maximum(jnp.sum(exists, dtype=jnp.float32), 1.0)
-
-    def mean(of_each: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(exists, of_each, 0.0)) / experts
-
     context = seen.slot_prompt_tokens + seen.slot_generated_tokens
     context = jnp.sum(jnp.where(seen.live, context, 0), axis=-1).astype(jnp.float32)
     pace_s = (
@@ -265,12 +272,15 @@ def _log_place(seen: Observation, expert_mask: jax.Array | None) -> dict[str, ja
     )
     pace_s = jnp.maximum(pace_s, 1e-9)
     # A hundredth keeps an idle fleet's factor finite; no place of it costs anything.
-    fleet = (mean(_occupancy(seen)) + 0.01) / _USUAL_OCCUPANCY
-    tokens = mean(seen.mean_output_tokens)
-    tokens = jnp.where(tokens > 0.0, tokens, _USUAL_OUTPUT_TOKENS)
+    fleet = (_mean(_occupancy(seen), expert_mask) + 0.01) / _USUAL_OCCUPANCY
     return {
-        "level": jnp.log(jnp.maximum(tokens, 1.0) / _USUAL_OUTPUT_TOKENS),
-        "pace": jnp.log(pace_s / jnp.maximum(mean(pace_s), 1e-9)),
+        "pace": jnp.log(pace_s / jnp.maximum(_mean(pace_s, expert_mask), 1e-9)),
         "slowness": jnp.log(pace_s / (_USUAL_PACE * seen.latency_limit_s)),
         "fleet": jnp.log(fleet),
     }
+
+
+def _mean(of_each: jax.Array, expert_mask: jax.Array | None) -> jax.Array:
+    """Mean of [N] over the experts that exist, []."""
+    exists = jnp.ones(of_each.shape, bool) if expert_mask is None else expert_mask
+    return jnp.sum(jnp.where(exists, of_each, 0.0)) / jnp.maximum(jnp.sum(exists, dtype=jnp.float32), 1.0)
