@@ -6,8 +6,8 @@ policy. Some twenty numbers say most of it. Each update draws candidates about t
 both sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the
 better by rank, every episode counting alike: separable natural evolution strategies. An episode starts from
 an empty fleet and is drained, each request paying its *predicted* quality, which halves the noise, unless the
-scenario adds an error to that. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014, section
-3.5 and table 1; pairs: Salimans et al., arXiv 1703.03864.
+scenario adds an error to that. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014,
+section 3.5 and table 1; pairs: Salimans et al., arXiv 1703.03864.
 """
 
 from __future__ import annotations
