@@ -133,7 +133,7 @@ def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_upda
 
 
 _CONSTANTS = tuple(name for name in SEARCHED if "_by_" not in name or name == "price_by_occupancy")
-_OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_load_sq", "_by_burst")))
+_OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_burst")))
 
 # What each variant is, in words, and how to make it of the full run.
 VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {

@@ -21,7 +21,7 @@ _USUAL_OCCUPANCY, _USUAL_OUTPUT_TOKENS, _USUAL_PACE = 0.3, 100.0, 0.5
 class GreedyParams:
     """Parameters of the net gain, leaves [] float32; ``WEIGHTS`` says what the powers are of.
 
-    By :func:`greedy_params` those from ``price_by_load_sq`` on have no effect.
+    By :func:`greedy_params` those from ``price_by_burst`` on have no effect.
     """
 
     drop_below: jax.Array  # drop if no expert's net gain exceeds this; -inf = never drop
@@ -33,36 +33,27 @@ class GreedyParams:
     price_by_load: jax.Array
     price_by_length: jax.Array
     margin_by_load: jax.Array
-    price_by_load_sq: jax.Array
     price_by_burst: jax.Array
     price_by_level: jax.Array
     price_by_prefill: jax.Array
-    price_by_overlap: jax.Array
     price_by_pace: jax.Array
     price_by_slowness: jax.Array
     price_by_fleet: jax.Array
-    margin_by_burst: jax.Array
     margin_by_level: jax.Array
     margin_of_others: jax.Array  # factor on the margin of the requests in flight
     penalty_by_load: jax.Array
-    penalty_by_burst: jax.Array
-    penalty_by_length: jax.Array
-    penalty_by_level: jax.Array
 
 
-# What price, weight of the penalty and margin are times powers of. ``load``: offered of late, and ``load_sq``
-# its power of its own logarithm; ``burst``: load by the shortest window over that by the longest; ``length``:
-# predicted output tokens of the request over the mean of late; ``level``: that mean; ``prefill``: of the
-# request's time alone on the expert, whole over decode; ``overlap``: how much of its answer those in flight
-# there are to stay for; ``pace``: the expert's time per token over the mean of all; ``slowness``: the same
-# over L; ``fleet``: mean occupancy.
+# What price, weight of the penalty and margin are times powers of. ``load``: offered of late; ``burst``: load
+# by the shortest window over that by the longest; ``length``: predicted output tokens of the request over the
+# mean of late; ``level``: that mean; ``prefill``: of the request's time alone on the expert, whole over decode;
+# ``pace``: the expert's time per token over the mean of all; ``slowness``: the same over L; ``fleet``: mean
+# occupancy. Also tried, and found to be noise: a bent power of the load, how long those in flight will stay,
+# penalty by burst, length and level, margin by burst.
 WEIGHTS = {
-    "price": (
-        *("load", "load_sq", "burst", "length", "level", "prefill", "overlap"),
-        *("pace", "slowness", "fleet"),
-    ),
-    "penalty": ("load", "burst", "length", "level"),
-    "margin": ("load", "burst", "level"),
+    "price": ("load", "burst", "length", "level", "prefill", "pace", "slowness", "fleet"),
+    "penalty": ("load",),
+    "margin": ("load", "level"),
 }
 # Of these, those that are about a place on an expert, whoever takes it.
 _OF_A_PLACE = ("level", "pace", "slowness", "fleet")
@@ -233,7 +224,6 @@ def _log_demand(seen: Observation, expert_mask: jax.Array | None) -> dict[str, j
     tokens = jnp.where(tokens > 0.0, tokens, _USUAL_OUTPUT_TOKENS)
     return {
         "load": load,
-        "load_sq": jnp.square(load),
         "burst": jnp.log(jnp.clip(burst, 0.25, 4.0)),
         "level": jnp.log(jnp.maximum(tokens, 1.0) / _USUAL_OUTPUT_TOKENS),
     }
@@ -249,15 +239,7 @@ def _log_request(seen: Observation) -> dict[str, jax.Array]:
     output = jnp.maximum(seen.predicted_output_tokens, 1.0)
     share = prefill_s / jnp.maximum(profile.decode_base_s * output, 1e-9)
     length = jnp.log(relative_length(seen, seen.predicted_output_tokens))
-    together = jnp.minimum(tokens_left(seen) / output[:, None], 1.0)
-    together = jnp.sum(jnp.where(seen.live, together, 0.0), axis=-1)
-    # Half a request that stays for all of it: among few, one more or less says little.
-    overlap = (together + 0.5) / (queue_length(seen).astype(jnp.float32) + 0.5)
-    return {
-        "length": length,
-        "prefill": jnp.log1p(jnp.minimum(share, 20.0)),
-        "overlap": jnp.log(overlap),
-    }
+    return {"length": length, "prefill": jnp.log1p(jnp.minimum(share, 20.0))}
 
 
 def _log_place(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax.Array]:

@@ -90,8 +90,10 @@ def test_an_update_moves_the_numbers_alone_and_repeats_itself(learner, update, s
     jax.tree.map(np.testing.assert_array_equal, before["params"], after["params"])
     changed = {name for name in LEARNED_NUMBERS if float(before[GREEDY][name]) != float(after[GREEDY][name])}
     assert changed == set(SEARCHED)
-    # The running mean starts at the numbers that the search began with.
-    np.testing.assert_allclose(one.average, 0.2 * np.asarray(one.centre), rtol=1e-6)
+    # The running mean is of what there is, the second twice the first.
+    np.testing.assert_allclose(one.average, one.centre, rtol=1e-6)
+    expected = (np.asarray(one.centre) + 2.0 * np.asarray(two.centre)) / 3.0
+    np.testing.assert_allclose(two.average, expected, rtol=1e-5)
 
 
 def test_numbers_that_are_not_searched_stay():

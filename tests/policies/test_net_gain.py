@@ -163,12 +163,10 @@ def test_every_power_multiplies_what_it_is_named_after():
     load = 0.6
     factors = {
         "load": load,
-        "load_sq": load ** np.log(load),
         "burst": 2.0,
         "length": np.asarray(seen.predicted_output_tokens) / np.array([4.0, 12.0]),
         "level": 8.0 / 100.0,
         "prefill": 1.0 + np.asarray(prefill_s) / decode_s,
-        "overlap": np.array([(1.0 + 1.0 + 0.5) / 2.5, (0.2 + 0.2 + 0.5) / 2.5]),  # of 5 tokens
         "pace": pace_s / pace_s.mean(),
         "slowness": pace_s / (0.5 * 0.098),
         "fleet": (2 / 3 + 0.01) / 0.3,
