@@ -183,8 +183,8 @@ def make_search(
             "spread": jnp.exp(jnp.mean(log_spread)),
             **moved_numbers(state.params[GREEDY], state.average, searched),
         }
-        # Candidates differ by less than chance does, so the centre wanders, and the mean of many is nearer: at
-        # first of what there is, the later the more.
+        # Candidates differ by less than chance does, so the centre wanders, and the mean of many is nearer:
+        # at first of what there is, the later the more.
         step = state.update.astype(jnp.float32)
         follow = jnp.maximum(1.0 - config.average, 2.0 / (step + 2.0))
         new = SearchState(
