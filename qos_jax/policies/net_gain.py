@@ -9,6 +9,7 @@ from flax import struct
 from qos_jax.routing.impact import Impact, projected_impact
 from qos_jax.routing.observation import Observation, relative_length
 from qos_jax.routing.projection import left_given_survival
+from qos_jax.serving.latency import decode_run_s, prefill_s
 
 # Loads offered are taken to lie between these: beyond, much is lost whoever routes; below, nothing waits.
 LOAD_RANGE = (0.1, 2.0)
@@ -163,8 +164,7 @@ def net_gain(
     -inf where the queue is full. ``expert_mask`` as in :func:`crowding_price`.
     """
     price = crowding_price(params, seen, expert_mask)
-    context = _log_demand(seen, expert_mask) | _log_request(seen)
-    weight = params.penalty_weight * _factor(params, "penalty", context)
+    weight = params.penalty_weight * _factor(params, "penalty", _log_demand(seen, expert_mask))
     gain = impact.own_qos - weight * impact.penalty - price
     return jnp.where(seen.available, gain, -jnp.inf)
 
@@ -233,11 +233,8 @@ def _log_request(seen: Observation) -> dict[str, jax.Array]:
     """Of the request at each expert, [N] each."""
     profile = seen.profile
     prompt = seen.prompt_tokens.astype(jnp.float32)
-    prefill_s = profile.prefill_base_s + prompt * (
-        profile.prefill_per_token_s + profile.prefill_per_token_sq_s * prompt
-    )
     output = jnp.maximum(seen.predicted_output_tokens, 1.0)
-    share = prefill_s / jnp.maximum(profile.decode_base_s * output, 1e-9)
+    share = prefill_s(profile, prompt, jnp.square(prompt)) / jnp.maximum(profile.decode_base_s * output, 1e-9)
     length = jnp.log(relative_length(seen, seen.predicted_output_tokens))
     return {"length": length, "prefill": jnp.log1p(jnp.minimum(share, 20.0))}
 
@@ -247,12 +244,8 @@ def _log_place(seen: Observation, expert_mask: jax.Array | None) -> dict[str, ja
     profile = seen.profile
     context = seen.slot_prompt_tokens + seen.slot_generated_tokens
     context = jnp.sum(jnp.where(seen.live, context, 0), axis=-1).astype(jnp.float32)
-    pace_s = (
-        profile.decode_base_s
-        + profile.decode_per_seq_s * queue_length(seen).astype(jnp.float32)
-        + profile.decode_per_context_token_s * context
-    )
-    pace_s = jnp.maximum(pace_s, 1e-9)
+    batch = queue_length(seen).astype(jnp.float32)
+    pace_s = jnp.maximum(decode_run_s(profile, jnp.ones_like(batch), batch, context), 1e-9)
     # A hundredth keeps an idle fleet's factor finite; no place of it costs anything.
     fleet = (_mean(_occupancy(seen), expert_mask) + 0.01) / _USUAL_OCCUPANCY
     return {
