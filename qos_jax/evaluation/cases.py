@@ -32,6 +32,7 @@ from qos_jax.workload import (
     arrivals_like,
     diurnal,
     gamma,
+    known_rate_per_s,
     load_length_histogram,
     load_rate_profile,
     mmpp,
@@ -207,13 +208,7 @@ def build_cases(
             if trace is None:
                 raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
             table = draw_contents(keys, source, None if even else trace, trace.num_requests)
-            if not np.isfinite(trace.rate_per_s):
-                raise input_error(
-                    f"its {trace.num_requests} requests arrive at one instant, so it has no rate",
-                    file=trace.name,
-                    remedy="give a trace, or a window of it, that lasts",
-                )
-            native_per_s: float | None = trace.rate_per_s
+            native_per_s: float | None = known_rate_per_s(trace)
         else:
             recorded = workload in RECORDED and not even
             histogram = load_length_histogram(workload) if recorded else None

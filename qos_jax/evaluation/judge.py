@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.evaluation.cases import Case, CaseConfig, build_cases
+from qos_jax.evaluation.cases import TRACE, Case, CaseConfig, build_cases
 from qos_jax.evaluation.compare import compare
 from qos_jax.evaluation.statistics import Estimate, mean_ci, paired_difference
 from qos_jax.learning.plan import TrainPlan
@@ -76,17 +76,21 @@ class Judge:
 
 
 def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
-    """Return the cases that a run is judged on; from its table's validation rows, if it has a table."""
+    """Return the cases that a run is judged on: from its table's validation rows, if it has a table.
+
+    A trace that it trains on, whole, is one of them.
+    """
     source = plan.figures if plan.held_out_table is None else plan.held_out_table
     cases = CaseConfig(
-        workloads=config.workloads,
+        workloads=config.workloads if plan.trace is None else (*config.workloads, TRACE),
         loads=config.loads,
         arrival_rates=config.arrival_rates,
         seeds=config.seeds,
         seed=config.seed,
         num_requests=config.num_requests,
+        table_match="even",  # as in training
     )
-    return build_cases(cases, plan.fleet, source, plan.latency_limit_s)
+    return build_cases(cases, plan.fleet, source, plan.latency_limit_s, plan.trace)
 
 
 def judgement_line(judgement: Judgement) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
 def training_settings(plan: TrainPlan, together: Together | None = None) -> dict[str, Any]:
     """Return all that determines a run, the content of its config.json."""
     config = plan.config
-    files = {"fleet_sha256": plan.fleet_file, "table_sha256": config.table}
+    files = {"fleet_sha256": plan.fleet_file, "table_sha256": config.table, "trace_sha256": config.trace}
     return {
         "launcher": "train",
         **config_dict(checkpoint_config(plan, together)),

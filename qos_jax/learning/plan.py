@@ -15,15 +15,15 @@ from qos_jax.learning.distil import make_distil
 from qos_jax.learning.hyper import Together, unchecked
 from qos_jax.learning.ppo import make_ppo
 from qos_jax.learning.sac import make_sac
-from qos_jax.learning.scenario import Scenario, sample_params
+from qos_jax.learning.scenario import Scenario, recorded_of, sample_params
 from qos_jax.learning.search import make_search
 from qos_jax.learning.train_config import TrainConfig
 from qos_jax.learning.types import Learner, Metrics
 from qos_jax.routing import EnvConfig, EnvParams, RoutingEnvironment
 from qos_jax.serving import ServingConfig
-from qos_jax.workload import Fleet, NamedTable, SyntheticParams, split_rows
+from qos_jax.workload import Fleet, NamedTable, SyntheticParams, Trace, split_rows
 from qos_jax.workload.named_table import SPLITS
-from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table
+from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
 
 # Of the experts drawn for a fleet without figures: the models must not change with the seed of training, and
 # are those that a comparison draws by default.
@@ -54,6 +54,7 @@ class TrainPlan:
     figures_are_drawn: bool  # the fleet's models have none: those of drawn experts stand in
     table: NamedTable | None  # to train on
     held_out_table: NamedTable | None  # to evaluate on: the validation rows, if there are any
+    trace: Trace | None  # to train and evaluate on
     serving: ServingConfig
     phases: tuple[Phase, ...]
     phases_of: Callable[[TrainConfig], tuple[Phase, ...]]  # the same of a run with other hyper-parameters
@@ -81,6 +82,9 @@ def load_plan(config: TrainConfig) -> TrainPlan:
             held_out = split_rows(whole, SPLITS[1])
         except InputError:  # it has no such rows
             held_out = table
+    trace = None
+    if config.trace is not None:
+        trace = open_trace(config.trace, config.trace_start_s, config.trace_end_s)
     serving = ServingConfig(
         fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
     )
@@ -89,6 +93,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
         latency_limit_s=jnp.float32(limit_s),
         calibration=figures,
         table=None if table is None else table.table,
+        recorded=None if trace is None else recorded_of(trace),
     )
 
     def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
@@ -106,6 +111,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
         figures_are_drawn=drawn,
         table=table,
         held_out_table=held_out,
+        trace=trace,
         serving=serving,
         phases=phases_of(config),
         phases_of=phases_of,

@@ -6,7 +6,7 @@ import dataclasses
 
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.sac_config import SACConfig
-from qos_jax.learning.scenario import ScenarioConfig
+from qos_jax.learning.scenario_config import ScenarioConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.learning.train_config import EvaluationConfig, TrainConfig
 from qos_jax.policies.actor_critic import NetworkConfig

@@ -10,97 +10,53 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.learning.scenario_config import ScenarioConfig
 from qos_jax.routing.params import EnvParams, make_params
 from qos_jax.serving import FleetProfile
 from qos_jax.workload import (
     AddedError,
     RequestTable,
     SyntheticParams,
+    Trace,
+    gaps_s,
     known_log_std,
+    known_rate_per_s,
     make_process,
     measure_prediction_error,
     sample_table,
     table_for_trace,
     with_prediction_error,
+    with_recording,
 )
 from qos_jax.workload.capacity import traced_capacity_per_s
 
-_FROM_ZERO = (
-    "swing",
-    "error_level",
-    "prompt_log_std",
-    "output_log_std",
-    "length_noise_log",
-    "quality_noise",
-)
-_BIASES = {"length_bias_log": 10.0, "quality_bias": 1.0}  # of either sign, and how large at most
-_ADDED_ERROR_DRAW = 1000  # folded into an episode's key; above its splits, which hash as small numbers do
+# Folded into an episode's key; above its splits, which hash as small numbers do.
+_ADDED_ERROR_DRAW, _REPLAY_DRAW = 1000, 1001
 _SWING_BINS = 24
 
 
-@dataclasses.dataclass(frozen=True)
-class ScenarioConfig:
-    """Ranges that each training episode draws from, (lowest, highest); equal ends fix a number.
+@struct.dataclass
+class Recorded:
+    """A trace to train on, G + 1 requests."""
+
+    rate_per_s: jax.Array  # [] float32, its mean arrival rate
+    gap_s: jax.Array  # [G] float32, between its arrivals
+    prompt_tokens: jax.Array  # [G + 1] int32
+    output_tokens: jax.Array  # [G + 1] int32
+
+
+def recorded_of(trace: Trace) -> Recorded:
+    """Return what training needs of a trace.
 
     Raises:
-      ValueError: a range out of order or out of bounds.
+      InputError: its requests arrive at one instant, so that it has no rate.
     """
-
-    table_rows: int = 1024  # M, requests an episode draws from
-    load: tuple[float, float] = (0.25, 1.25)  # arrival rate / the fleet's capacity, log-uniform
-    arrival_rate: tuple[float, float] | None = None  # requests / s, log-uniform, in place of the load
-    burst_factor: tuple[float, float] = (1.0, 32.0)  # rate in bursts / rate in calm, log-uniform
-    burst_mean_s: tuple[float, float] = (1.0, 60.0)  # seconds, log-uniform
-    calm_mean_s: tuple[float, float] = (5.0, 120.0)  # seconds, log-uniform
-    swing: tuple[float, float] = (0.0, 0.9)  # share of its mean by which the rate rises and falls, uniform
-    period_s: tuple[float, float] = (30.0, 600.0)  # seconds, of that sine, log-uniform; it starts anywhere
-    limit_scale: tuple[float, float] = (0.8, 1.25)  # L over the fleet's own, log-uniform
-    speed_log_std: float = 0.1  # of a common factor on all times of an expert, log-normal
-    part_log_std: float = 0.05  # of a factor on each single coefficient, log-normal
-    shuffle_models: bool = False  # deal the models' qualities and lengths to the servers anew
-    error_level: tuple[float, float] = (0.7, 1.3)  # of predictions, 1 = as real ones, uniform
-    trace_share: float = 0.5  # share of episodes with log-normal lengths such as traces have
-    prompt_median: tuple[float, float] = (100.0, 2500.0)  # tokens, of such an episode, log-uniform
-    output_median: tuple[float, float] = (12.0, 300.0)  # tokens, likewise
-    prompt_log_std: tuple[float, float] = (0.4, 1.1)  # uniform
-    output_log_std: tuple[float, float] = (0.4, 1.2)  # uniform
-    length_bias_log: tuple[float, float] = (0.0, 0.0)  # added to log predicted lengths, unknown, uniform
-    length_noise_log: tuple[float, float] = (0.0, 0.0)  # std of a log-normal error of them, known, uniform
-    quality_bias: tuple[float, float] = (0.0, 0.0)  # added to predicted qualities, uniform
-    quality_noise: tuple[float, float] = (0.0, 0.0)  # std of a normal error of them, uniform
-
-    def __post_init__(self) -> None:
-        if self.table_rows < 2:
-            raise ValueError(f"table_rows = {self.table_rows}: must be at least 2")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in _BIASES:
-                most = _BIASES[field.name]
-                if not -most <= value[0] <= value[1] <= most:
-                    raise ValueError(
-                        f"{field.name} = {value}: give (lowest, highest), in order, within +-{most:g}"
-                    )
-            elif isinstance(value, tuple):
-                positive = field.name not in _FROM_ZERO
-                if not 0 <= value[0] <= value[1] < float("inf") or (positive and value[0] == 0):
-                    raise ValueError(f"{field.name} = {value}: give (lowest, highest), in order, above 0")
-        if self.swing[1] >= 1:
-            raise ValueError(f"swing = {self.swing}: must be below 1, or nothing arrives for a while")
-        for name in ("speed_log_std", "part_log_std"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
-        if not 0 <= self.trace_share <= 1:
-            raise ValueError(f"trace_share = {self.trace_share}: must be in [0, 1]")
-
-    @property
-    def adds_error(self) -> bool:
-        """Whether predictions may be made worse than they are."""
-        return self.adds_quality_error or any(self.length_bias_log + self.length_noise_log)
-
-    @property
-    def adds_quality_error(self) -> bool:
-        """Whether predicted qualities may be: requests are then not as good as predicted, on average."""
-        return any(self.quality_bias + self.quality_noise)
+    return Recorded(
+        rate_per_s=jnp.float32(known_rate_per_s(trace)),
+        gap_s=jnp.asarray(gaps_s(trace.arrival_s[:-1], trace.arrival_s[1:])),
+        prompt_tokens=jnp.asarray(trace.prompt_tokens),
+        output_tokens=jnp.asarray(trace.output_tokens),
+    )
 
 
 @struct.dataclass
@@ -111,6 +67,7 @@ class Scenario:
     latency_limit_s: jax.Array  # [] float32, seconds per output token
     calibration: SyntheticParams  # figures of N experts, for synthetic requests
     table: RequestTable | None = None  # [M'], real requests: drawn from instead, where given
+    recorded: Recorded | None = None  # whose arrivals are replayed, and lengths drawn for synthetic requests
     impact_weight: jax.Array | float = 1.0  # of the paper's reward
     discount: jax.Array | float = 0.99  # gamma of the potential-based reward
 
@@ -119,9 +76,11 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     """Draw the numbers of one episode; jittable, ``jax.vmap`` it over keys.
 
     Where ``scenario.table`` is given, the error of its predictions is its own: ``error_level``,
-    ``trace_share`` and the ranges of prompt and output lengths do not matter. Errors added come on top, of a
-    table and of synthetic requests; a router is told of the noise of lengths, never of a bias
-    (``known_log_std``). Ranges that add none leave every other draw as it is, and are left by it.
+    ``trace_share`` and the ranges of prompt and output lengths do not matter. Of a recorded trace,
+    ``replay_share`` of the episodes have the gaps, at ``replay_rate`` of its rate, and their synthetic
+    requests its lengths; load, bursts and swing do not matter to them. Errors added come on top, of a table
+    and of synthetic requests; a router is told of the noise of lengths, never of a bias (``known_log_std``).
+    Without a recorded trace, and by ranges that add no error, every other draw is left as it is.
     """
     keys = iter(jax.random.split(key, 12))
 
@@ -133,11 +92,14 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         return jnp.exp(jax.random.uniform(next(keys), minval=low, maxval=high))
 
     profile = _vary_fleet(next(keys), config, scenario.profile)
-    table = _draw_table(next(keys), config, scenario)
+    replay = None if scenario.recorded is None else _draw_replay(key, config, scenario.recorded)
+    table = _draw_table(next(keys), config, scenario, replay)
     if config.arrival_rate is None:
         rate_per_s = log_uniform(config.load) * jnp.sum(traced_capacity_per_s(profile, table))
     else:
         rate_per_s = log_uniform(config.arrival_rate)
+    if replay is not None:
+        rate_per_s = jnp.where(replay.happens, replay.rate_per_s, rate_per_s)
     process = make_process(
         rate_per_s,
         burst_factor=log_uniform(config.burst_factor),
@@ -145,6 +107,8 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         calm_mean_s=log_uniform(config.calm_mean_s),
         **_swinging(config, uniform, log_uniform),
     )
+    if replay is not None and scenario.recorded is not None:
+        process = with_recording(process, scenario.recorded.gap_s, replay.happens)
     latency_limit_s = scenario.latency_limit_s * log_uniform(config.limit_scale)
     measured = measure_prediction_error(scenario.table if scenario.table is not None else table)
     length_log_std = measured.length_log_std
@@ -179,6 +143,29 @@ def _swinging(
     }
 
 
+@struct.dataclass
+class _Replay:
+    """Whether an episode replays the recording, and how."""
+
+    happens: jax.Array  # [] bool
+    rate_per_s: jax.Array  # [] float32
+    prompt_tokens: jax.Array  # [M] int32, of requests of the recording
+    output_tokens: jax.Array  # [M] int32
+
+
+def _draw_replay(key: jax.Array, config: ScenarioConfig, recorded: Recorded) -> _Replay:
+    share_key, rate_key, rows_key = jax.random.split(jax.random.fold_in(key, _REPLAY_DRAW), 3)
+    low, high = config.replay_rate
+    scale = jnp.float32(low) * jnp.float32(high / low) ** jax.random.uniform(rate_key)
+    rows = jax.random.randint(rows_key, (config.table_rows,), 0, recorded.prompt_tokens.shape[0])
+    return _Replay(
+        happens=jax.random.uniform(share_key) < config.replay_share,
+        rate_per_s=recorded.rate_per_s * scale,
+        prompt_tokens=recorded.prompt_tokens[rows],
+        output_tokens=recorded.output_tokens[rows],
+    )
+
+
 def _draw_error(key: jax.Array, config: ScenarioConfig) -> AddedError:
     """How much worse the predictions of one episode are, scalars."""
     names = [field.name for field in dataclasses.fields(AddedError)]
@@ -203,7 +190,9 @@ def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -
     return dataclasses.replace(profile, **changed)
 
 
-def _draw_table(key: jax.Array, config: ScenarioConfig, scenario: Scenario) -> RequestTable:
+def _draw_table(
+    key: jax.Array, config: ScenarioConfig, scenario: Scenario, replay: _Replay | None
+) -> RequestTable:
     rows = config.table_rows
     if scenario.table is not None:
         chosen = jax.random.randint(key, (rows,), 0, scenario.table.prompt_tokens.shape[0])
@@ -216,11 +205,23 @@ def _draw_table(key: jax.Array, config: ScenarioConfig, scenario: Scenario) -> R
     if config.shuffle_models:
         models = _reordered(models, jax.random.permutation(order_key, models.num_experts))
     own = sample_table(own_key, models, rows)
-    prompt_key, output_key, range_key = jax.random.split(length_key, 3)
+    prompt_tokens, output_tokens = _draw_lengths(length_key, config)
+    like_trace = jax.random.uniform(kind_key) < config.trace_share
+    if replay is not None:
+        prompt_tokens = jnp.where(replay.happens, replay.prompt_tokens, prompt_tokens)
+        output_tokens = jnp.where(replay.happens, replay.output_tokens, output_tokens)
+        like_trace = like_trace | replay.happens
+    recorded = table_for_trace(trace_key, models, prompt_tokens, output_tokens)
+    return jax.tree.map(lambda a, b: jnp.where(like_trace, a, b), recorded, own)
+
+
+def _draw_lengths(key: jax.Array, config: ScenarioConfig) -> tuple[jax.Array, jax.Array]:
+    """Prompt and output tokens of an episode with log-normal lengths, two [M] int32."""
+    prompt_key, output_key, range_key = jax.random.split(key, 3)
     spans = jax.random.uniform(range_key, (4,))
 
     def log_normal(key: jax.Array, median: jax.Array, log_std: jax.Array, most: float) -> jax.Array:
-        tokens = median * jnp.exp(log_std * jax.random.normal(key, (rows,)))
+        tokens = median * jnp.exp(log_std * jax.random.normal(key, (config.table_rows,)))
         return jnp.clip(jnp.round(tokens), 1.0, most).astype(jnp.int32)
 
     def between(share: jax.Array, ends: tuple[float, float], log: bool) -> jax.Array:
@@ -228,24 +229,14 @@ def _draw_table(key: jax.Array, config: ScenarioConfig, scenario: Scenario) -> R
             return ends[0] + share * (ends[1] - ends[0])
         return jnp.float32(ends[0]) * jnp.float32(ends[1] / ends[0]) ** share
 
-    recorded = table_for_trace(
-        trace_key,
-        models,
-        log_normal(
-            prompt_key,
-            between(spans[0], config.prompt_median, True),
-            between(spans[1], config.prompt_log_std, False),
-            8192.0,
-        ),
-        log_normal(
-            output_key,
-            between(spans[2], config.output_median, True),
-            between(spans[3], config.output_log_std, False),
-            2048.0,
-        ),
+    prompt_median = between(spans[0], config.prompt_median, True)
+    prompt_log_std = between(spans[1], config.prompt_log_std, False)
+    output_median = between(spans[2], config.output_median, True)
+    output_log_std = between(spans[3], config.output_log_std, False)
+    return (
+        log_normal(prompt_key, prompt_median, prompt_log_std, 8192.0),
+        log_normal(output_key, output_median, output_log_std, 2048.0),
     )
-    like_trace = jax.random.uniform(kind_key) < config.trace_share
-    return jax.tree.map(lambda a, b: jnp.where(like_trace, a, b), recorded, own)
 
 
 def _reordered(models: SyntheticParams, order: jax.Array) -> SyntheticParams:

@@ -11,7 +11,7 @@ from qos_jax.errors import input_error
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.sac_config import SACConfig
-from qos_jax.learning.scenario import ScenarioConfig
+from qos_jax.learning.scenario_config import ScenarioConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.policies.actor_critic import NetworkConfig
 from qos_jax.routing.params import REWARDS
@@ -33,7 +33,7 @@ class EvaluationConfig:
     """
 
     every: int = 50  # updates between two evaluations; also at the start and the end of each phase
-    workloads: tuple[str, ...] = ("poisson", "mmpp", "diurnal")  # how requests arrive, also: gamma
+    workloads: tuple[str, ...] = ("poisson", "mmpp", "diurnal")  # also: gamma; and the trace, if there is one
     loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity
     arrival_rates: tuple[float, ...] = ()  # requests / s, in place of the loads
     seeds: int = 8  # independent draws of requests and arrivals
@@ -43,7 +43,6 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for field in ("every", "seeds", "num_requests"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
-        _check("workloads", self.workloads, bool(self.workloads), "name at least one")
         for name in self.workloads:
             _one_of("workloads", name, JUDGED_ON)
         _check("workloads", self.workloads, len(set(self.workloads)) == len(self.workloads), "name each once")
@@ -68,6 +67,9 @@ class TrainConfig:
     latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
     table: str | None = None  # request table (.npz) to draw from; none = synthetic requests
     table_split: str = "train"  # which of its rows: train, validation, test or all
+    trace: str | None = None  # trace file whose arrivals are trained and judged on, see scenario.replay_share
+    trace_start_s: float = 0.0  # first second of it to use
+    trace_end_s: float = math.inf  # second of it to stop before
     seed: int = 0  # of all draws in training
     agent: str = "ppo"  # what trains after search and distil: ppo, sac or none
     max_steps: int = 512  # decisions of an episode
@@ -98,6 +100,8 @@ class TrainConfig:
         )
         fine = self.discount is None or 0 <= self.discount <= 1
         _check("discount", self.discount, fine, "give a number from 0 to 1, or none")
+        some = bool(self.evaluation.workloads or self.trace)
+        _check("evaluation.workloads", self.evaluation.workloads, some, "name at least one, or give a trace")
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             raise input_error(
                 "is 'none', and neither search nor distil has updates, so nothing trains",

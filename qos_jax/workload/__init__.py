@@ -12,6 +12,7 @@ from qos_jax.workload.arrivals import (
     next_gap,
     poisson,
     sample_gaps,
+    with_recording,
 )
 from qos_jax.workload.fleet import Fleet, read_fleet, take, validate_fleet, write_fleet
 from qos_jax.workload.named_table import NamedTable, split_rows, table_for_experts
@@ -46,7 +47,7 @@ from qos_jax.workload.synthetic_params import (
     select_experts,
 )
 from qos_jax.workload.table_file import read_table, write_table
-from qos_jax.workload.trace import Trace, gaps_s, scale_rate, split, window
+from qos_jax.workload.trace import Trace, gaps_s, known_rate_per_s, scale_rate, split, window
 from qos_jax.workload.trace_readers import read_trace
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "gaps_s",
     "init_arrivals",
     "known_log_std",
+    "known_rate_per_s",
     "load_calibration",
     "load_length_histogram",
     "load_params",
@@ -103,6 +105,7 @@ __all__ = [
     "validate_request_table",
     "window",
     "with_prediction_error",
+    "with_recording",
     "workload_names",
     "write_fleet",
     "write_requests",

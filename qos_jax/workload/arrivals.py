@@ -1,4 +1,4 @@
-"""Arrival processes as pure JAX: Poisson, gamma renewal, two-state MMPP, periodic rate profile, or all three.
+"""Arrival processes as pure JAX: Poisson, gamma, two-state MMPP, rate profile, all of them, or a recording.
 
 One construction covers them, exactly: a renewal process of unit-mean gaps runs in *operational time*, and
 operational time passes at the momentary rate, which is piecewise constant in time (a profile bin meets a
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,19 @@ from qos_jax.errors import input_error
 
 
 @struct.dataclass
+class Recording:
+    """Recorded gaps, see :func:`with_recording`."""
+
+    gaps: jax.Array  # [G] float32, over their mean
+    replays: jax.Array  # [] bool, whether gaps are these, at the rate of the process
+
+
+@struct.dataclass
 class ArrivalProcess:
     """Parameters of an arrival process; every number is a traced leaf, so rates may differ per vmap lane.
 
-    Build it with :func:`poisson`, :func:`gamma`, :func:`mmpp`, :func:`diurnal` or :func:`make_process`.
+    Build it with :func:`poisson`, :func:`gamma`, :func:`mmpp`, :func:`diurnal` or :func:`make_process`;
+    :func:`with_recording` adds recorded gaps to it.
     """
 
     rate_per_s: jax.Array  # [] float32, mean arrivals per second, > 0
@@ -33,6 +43,7 @@ class ArrivalProcess:
     calm_mean_s: jax.Array  # [] float32, mean seconds in the calm state (exponential)
     profile: jax.Array  # [P] float32, relative rate per bin of the period, mean 1
     bin_s: jax.Array  # [] float32, seconds per bin of the profile
+    recording: Recording | None = None  # of gaps to replay instead; None = there is none
     is_gamma: bool = struct.field(pytree_node=False, default=False)  # False: exponential draws, cv unread
     is_mmpp: bool = struct.field(pytree_node=False, default=False)  # False: no chain, burst_* unread
 
@@ -45,6 +56,7 @@ class ArrivalState:
     bin_left_s: jax.Array  # [] float32, seconds left in it
     in_burst: jax.Array  # [] bool, state of the chain
     state_left_s: jax.Array  # [] float32, seconds left in that state
+    position: jax.Array | None = None  # [] int32, of the next recorded gap, in [0, G); None = no recording
 
 
 def make_process(
@@ -96,8 +108,9 @@ def make_process(
                 "is not a list of finite rates >= 0, one above 0", field="profile", remedy="mend it"
             )
     shape = jnp.asarray(profile, jnp.float32)
+    leaves: dict[str, Any] = {field: jnp.asarray(value, jnp.float32) for field, value in numbers.items()}
     return ArrivalProcess(
-        **{field: jnp.asarray(value, jnp.float32) for field, value in numbers.items()},
+        **leaves,
         profile=shape / jnp.mean(shape),
         is_gamma=isinstance(cv, jax.core.Tracer) or bool(np.any(np.asarray(cv) != 1)),
         is_mmpp=isinstance(burst_factor, jax.core.Tracer) or bool(np.any(np.asarray(burst_factor) != 1)),
@@ -136,10 +149,40 @@ def diurnal(
     return make_process(rate_per_s, profile=profile, bin_s=bin_s, cv=cv)
 
 
+def with_recording(
+    process: ArrivalProcess, gap_s: np.ndarray | jax.Array, replays: bool | jax.Array = True
+) -> ArrivalProcess:
+    """Return the process with recorded gaps, which are replayed at its mean rate where ``replays`` says so.
+
+    A replay begins at a random place of the recording, and from its end goes on at its start. ``replays`` may
+    be traced, so that some vmap lanes replay and others draw.
+
+    Args:
+      process: draws the gaps where they are not replayed.
+      gap_s: [G] recorded gaps in any unit, as their mean is scaled to 1 / rate.
+      replays: [] bool.
+
+    Raises:
+      InputError: concrete gaps that are negative, not finite, none, or all 0.
+    """
+    if not isinstance(gap_s, jax.core.Tracer):
+        gaps = np.asarray(gap_s, dtype=np.float64)
+        if gaps.ndim != 1 or not np.all(np.isfinite(gaps)) or np.any(gaps < 0) or not gaps.sum() > 0:
+            raise input_error(
+                "is not a list of finite gaps >= 0, one above 0",
+                field="gap_s",
+                remedy="give those of a trace",
+            )
+    recorded_s = jnp.asarray(gap_s, jnp.float32)
+    recording = Recording(recorded_s / jnp.mean(recorded_s), jnp.asarray(replays, bool))
+    return dataclasses.replace(process, recording=recording)
+
+
 def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.Array = 0) -> ArrivalState:
     """Return the state at time 0: start of ``start_bin`` of the profile, the chain in its stationary law.
 
-    The first gap is a whole gap of the renewal process, as if a request had just arrived.
+    The first gap is a whole gap of the renewal process, as if a request had just arrived. A recording
+    begins anywhere.
     """
     state_key, left_key = jax.random.split(key)
     burst_share = process.burst_mean_s / (process.burst_mean_s + process.calm_mean_s)
@@ -149,6 +192,7 @@ def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.
         bin_left_s=process.bin_s,
         in_burst=in_burst,
         state_left_s=_sojourn_s(left_key, process, in_burst),
+        position=_any_place(key, process),
     )
 
 
@@ -160,7 +204,7 @@ def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tu
       state: the process right after that arrival.
     """
     draw_key, walk_key = jax.random.split(key)
-    return _walk(walk_key, process, state, _unit_gaps(draw_key, process, ()))
+    return _arrive(walk_key, process, state, _unit_gaps(draw_key, process, ()))
 
 
 def sample_gaps(
@@ -169,11 +213,11 @@ def sample_gaps(
     """Draw ``num_gaps`` consecutive gaps from a fresh state: [T] float32, seconds; ``num_gaps`` static."""
     init_key, draw_key, walk_key = jax.random.split(key, 3)
     units = _unit_gaps(draw_key, process, (num_gaps,))
-    if not process.is_mmpp and process.profile.shape[0] == 1:
+    if not process.is_mmpp and process.profile.shape[0] == 1 and process.recording is None:
         return units / process.rate_per_s
 
     def one(state: ArrivalState, inputs: tuple[jax.Array, jax.Array]) -> tuple[ArrivalState, jax.Array]:
-        gap_s, state = _walk(inputs[0], process, state, inputs[1])
+        gap_s, state = _arrive(inputs[0], process, state, inputs[1])
         return state, gap_s
 
     keys = jax.random.split(walk_key, num_gaps)
@@ -191,6 +235,26 @@ def _unit_gaps(key: jax.Array, process: ArrivalProcess, shape: tuple[int, ...]) 
 def _sojourn_s(key: jax.Array, process: ArrivalProcess, in_burst: jax.Array) -> jax.Array:
     mean_s = jnp.where(in_burst, process.burst_mean_s, process.calm_mean_s)
     return jax.random.exponential(key) * mean_s
+
+
+def _any_place(key: jax.Array, process: ArrivalProcess) -> jax.Array | None:
+    if process.recording is None:
+        return None
+    # Folded in, so that the other draws are those of the same process without a recording.
+    return jax.random.randint(jax.random.fold_in(key, 2), (), 0, process.recording.gaps.shape[0])
+
+
+def _arrive(
+    key: jax.Array, process: ArrivalProcess, state: ArrivalState, unit: jax.Array
+) -> tuple[jax.Array, ArrivalState]:
+    """Return the gap that ``unit`` of operational time comes to, or the recorded one, and the state after."""
+    gap_s, state = _walk(key, process, state, unit)
+    if process.recording is None or state.position is None:
+        return gap_s, state
+    gaps = process.recording.gaps
+    recorded_s = gaps[state.position] / process.rate_per_s
+    state = dataclasses.replace(state, position=(state.position + 1) % gaps.shape[0])
+    return jnp.where(process.recording.replays, recorded_s, gap_s), state
 
 
 def _walk(

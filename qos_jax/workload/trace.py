@@ -47,6 +47,21 @@ class Trace:
         return (self.num_requests - 1) / self.duration_s if self.duration_s > 0 else float("inf")
 
 
+def known_rate_per_s(trace: Trace) -> float:
+    """Return the mean arrival rate of a trace that has one.
+
+    Raises:
+      InputError: its requests arrive at one instant.
+    """
+    if not np.isfinite(trace.rate_per_s):
+        raise input_error(
+            f"its {trace.num_requests} requests arrive at one instant, so it has no rate",
+            file=trace.name,
+            remedy="give a trace, or a window of it, that lasts",
+        )
+    return trace.rate_per_s
+
+
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
     """Return the requests that arrive in [start_s, end_s), their clock restarted at the first of them.
 

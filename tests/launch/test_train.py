@@ -17,7 +17,9 @@ from absl import flags
 
 from launch.config_flags import define_config_flags, field_comments, given, replaced
 from qos_jax.errors import InputError
+from qos_jax.evaluation.judge import judged_cases
 from qos_jax.learning.array_store import read_arrays
+from qos_jax.learning.plan import load_plan
 from qos_jax.learning.presets import PRESETS
 from qos_jax.learning.train_config import TrainConfig
 from tests.launch.trained import TINY_FLAGS
@@ -209,8 +211,24 @@ def test_what_does_not_fit_its_type_is_refused(argument, says):
 
 @pytest.mark.parametrize(
     ("workloads", "says"),
-    [("poison", "did you mean 'poisson'"), ("mmpp,mmpp", "name each once"), ("", "name at least one")],
+    [
+        ("poison", "did you mean 'poisson'"),
+        ("mmpp,mmpp", "name each once"),
+        ("", "name at least one, or give a trace"),
+        ("trace", "'trace' is unknown"),
+    ],
 )
 def test_workloads_to_be_judged_on_are_checked(workloads, says):
     with pytest.raises(InputError, match=says):
         parsed(TrainConfig(), f"--evaluation.workloads={workloads}")
+
+
+def test_on_a_trace_it_is_judged_beside_the_workloads_or_alone(tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,3\n0.5,12,4\n1.5,14,5\n")
+    for workloads, expected in (("poisson", ["poisson", "trace"]), ("", ["trace"])):
+        flags_given = (f"--trace={file}", f"--evaluation.workloads={workloads}", "--evaluation.seeds=2")
+        config = parsed(TrainConfig(), *flags_given, "--evaluation.loads=0.5")
+        cases = judged_cases(load_plan(config), config.evaluation)
+        assert [case.workload for case in cases] == expected
+        assert cases[-1].runs.arrival_s.shape == (2, 3)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
@@ -84,3 +85,39 @@ def test_distil_needs_calibration_where_qualities_err():
     dataclasses.replace(default, network=uncalibrated)
     with pytest.raises(InputError, match=r"field 'network\.calibrate_quality'.*distil\.updates"):
         dataclasses.replace(default, scenario=noisy, network=uncalibrated)
+
+
+TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(
+    f"{0.5 * i},{100 + i},{20 + i}\n" for i in range(12)
+)
+
+
+def test_a_trace_is_cut_to_its_window_and_is_what_episodes_replay(tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE)
+    cut = dataclasses.replace(CONFIG, trace=str(file), trace_start_s=1.0, trace_end_s=3.0)
+    found = load_plan(cut)
+    assert found.trace is not None
+    np.testing.assert_array_equal(found.trace.prompt_tokens, [102, 103, 104, 105])
+    learner = found.phases[0].learner
+    state, metrics = learner.update(learner.init(jax.random.key(0)))
+    assert np.isfinite(metrics["qos"])
+    assert int(state.update) == 1
+    assert load_plan(CONFIG).trace is None
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "says"),
+    [
+        (None, {}, "trace.csv"),
+        (TRACE, {"trace_start_s": 3.0, "trace_end_s": 1.0}, "no window"),
+        (TRACE, {"trace_start_s": 100.0}, "choose a window"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,9,3\n0,8,4\n", {}, "at one instant"),
+    ],
+)
+def test_a_trace_that_cannot_be_trained_on_is_refused(tmp_path, text, changes, says):
+    file = tmp_path / "trace.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=says):
+        load_plan(dataclasses.replace(CONFIG, trace=str(file), **changes))

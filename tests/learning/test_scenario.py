@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.learning.scenario import Scenario, ScenarioConfig, sample_params
-from qos_jax.workload import experts_named, fleet_path, load_calibration, read_fleet
+from qos_jax.errors import InputError
+from qos_jax.learning.scenario import Scenario, recorded_of, sample_params
+from qos_jax.learning.scenario_config import ScenarioConfig
+from qos_jax.workload import Trace, experts_named, fleet_path, load_calibration, read_fleet
 from qos_jax.workload.capacity import capacity_per_s
 from tests.routing import scenes
 
@@ -169,6 +171,49 @@ def test_biases_lie_in_their_ranges(worsened):
         assert np.unique(bias.round(4)).size > COUNT // 2
 
 
+TRACE = Trace(
+    arrival_s=np.array([0.0, 1.0, 1.5, 5.0, 6.0]),
+    prompt_tokens=np.array([11, 12, 13, 14, 15], np.int32),
+    output_tokens=np.array([5, 6, 7, 8, 9], np.int32),
+    name="five requests",
+)
+
+
+def test_of_a_trace_a_share_of_the_episodes_has_arrivals_rate_and_lengths(scenario, drawn):
+    replaying = dataclasses.replace(scenario, recorded=recorded_of(TRACE))
+    config = dataclasses.replace(CONFIG, replay_share=0.5, replay_rate=(0.5, 2.0))
+    episodes = drawn_by(config, replaying)
+    replays = episodes.process.recording.replays
+    assert 2 < replays.sum() < COUNT - 2
+    gaps = np.diff(TRACE.arrival_s) * TRACE.rate_per_s
+    np.testing.assert_allclose(episodes.process.recording.gaps, np.tile(gaps, (COUNT, 1)), rtol=1e-6)
+    scale = episodes.process.rate_per_s[replays] / TRACE.rate_per_s
+    assert np.all((scale >= 0.499) & (scale <= 2.001))
+    assert np.unique(scale).size == scale.size
+    prompt = episodes.table.prompt_tokens[replays]
+    assert set(prompt.ravel()) == set(TRACE.prompt_tokens)
+    others = jax.tree.map(lambda leaf: leaf[~replays], dataclasses.replace(episodes, process=None))
+    without = jax.tree.map(lambda leaf: leaf[~replays], dataclasses.replace(drawn, process=None))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), others, without)
+    np.testing.assert_allclose(
+        episodes.process.rate_per_s[~replays], drawn.process.rate_per_s[~replays], rtol=1e-5
+    )
+
+
+def test_of_a_trace_on_a_table_the_rows_stay_the_tables():
+    table = scenes.table(0, 30)
+    given = Scenario(scenes.profile(), jnp.float32(0.06), load_calibration(), table=table)
+    replaying = dataclasses.replace(given, recorded=recorded_of(TRACE))
+    with_trace, without = drawn_by(CONFIG, replaying), drawn_by(CONFIG, given)
+    assert with_trace.process.recording.replays.all()
+    jax.tree.map(np.testing.assert_array_equal, with_trace.table, without.table)
+
+
+def test_a_trace_without_a_rate_is_refused():
+    with pytest.raises(InputError, match="at one instant"):
+        recorded_of(dataclasses.replace(TRACE, arrival_s=np.zeros(5)))
+
+
 def test_which_ranges_add_error():
     assert not CONFIG.adds_error
     for name, ends in WORSE.items():
@@ -190,6 +235,8 @@ def test_which_ranges_add_error():
         ("load", (2.0, 1.0)),
         ("limit_scale", (0.0, 1.0)),
         ("trace_share", 1.5),
+        ("replay_share", -0.5),
+        ("replay_rate", (0.0, 1.0)),
         ("swing", (0.0, 1.0)),
     ],
 )

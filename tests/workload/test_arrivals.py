@@ -120,3 +120,37 @@ def test_rate_zero_gives_an_endless_gap_instead_of_a_hang():
 def test_bad_parameters_are_named(arguments, field):
     with pytest.raises(InputError, match=field):
         arrivals.make_process(**arguments)
+
+
+RECORDED_S = np.array([0.5, 0.0, 2.0, 1.5, 1.0], np.float32)  # of mean 1
+
+
+@pytest.mark.parametrize("profile", [(1.0,), (1.0, 3.0)])
+def test_recorded_gaps_are_replayed_in_order_from_anywhere_over_and_over(profile):
+    drawing = arrivals.make_process(4.0, profile=profile, bin_s=5.0)
+    process = arrivals.with_recording(drawing, 60.0 * RECORDED_S)  # in any unit
+    gaps = jax.jit(jax.vmap(arrivals.sample_gaps, (0, None, None)), static_argnums=2)(
+        jax.random.split(KEY, 40), process, 12
+    )
+    places = np.array([np.roll(RECORDED_S, -start) for start in range(5)])
+    whole = np.concatenate([places, places, places], axis=1)[:, :12] / 4.0
+    found = np.array([np.flatnonzero(np.all(np.isclose(whole, one, rtol=1e-5), axis=1)) for one in gaps])
+    assert set(found.ravel()) == set(range(5))
+
+
+def test_lanes_that_do_not_replay_draw_as_without_a_recording():
+    drawing = arrivals.make_process(4.0, burst_factor=3.0, burst_mean_s=2.0, profile=(1.0, 2.0), bin_s=5.0)
+
+    def gaps_where(replays):
+        process = arrivals.with_recording(drawing, RECORDED_S, replays)
+        return arrivals.sample_gaps(KEY, process, 50)
+
+    replayed, drawn = jax.jit(jax.vmap(gaps_where))(jnp.array([True, False]))
+    np.testing.assert_allclose(drawn, arrivals.sample_gaps(KEY, drawing, 50), rtol=1e-5)
+    assert np.unique(np.round(replayed * 4.0, 3)).size == RECORDED_S.size
+
+
+@pytest.mark.parametrize("gaps", [[], [0.0, 0.0], [1.0, -1.0], [1.0, np.nan], [1.0, np.inf], [[1.0]]])
+def test_gaps_that_cannot_be_replayed_are_refused(gaps):
+    with pytest.raises(InputError, match="gap_s"):
+        arrivals.with_recording(arrivals.poisson(1.0), np.array(gaps))

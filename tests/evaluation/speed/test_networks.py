@@ -12,7 +12,7 @@ from qos_jax.evaluation.speed.han_paths import check_equal, measure_han_paths
 from qos_jax.evaluation.speed.training import measure_training, training_plan
 from qos_jax.evaluation.speed.work import busy_observations, draw_work
 from qos_jax.learning.distil import DistilConfig
-from qos_jax.learning.scenario import ScenarioConfig
+from qos_jax.learning.scenario_config import ScenarioConfig
 from qos_jax.learning.train_config import TrainConfig
 from qos_jax.policies import policy
 from qos_jax.policies.actor_critic import NetworkConfig

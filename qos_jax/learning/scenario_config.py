@@ -1,0 +1,83 @@
+"""Ranges that training episodes are drawn from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+_FROM_ZERO = (
+    "swing",
+    "error_level",
+    "prompt_log_std",
+    "output_log_std",
+    "length_noise_log",
+    "quality_noise",
+)
+_BIASES = {"length_bias_log": 10.0, "quality_bias": 1.0}  # of either sign, and how large at most
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenarioConfig:
+    """Ranges that each training episode draws from, (lowest, highest); equal ends fix a number.
+
+    Raises:
+      ValueError: a range out of order or out of bounds.
+    """
+
+    table_rows: int = 1024  # M, requests an episode draws from
+    load: tuple[float, float] = (0.25, 1.25)  # arrival rate / the fleet's capacity, log-uniform
+    arrival_rate: tuple[float, float] | None = None  # requests / s, log-uniform, in place of the load
+    burst_factor: tuple[float, float] = (1.0, 32.0)  # rate in bursts / rate in calm, log-uniform
+    burst_mean_s: tuple[float, float] = (1.0, 60.0)  # seconds, log-uniform
+    calm_mean_s: tuple[float, float] = (5.0, 120.0)  # seconds, log-uniform
+    swing: tuple[float, float] = (0.0, 0.9)  # share of its mean by which the rate rises and falls, uniform
+    period_s: tuple[float, float] = (30.0, 600.0)  # seconds, of that sine, log-uniform; it starts anywhere
+    limit_scale: tuple[float, float] = (0.8, 1.25)  # L over the fleet's own, log-uniform
+    speed_log_std: float = 0.1  # of a common factor on all times of an expert, log-normal
+    part_log_std: float = 0.05  # of a factor on each single coefficient, log-normal
+    shuffle_models: bool = False  # deal the models' qualities and lengths to the servers anew
+    error_level: tuple[float, float] = (0.7, 1.3)  # of predictions, 1 = as real ones, uniform
+    trace_share: float = 0.5  # share of episodes with log-normal lengths such as traces have
+    prompt_median: tuple[float, float] = (100.0, 2500.0)  # tokens, of such an episode, log-uniform
+    output_median: tuple[float, float] = (12.0, 300.0)  # tokens, likewise
+    prompt_log_std: tuple[float, float] = (0.4, 1.1)  # uniform
+    output_log_std: tuple[float, float] = (0.4, 1.2)  # uniform
+    replay_share: float = 1.0  # share of episodes whose requests arrive as in the trace, if there is one
+    replay_rate: tuple[float, float] = (0.8, 1.25)  # their arrival rate over the trace's own, log-uniform
+    length_bias_log: tuple[float, float] = (0.0, 0.0)  # added to log predicted lengths, unknown, uniform
+    length_noise_log: tuple[float, float] = (0.0, 0.0)  # std of a log-normal error of them, known, uniform
+    quality_bias: tuple[float, float] = (0.0, 0.0)  # added to predicted qualities, uniform
+    quality_noise: tuple[float, float] = (0.0, 0.0)  # std of a normal error of them, uniform
+
+    def __post_init__(self) -> None:
+        if self.table_rows < 2:
+            raise ValueError(f"table_rows = {self.table_rows}: must be at least 2")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _BIASES:
+                most = _BIASES[field.name]
+                if not -most <= value[0] <= value[1] <= most:
+                    raise ValueError(
+                        f"{field.name} = {value}: give (lowest, highest), in order, within +-{most:g}"
+                    )
+            elif isinstance(value, tuple):
+                positive = field.name not in _FROM_ZERO
+                if not 0 <= value[0] <= value[1] < float("inf") or (positive and value[0] == 0):
+                    raise ValueError(f"{field.name} = {value}: give (lowest, highest), in order, above 0")
+        if self.swing[1] >= 1:
+            raise ValueError(f"swing = {self.swing}: must be below 1, or nothing arrives for a while")
+        for name in ("speed_log_std", "part_log_std"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
+        for name in ("trace_share", "replay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be in [0, 1]")
+
+    @property
+    def adds_error(self) -> bool:
+        """Whether predictions may be made worse than they are."""
+        return self.adds_quality_error or any(self.length_bias_log + self.length_noise_log)
+
+    @property
+    def adds_quality_error(self) -> bool:
+        """Whether predicted qualities may be: requests are then not as good as predicted, on average."""
+        return any(self.quality_bias + self.quality_noise)
