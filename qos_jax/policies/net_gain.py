@@ -49,8 +49,9 @@ class GreedyParams:
 # by the shortest window over that by the longest; ``length``: predicted output tokens of the request over the
 # mean of late; ``level``: that mean; ``prefill``: time that the request takes alone on the expert, whole over
 # decode; ``pace``: the expert's time per token over the mean of all; ``slowness``: the same over L;
-# ``fleet``: mean occupancy. Also tried, and found to be noise: a bent power of the load, how long those in
-# flight will stay, penalty by burst, length and level, margin by burst.
+# ``fleet``: mean occupancy. Also tried, and found to be noise: a bent power of the load, the load over 512
+# arrivals, the variation of the rate over them, how long those in flight will stay, penalty by burst, length
+# and level, margin by burst.
 WEIGHTS = {
     "price": ("load", "burst", "length", "level", "prefill", "pace", "slowness", "fleet"),
     "penalty": ("load",),

@@ -26,7 +26,7 @@ from qos_jax.evaluation.speed.simulator import (
     measure_evaluation,
     measure_reference,
 )
-from qos_jax.evaluation.speed.training import AGENTS, measure_training, training_plan
+from qos_jax.evaluation.speed.training import AGENTS, measure_search, measure_training, training_plan
 from qos_jax.evaluation.speed.work import Work, draw_work, pick_runs
 from qos_jax.learning.plan import TrainPlan
 from qos_jax.learning.presets import PRESETS
@@ -66,7 +66,7 @@ class BenchmarkConfig:
     checkpoint: str | None = None  # learned router to measure; None = fresh weights, which are as fast
     graphs: int = 256  # in a batch, what=han_paths
     calls: int = 2000  # timed decisions, what=decision
-    train_environments: tuple[int, ...] = ()  # of ppo, sac and distil; empty = the preset's
+    train_environments: tuple[int, ...] = ()  # of the learners; empty = the preset's
     seed: int = 0  # of the requests
 
     def __post_init__(self) -> None:
@@ -170,7 +170,9 @@ def execute_benchmark(plan: BenchmarkPlan, say: Callable[[str], None]) -> Iterat
         count = getattr(training.config, agent).num_envs
         yield from _if_it_fits(
             f"{agent}, {count} environments",
-            functools.partial(measure_training, training, plan.config.repeats),
+            functools.partial(
+                measure_search if agent == row.SEARCH else measure_training, training, plan.config.repeats
+            ),
             say,
         )
 

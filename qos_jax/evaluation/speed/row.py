@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 SIMULATOR, REFERENCE, HEURISTICS, ROLLOUT = "simulator", "reference", "heuristics", "rollout"
-HAN_PATHS, DECISION, PPO, SAC, DISTIL = "han_paths", "decision", "ppo", "sac", "distil"
+HAN_PATHS, DECISION, SEARCH, PPO, SAC, DISTIL = "han_paths", "decision", "search", "ppo", "sac", "distil"
 # What can be asked for, in the order it is measured in.
-WHAT = (SIMULATOR, HEURISTICS, HAN_PATHS, DECISION, ROLLOUT, PPO, SAC, DISTIL)
+WHAT = (SIMULATOR, HEURISTICS, HAN_PATHS, DECISION, ROLLOUT, SEARCH, PPO, SAC, DISTIL)
 _RATES = ("decisions_per_s", "decisions_per_cpu_s")
 
 

@@ -20,7 +20,7 @@ from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.net_gain import greedy_params
 from qos_jax.routing import EnvConfig, EnvParams, EnvState, RoutingEnvironment
 
-AGENTS = ("ppo", "sac", "distil")
+AGENTS = ("search", "ppo", "sac", "distil")
 
 
 def training_plan(config: TrainConfig, agent: str, environments: int | None) -> TrainPlan:
@@ -35,7 +35,11 @@ def training_plan(config: TrainConfig, agent: str, environments: int | None) -> 
       InputError: a number of environments that the agent refuses, or what ``load_plan`` raises.
     """
     part = getattr(config, agent)
-    changes: dict[str, Any] = {"warmup_decisions": 0} if agent == "sac" else {}
+    changes: dict[str, Any] = {
+        "sac": {"warmup_decisions": 0},
+        "search": {"updates": 1},
+        "distil": {"updates": 1},
+    }.get(agent, {})
     if environments is not None:
         changes["num_envs"] = environments
         # Memory for one rollout at least.
@@ -43,14 +47,38 @@ def training_plan(config: TrainConfig, agent: str, environments: int | None) -> 
         room = {"sac": "replay_capacity", "distil": "capacity"}.get(agent)
         if room is not None:
             changes[room] = max(getattr(part, room), size)
-    part = dataclasses.replace(part, **changes)
-    config = dataclasses.replace(config, search=dataclasses.replace(config.search, updates=0))
-    if agent == "distil":
-        return load_plan(
-            dataclasses.replace(config, agent="none", distil=dataclasses.replace(part, updates=1))
-        )
-    idle = dataclasses.replace(config.distil, updates=0)
-    return load_plan(dataclasses.replace(config, agent=agent, distil=idle, **{agent: part}))
+    phases = {name: dataclasses.replace(getattr(config, name), updates=0) for name in ("search", "distil")}
+    phases[agent] = dataclasses.replace(part, **changes)
+    agent = agent if agent in ("ppo", "sac") else "none"
+    return load_plan(dataclasses.replace(config, agent=agent, **phases))
+
+
+def measure_search(plan: TrainPlan, repeats: int) -> Speed:
+    """Time one update of the search: whole episodes, routed by every candidate.
+
+    It has no parts to tell apart: there is no network in it, and no gradient.
+
+    Args:
+      plan: from :func:`training_plan`.
+      repeats: timed updates, after one to warm up.
+    """
+    (phase,) = plan.phases
+    learner, config = phase.learner, plan.config
+    state = jax.jit(learner.init)(jax.random.key(config.seed), None)
+    program = compile_program(learner.update, state)
+    _, wall_s, cpu_s = timed(lambda: program(state), repeats)
+    return Speed(
+        what=phase.name,
+        name=f"{config.search.candidates} candidates",
+        environments=config.search.num_envs,
+        experts=plan.serving.num_experts,
+        slots=plan.serving.running_slots,
+        decisions=learner.decisions_per_update,
+        wall_s=wall_s,
+        cpu_s=cpu_s,
+        compile_s=program.compile_s,
+        program_bytes_per_environment=int(program.bytes / config.search.num_envs),
+    )
 
 
 def measure_training(plan: TrainPlan, repeats: int) -> Speed:

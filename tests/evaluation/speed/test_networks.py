@@ -9,10 +9,11 @@ import pytest
 
 from qos_jax.evaluation.speed.decision import measure_decision
 from qos_jax.evaluation.speed.han_paths import check_equal, measure_han_paths
-from qos_jax.evaluation.speed.training import measure_training, training_plan
+from qos_jax.evaluation.speed.training import AGENTS, measure_search, measure_training, training_plan
 from qos_jax.evaluation.speed.work import busy_observations, draw_work
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.scenario_config import ScenarioConfig
+from qos_jax.learning.search import SearchConfig
 from qos_jax.learning.train_config import TrainConfig
 from qos_jax.policies import policy
 from qos_jax.policies.actor_critic import NetworkConfig
@@ -72,7 +73,21 @@ def test_training_is_measured_with_its_parts():
     assert row.figures.keys() == names
     assert sum(row.figures.values()) == pytest.approx(1.0)
     assert row.moved_bytes_per_decision > 2 * row.state_bytes_per_environment
-    for agent in ("ppo", "sac"):
-        (phase,) = training_plan(config, agent, None).phases
+    # Whatever a preset trains: each is measured alone.
+    bare = dataclasses.replace(config, agent="none", distil=dataclasses.replace(config.distil, updates=0))
+    for agent in AGENTS:
+        (phase,) = training_plan(bare, agent, None).phases
         assert phase.name == agent
     assert training_plan(config, "sac", 8192).config.sac.replay_capacity >= 8192 * 16
+
+
+def test_the_search_is_measured_whole():
+    config = TrainConfig(
+        network=NetworkConfig(encoder="sets", hidden=8),
+        scenario=ScenarioConfig(table_rows=8),
+        search=SearchConfig(candidates=4, num_envs=3, steps=5),
+    )
+    row = measure_search(training_plan(config, "search", 2), repeats=1)
+    assert row.key == ("search", "4 candidates", 2, 6, 16)
+    assert row.decisions == 4 * 2 * 5
+    assert row.compile_s > 0
