@@ -60,12 +60,18 @@ def check(make, config) -> None:
         learned = jax.device_get(learner.params(state))
         # Adding to all scores changes nothing, so this has no gradient but rounding, which Adam blows up.
         del learned["params"]["actor"]["score"]["bias"]
-        ends.append((learned, *jax.device_get((metrics, dataclasses.replace(state.lanes, key=None)))))
+        ends.append((learned, jax.device_get((metrics, dataclasses.replace(state.lanes, key=None)))))
     before = jax.device_get(learner.params(start))
     del before["params"]["actor"]["score"]["bias"]
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, ends[0][0])
     assert max(jax.tree.leaves(moved)) > 1e-3, make
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *ends)
+    (ours, told), (theirs, told_too) = ends
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), told, told_too)
+    # Where a weight's gradient is near rounding Adam moves it by that, so arrays are judged as wholes.
+    far = jax.tree.map(
+        lambda a, b, start: np.linalg.norm(a - b) / (np.linalg.norm(a - start) + 1e-3), ours, theirs, before
+    )
+    assert max(jax.tree.leaves(far)) < 0.03, far
 
 
 def check_search() -> None:
