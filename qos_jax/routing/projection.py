@@ -9,6 +9,7 @@ from flax import struct
 from qos_jax.routing.observation import Observation, TrueObservation
 from qos_jax.routing.whole_batch import whole_batch
 from qos_jax.serving import FleetProfile
+from qos_jax.serving.scheduler import prefix_sum
 
 
 @struct.dataclass
@@ -115,8 +116,8 @@ def project(outlook: Outlook) -> Projection:
     new_needs = jnp.maximum(outlook.new_output_tokens - 1.0, 0.0)
 
     live = outlook.live
-    rank = jnp.cumsum(live, axis=-1, dtype=jnp.int32)
-    footprint = jnp.cumsum(jnp.where(live, prompt + 1.0, 0.0), axis=-1)
+    rank = prefix_sum(live.astype(jnp.int32))
+    footprint = prefix_sum(jnp.where(live, prompt + 1.0, 0.0))
     size = jnp.sum(outlook.running, axis=-1, dtype=jnp.int32)
     capacity = profile.kv_capacity_tokens.astype(jnp.float32) + size.astype(jnp.float32)
     joins = waiting & (rank <= profile.max_running[:, None]) & (footprint <= capacity[:, None])
@@ -126,8 +127,9 @@ def project(outlook: Outlook) -> Projection:
         & (rank[:, -1] < profile.max_running)
         & (footprint[:, -1] + outlook.new_prompt_tokens + 1.0 <= capacity)
     )
-    start, ends = _start_iterations(queued, outlook.running | joins, needs)
-    new_start = jnp.where(new_joins, 0.0, jnp.min(ends, axis=-1))
+    order = jnp.where(queued, prefix_sum(queued.astype(jnp.int32)), 0)
+    start, free = _start_iterations(order, outlook.running | joins, needs)
+    new_start = jnp.where(new_joins, 0.0, free)
     new_start = jnp.where(jnp.isfinite(new_start), new_start, 0.0)
 
     # Time already committed: the iteration in progress, a half-done prompt, the prefill of who joins.
@@ -275,30 +277,37 @@ def _company_s(
     return jax.lax.fori_loop(first, jnp.int32(slots), body, (jnp.zeros_like(last), jnp.zeros_like(last)))
 
 
-def _start_iterations(queued: jax.Array, batch: jax.Array, needs: jax.Array) -> tuple[jax.Array, jax.Array]:
+@whole_batch
+def _start_iterations(order: jax.Array, batch: jax.Array, needs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Iteration at which each queued request joins: the next place to fall free, FIFO.
 
+    One queued request a round, with experts along the last axis: minima along the slots, which a CPU takes
+    one by one, took twice as long.
+
     Args:
-      queued: [N, K] bool, waiting for a place.
-      batch: [N, K] bool, in the batch from the next boundary on.
-      needs: [N, K] float32, decode iterations each needs.
+      order: [..., N, K] int32, place in the line of those that wait for a place, from 1; 0 outside it.
+      batch: [..., N, K] bool, in the batch from the next boundary on.
+      needs: [..., N, K] float32, decode iterations each needs.
 
     Returns:
-      start [N, K] float32, 0 outside ``queued``; and [N, K] float32 the iteration at which each
-      place still taken then falls free, inf elsewhere.
+      [..., N, K] float32, when each in line starts, 0 elsewhere; and [..., N] float32, when the next
+      place falls free once all have started, inf if there is none.
     """
-    order = jnp.where(queued, jnp.cumsum(queued, axis=-1, dtype=jnp.int32), 0)
-    most = jnp.max(order)
-    slot = jnp.arange(queued.shape[-1], dtype=jnp.int32)[None, :]
+    shape = order.shape
+    order, batch, needs = (jnp.moveaxis(leaf, -1, 0).reshape(shape[-1], -1) for leaf in (order, batch, needs))
+    place = jnp.arange(shape[-1], dtype=jnp.int32)[:, None]
 
     def body(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         k, start, ends = carry
         mine = order == k
-        free = jnp.min(ends, axis=-1, keepdims=True)
-        taken = (slot == jnp.argmin(ends, axis=-1)[:, None]) & jnp.any(mine, axis=-1, keepdims=True)
-        ends = jnp.where(mine, free + needs, jnp.where(taken, jnp.inf, ends))
+        free = jnp.min(ends, axis=0, keepdims=True)
+        first = jnp.min(jnp.where(ends == free, place, shape[-1]), axis=0, keepdims=True)
+        need = jnp.max(jnp.where(mine, needs, -1.0), axis=0, keepdims=True)
+        ends = jnp.where((place == first) & (need >= 0.0), free + need, ends)
         return k + 1, jnp.where(mine, free, start), ends
 
-    first = (jnp.int32(1), jnp.zeros_like(needs), jnp.where(batch, needs, jnp.inf))
-    _, start, ends = jax.lax.while_loop(lambda carry: carry[0] <= most, body, first)
-    return start, ends
+    most = jnp.max(order)
+    carry = (jnp.int32(1), jnp.zeros_like(needs), jnp.where(batch, needs, jnp.inf))
+    _, start, ends = jax.lax.while_loop(lambda carry: carry[0] <= most, body, carry)
+    start = jnp.moveaxis(start.reshape(shape[-1], *shape[:-1]), 0, -1)
+    return start, jnp.min(ends, axis=0).reshape(shape[:-1])
