@@ -59,6 +59,7 @@ SCALARS = {
     "price_by_occupancy": Range(0.0, 10.0),
     **{f"{what}_by_{name}": Range(-10.0, 10.0) for what, names in WEIGHTS.items() for name in names},
     "impact_weight": _FROM_ZERO,
+    "quality_slope": Range(0.0, 1.5),
 }
 PROFILE_FIELDS = COLUMNS[1:]
 

@@ -208,13 +208,11 @@ def make_distil(
 
             def loss(params: Any) -> tuple[jax.Array, Metrics]:
                 output = apply(params, inputs)
-                # What was tried was worth its predicted quality; it should count for the calibrated one.
-                value = tried_value + _calibration(output, inputs, action)
                 scores = output.logits * network.temperature
-                value_loss, explained = _value_loss(scores, inputs, action, value)
+                value_loss, explained = _value_loss(scores, inputs, action, tried_value)
                 quality_loss = jnp.float32(0.0)
                 if network.calibrate_quality:
-                    idle, quality = _rows(env, greedy, lanes.params, row_key, config.quality_rows)
+                    idle, quality = _rows(env, greedy, lanes, row_key, config.quality_rows)
                     correction = apply(params, idle).quality_correction
                     told = idle.graph.pair[..., PAIR_FEATURES.index("quality")]
                     quality_loss = jnp.mean(jnp.square(told + correction - quality))
@@ -284,13 +282,6 @@ def _kept(trials: Trials, inputs: RouterInput, action: jax.Array, value: jax.Arr
     )
 
 
-def _calibration(output: RouterOutput, inputs: RouterInput, action: jax.Array) -> jax.Array:
-    """QoS to be expected on top of what predicted qualities promise, of actions [batch, C]; 0 for a drop."""
-    chance = inputs.graph.pair[..., PAIR_FEATURES.index("own_chance")]
-    more = jax.lax.stop_gradient(output.quality_correction) * chance
-    return jnp.take_along_axis(jnp.pad(more, ((0, 0), (0, 1))), action, -1)
-
-
 def _value_loss(
     scores: jax.Array, inputs: RouterInput, action: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -316,23 +307,24 @@ def _value_loss(
 
 
 def _rows(
-    env: RoutingEnvironment, greedy: GreedyParams, params: EnvParams, key: jax.Array, count: int
+    env: RoutingEnvironment, greedy: GreedyParams, lanes: EnvLanes, key: jax.Array, count: int
 ) -> tuple[RouterInput, jax.Array]:
-    """Requests drawn from the lanes' tables, as an idle fleet sees them, and their true qualities [rows, N].
+    """Requests drawn from the lanes' tables, as the fleet sees them if idle, and true qualities [rows, N].
 
     The calibration reads nothing else, so XLA leaves the rest of the input uncomputed.
     """
     lane_key, row_key = jax.random.split(key)
-    num_envs, num_rows = params.table.prompt_tokens.shape
+    num_envs, num_rows = lanes.params.table.prompt_tokens.shape
     lane = jax.random.randint(lane_key, (count,), 0, num_envs)
     row = jax.random.randint(row_key, (count,), 0, num_rows)
     idle = empty_fleet(env.config.serving)
 
     def one(lane: jax.Array, row: jax.Array) -> tuple[RouterInput, jax.Array]:
-        mine = dataclasses.replace(params, process=None)
-        mine = jax.tree.map(lambda leaf: leaf[lane], mine)
+        of_all = dataclasses.replace(lanes.params, process=None)
+        mine, demand = jax.tree.map(lambda leaf: leaf[lane], (of_all, lanes.state.fleet.demand))
         request = request_at(mine.table, row)
-        seen = observe(mine.profile, mine.latency_limit_s, mine.length_log_std, idle, request, jnp.int32(0))
+        fleet = dataclasses.replace(idle, demand=demand)  # it knows what qualities are usual
+        seen = observe(mine.profile, mine.latency_limit_s, mine.length_log_std, fleet, request, jnp.int32(0))
         return router_input(seen, greedy), request.quality
 
     return jax.vmap(one)(lane, row)

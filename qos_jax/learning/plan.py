@@ -192,9 +192,6 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)
 
-    if config.scenario.adds_quality_error:
-        # What predictions that are made worse promise is not what is to be had.
-        config = unchecked(config, {"search.predicted_quality": False, "ppo.predicted_quality": False})
     phases = []
     if config.search.updates > 0:
         phases.append(

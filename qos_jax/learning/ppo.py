@@ -26,7 +26,7 @@ from qos_jax.policies.actor_critic import (
     init_router,
 )
 from qos_jax.routing import RoutingEnvironment
-from qos_jax.routing.params import EnvParams, as_good_as_predicted
+from qos_jax.routing.params import EnvParams, as_good_as_expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PPOConfig:
     gae_lambda: float = 0.95  # 0 = one step, 1 = the whole rollout
     normalise_advantages: bool = True  # to mean 0 and standard deviation 1, in each minibatch
     reward_scale: float | None = None  # rewards are multiplied by it; None = 1 - gamma: values like a reward
-    predicted_quality: bool = True  # pay it: half the noise; the true one where scenarios add error to it
+    expected_quality: bool = True  # pay what predictions let expect, with half the noise, not the true one
     average: float = 0.95  # of the weights so far in their running mean, per update; 0 = the last ones alone
     value_warmup_updates: int = 0  # first updates that train only the value's own layers: for given params
 
@@ -131,7 +131,7 @@ def make_ppo(
 
     def draw(key: jax.Array) -> EnvParams:
         params = sample_params(key)
-        return as_good_as_predicted(params) if config.predicted_quality else params
+        return as_good_as_expected(params) if config.expected_quality else params
 
     size = config.num_envs * config.rollout_steps
     scale = 1.0 - config.gamma if config.reward_scale is None else config.reward_scale

@@ -19,9 +19,9 @@ _HAN = HANConfig(layers=1, hidden=32, heads=4)
 _EDGE6 = TrainConfig(
     agent="none",
     network=NetworkConfig(han=_HAN),
-    search=SearchConfig(updates=40, candidates=16, num_envs=48),
+    search=SearchConfig(updates=24, candidates=16, num_envs=48),
     distil=DistilConfig(updates=0),
-    evaluation=EvaluationConfig(every=20, seeds=16),
+    evaluation=EvaluationConfig(every=12, seeds=16),
     log_every=2,
     checkpoint_every=5,
 )

@@ -31,7 +31,7 @@ from qos_jax.workload import (
 from qos_jax.workload.capacity import traced_capacity_per_s
 
 # Folded into an episode's key; above its splits, which hash as small numbers do.
-_ADDED_ERROR_DRAW, _REPLAY_DRAW = 1000, 1001
+_ADDED_ERROR_DRAW, _REPLAY_DRAW, _STEADY_DRAW = 1000, 1001, 1002
 _SWING_BINS = 24
 
 
@@ -100,12 +100,13 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         rate_per_s = log_uniform(config.arrival_rate)
     if replay is not None:
         rate_per_s = jnp.where(replay.happens, replay.rate_per_s, rate_per_s)
+    steady = jax.random.uniform(jax.random.fold_in(key, _STEADY_DRAW)) < config.steady_share
     process = make_process(
         rate_per_s,
-        burst_factor=log_uniform(config.burst_factor),
+        burst_factor=jnp.where(steady, 1.0, log_uniform(config.burst_factor)),
         burst_mean_s=log_uniform(config.burst_mean_s),
         calm_mean_s=log_uniform(config.calm_mean_s),
-        **_swinging(config, uniform, log_uniform),
+        **_swinging(config, steady, uniform, log_uniform),
     )
     if replay is not None and scenario.recorded is not None:
         process = with_recording(process, scenario.recorded.gap_s, replay.happens)
@@ -130,15 +131,19 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
 
 def _swinging(
     config: ScenarioConfig,
+    steady: jax.Array,
     uniform: Callable[[tuple[float, float]], jax.Array],
     log_uniform: Callable[[tuple[float, float]], jax.Array],
 ) -> dict[str, jax.Array]:
-    """A rate that rises and falls as a sine from a phase of its own, in steps; none if it never swings."""
+    """A rate that rises and falls as a sine from a phase of its own, in steps; none if it never swings.
+
+    In a ``steady`` episode, [] bool, its swing is 0.
+    """
     if config.swing[1] == 0:
         return {}
     phase = (jnp.arange(_SWING_BINS, dtype=jnp.float32) + 0.5) / _SWING_BINS + uniform((0.0, 1.0))
     return {
-        "profile": 1.0 - uniform(config.swing) * jnp.cos(2.0 * jnp.pi * phase),
+        "profile": 1.0 - jnp.where(steady, 0.0, uniform(config.swing)) * jnp.cos(2.0 * jnp.pi * phase),
         "bin_s": log_uniform(config.period_s) / _SWING_BINS,
     }
 

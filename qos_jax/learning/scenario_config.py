@@ -26,6 +26,7 @@ class ScenarioConfig:
     table_rows: int = 1024  # M, requests an episode draws from
     load: tuple[float, float] = (0.25, 1.25)  # arrival rate / the fleet's capacity, log-uniform
     arrival_rate: tuple[float, float] | None = None  # requests / s, log-uniform, in place of the load
+    steady_share: float = 0.3  # share of episodes whose requests arrive at one rate, Poisson
     burst_factor: tuple[float, float] = (1.0, 32.0)  # rate in bursts / rate in calm, log-uniform
     burst_mean_s: tuple[float, float] = (1.0, 60.0)  # seconds, log-uniform
     calm_mean_s: tuple[float, float] = (5.0, 120.0)  # seconds, log-uniform
@@ -68,16 +69,12 @@ class ScenarioConfig:
         for name in ("speed_log_std", "part_log_std"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
-        for name in ("trace_share", "replay_share"):
+        for name in ("trace_share", "replay_share", "steady_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be in [0, 1]")
 
     @property
     def adds_error(self) -> bool:
         """Whether predictions may be made worse than they are."""
-        return self.adds_quality_error or any(self.length_bias_log + self.length_noise_log)
-
-    @property
-    def adds_quality_error(self) -> bool:
-        """Whether predicted qualities may be: requests are then not as good as predicted, on average."""
-        return any(self.quality_bias + self.quality_noise)
+        added = (self.length_bias_log, self.length_noise_log, self.quality_bias, self.quality_noise)
+        return any(any(ends) for ends in added)

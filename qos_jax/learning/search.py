@@ -2,11 +2,11 @@
 
 What a place costs those to come depends on the fleet, the load and the requests at hand, and shows only over
 hundreds of arrivals: too far for trials of some actions, too little in each decision for a gradient of the
-policy. Sixteen numbers say most of it. Each update draws candidates about the present ones, in pairs to
+policy. Seventeen numbers say most of it. Each update draws candidates about the present ones, in pairs to
 both sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the
 better by rank, every episode counting alike: separable natural evolution strategies. An episode starts from
-an empty fleet and is drained, each request paying its *predicted* quality, which halves the noise, unless the
-scenario adds an error to that. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014,
+an empty fleet and is drained, each request paying the quality that its predictions let expect, which halves
+the noise. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014,
 section 3.5 and table 1; pairs: Salimans et al., arXiv 1703.03864.
 """
 
@@ -28,7 +28,7 @@ from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.net_gain import GreedyParams
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
-from qos_jax.routing.params import as_good_as_predicted
+from qos_jax.routing.params import as_good_as_expected
 from qos_jax.workload.text_table import near_match
 
 
@@ -47,7 +47,7 @@ class SearchConfig:
     spread: float = 0.5  # of the candidates at the start, in steps of SEARCHED
     average: float = 0.95  # of the numbers so far in their running mean, per update; 0 = the last ones alone
     numbers: tuple[str, ...] = ()  # that are searched, the others staying as they are; empty = all
-    predicted_quality: bool = True  # pay it: half the noise; the true one where scenarios add error to it
+    expected_quality: bool = True  # pay what predictions let expect, with half the noise, not the true one
 
     def __post_init__(self) -> None:
         for name in self.numbers:
@@ -102,6 +102,7 @@ SEARCHED = {
     "margin_of_others": Searched(0.4, 0.1, 5.0, log=True),
     "penalty_weight": Searched(0.4, 0.1, 10.0, log=True),
     "penalty_by_load": Searched(0.4, -2.0, 2.0),
+    "quality_slope": Searched(0.4, 0.0, 1.5),
 }
 
 
@@ -154,7 +155,7 @@ def make_search(
 
     def paying(key: jax.Array) -> EnvParams:
         params = sample_params(key)
-        return as_good_as_predicted(params) if config.predicted_quality else params
+        return as_good_as_expected(params) if config.expected_quality else params
 
     def update(state: SearchState) -> tuple[SearchState, Metrics]:
         key, draw_key, params_key, episode_key = jax.random.split(state.key, 4)

@@ -109,17 +109,6 @@ class TrainConfig:
                 remedy="choose an agent, or give distil.updates",
             )
 
-        if (
-            self.scenario.adds_quality_error
-            and self.distil.updates > 0
-            and not self.network.calibrate_quality
-        ):
-            raise input_error(
-                "is false, and distil would take the error that the scenario adds to qualities for true",
-                field="network.calibrate_quality",
-                remedy="leave it on, add no such error, or set distil.updates to 0",
-            )
-
     @property
     def reward_discount(self) -> float:
         """Gamma of the potential-based reward."""

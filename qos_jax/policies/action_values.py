@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from qos_jax.policies.types import Router
+from qos_jax.routing.believed_quality import expected_quality, quality_fit
 from qos_jax.routing.environment import EnvState, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
 from qos_jax.routing.observation import Observation
-from qos_jax.routing.params import EnvParams, as_good_as_predicted
+from qos_jax.routing.params import EnvParams, as_good_as_expected
 
 
 def action_values(
@@ -71,10 +72,10 @@ def action_values(
 
 
 def with_expected_quality(params: EnvParams, state: EnvState) -> tuple[EnvParams, EnvState]:
-    """The same edge, each request as good as predicted (``as_good_as_predicted``), those in flight too."""
-    fleet, request = state.fleet, state.request
-    return as_good_as_predicted(params), dataclasses.replace(
-        state,
-        fleet=dataclasses.replace(fleet, quality=fleet.predicted_quality),
-        request=dataclasses.replace(request, quality=request.predicted_quality),
-    )
+    """The same edge, each request as good as its predictions let expect (``as_good_as_expected``).
+
+    Those in flight are as good as they are: what other experts were predicted to make of them is not kept.
+    """
+    quality = expected_quality(quality_fit(params.table), state.request.predicted_quality)
+    request = dataclasses.replace(state.request, quality=quality)
+    return as_good_as_expected(params), dataclasses.replace(state, request=request)

@@ -16,6 +16,7 @@ from qos_jax.policies.han_star import StarEmbedding, StarEncoder
 from qos_jax.policies.net_gain import (
     LEARNED_NUMBERS,
     GreedyParams,
+    as_believed,
     crowding_price,
     impact_of_each,
     load_aware_params,
@@ -103,7 +104,7 @@ def router_input(
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
     impact = impact_of_each(greedy, seen, expert_mask)
-    graph = graph_features(seen, impact, expert_mask)
+    graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
     gain = net_gain(greedy, seen, impact, expert_mask)
     return RouterInput(
         graph=graph,

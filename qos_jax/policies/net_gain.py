@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.routing.believed_quality import believed_quality
 from qos_jax.routing.impact import Impact, projected_impact
 from qos_jax.routing.observation import Observation, relative_length
 from qos_jax.routing.projection import left_given_survival
@@ -43,6 +46,7 @@ class GreedyParams:
     margin_by_level: jax.Array
     margin_of_others: jax.Array  # factor on the margin of the requests in flight
     penalty_by_load: jax.Array
+    quality_slope: jax.Array  # how far predicted qualities are believed, see ``believed_quality``
 
 
 # What price, weight of the penalty and margin are times powers of. ``load``: offered of late; ``burst``: load
@@ -70,6 +74,7 @@ def greedy_params(
     price_by_length: float = 0.0,
     margin_by_load: float = 0.0,
     penalty_weight: float = 1.0,
+    quality_slope: float = 1.0,
 ) -> GreedyParams:
     """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from.
 
@@ -88,6 +93,7 @@ def greedy_params(
         "price_by_length": price_by_length,
         "margin_by_load": margin_by_load,
         "margin_of_others": 1.0,
+        "quality_slope": quality_slope,
     }
     return GreedyParams(
         **{name: jnp.float32(numbers.get(name, 0.0)) for name in GreedyParams.__dataclass_fields__}
@@ -132,9 +138,21 @@ def margin_of_late(
 
 
 def impact_of_each(params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None) -> Impact:
-    """The projected impact at each expert that :func:`net_gain` is made of."""
+    """The projected impact at each expert that :func:`net_gain` is made of, by the qualities as believed."""
     margin = margin_of_late(params, seen, expert_mask)
-    return projected_impact(seen, margin, params.margin_of_others * margin)
+    return projected_impact(as_believed(params, seen, expert_mask), margin, params.margin_of_others * margin)
+
+
+def as_believed(params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None) -> Observation:
+    """The observation with the arrived request's predicted qualities as believed: by ``quality_slope``.
+
+    What is usual is the mean of the arrivals of late; before any, qualities are believed as they are. So
+    are those of the requests in flight. ``expert_mask`` as in :func:`crowding_price`.
+    """
+    known = seen.mean_output_tokens > 0.0
+    usual = jnp.where(known, seen.mean_quality, seen.predicted_quality)
+    believed = believed_quality(seen.predicted_quality, usual, params.quality_slope, expert_mask)
+    return dataclasses.replace(seen, predicted_quality=believed)
 
 
 def crowding_price(

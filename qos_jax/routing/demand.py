@@ -27,22 +27,30 @@ class Demand:
     prompt_tokens: jax.Array  # [W] float32
     prompt_tokens_sq: jax.Array  # [W] float32, squares of prompt tokens
     predicted_output_tokens: jax.Array  # [N, W] float32
+    predicted_quality: jax.Array  # [N] float32, by the longest window
 
 
 def no_demand(num_experts: int) -> Demand:
     """Return the demand before any arrival."""
     none = jnp.zeros((len(WINDOWS),), jnp.float32)
-    return Demand(none, none, none, none, jnp.zeros((num_experts, len(WINDOWS)), jnp.float32))
+    of_each = jnp.zeros((num_experts, len(WINDOWS)), jnp.float32)
+    return Demand(none, none, none, none, of_each, of_each[:, -1])
 
 
-def after_request(demand: Demand, prompt_tokens: jax.Array, predicted_output_tokens: jax.Array) -> Demand:
-    """Count in what a request asks for ([] and [N] tokens); its gap is to follow: :func:`after_gap`."""
+def after_request(
+    demand: Demand,
+    prompt_tokens: jax.Array,
+    predicted_output_tokens: jax.Array,
+    predicted_quality: jax.Array,
+) -> Demand:
+    """Count in a request ([] and [N] tokens, [N]); its gap is to follow: :func:`after_gap`."""
     prompt = prompt_tokens.astype(jnp.float32)
     return dataclasses.replace(
         demand,
         prompt_tokens=_moved(demand.prompt_tokens, prompt),
         prompt_tokens_sq=_moved(demand.prompt_tokens_sq, prompt * prompt),
         predicted_output_tokens=_moved(demand.predicted_output_tokens, predicted_output_tokens[:, None]),
+        predicted_quality=_moved(demand.predicted_quality[:, None], predicted_quality[:, None])[:, -1],
     )
 
 
@@ -78,8 +86,18 @@ def offered_load(profile: FleetProfile, demand: Demand, length_log_std: jax.Arra
 
 def mean_output_tokens(demand: Demand) -> jax.Array:
     """Predicted output tokens of an arrival, mean over the longest window, [N] float32; 0 before any."""
-    seen, tokens = demand.seen[-1], demand.predicted_output_tokens[:, -1]
-    return jnp.where(seen > 0.0, tokens / jnp.where(seen > 0.0, seen, 1.0), 0.0)
+    return _over_longest(demand, demand.predicted_output_tokens[:, -1])
+
+
+def mean_quality(demand: Demand) -> jax.Array:
+    """Predicted quality of an arrival, mean over the longest window, [N] float32; 0 before any."""
+    return _over_longest(demand, demand.predicted_quality)
+
+
+def _over_longest(demand: Demand, total: jax.Array) -> jax.Array:
+    """The mean that a sum over the longest window, [N], amounts to; 0 before any arrival."""
+    seen = demand.seen[-1]
+    return jnp.where(seen > 0.0, total / jnp.where(seen > 0.0, seen, 1.0), 0.0)
 
 
 def _moved(mean: jax.Array, value: jax.Array) -> jax.Array:

@@ -134,7 +134,9 @@ def route(
     routed_state = FleetState(
         serving=arrive(placement, serving, request_id, request.prompt_tokens, request.output_tokens),
         **content,
-        demand=after_request(state.demand, request.prompt_tokens, request.predicted_output_tokens),
+        demand=after_request(
+            state.demand, request.prompt_tokens, request.predicted_output_tokens, request.predicted_quality
+        ),
     )
     dropped = (action < 0) | (action >= num_experts)
     return routed_state, Routed(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.demand import mean_output_tokens, offered_load
+from qos_jax.routing.demand import mean_output_tokens, mean_quality, offered_load
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.serving import FleetProfile
 
@@ -27,6 +27,7 @@ class Observation:
     profile: FleetProfile  # leaves [N]
     offered_load: jax.Array  # [W] float32, arrival rate of late / capacity, over the windows of demand.py
     mean_output_tokens: jax.Array  # [N] float32, predicted output tokens of arrivals of late; 0 before any
+    mean_quality: jax.Array  # [N] float32, predicted quality of arrivals of late; 0 before any
     available: jax.Array  # [N] bool, the waiting queue has room and the KV cache holds the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
@@ -81,6 +82,7 @@ def observe(
         profile=profile,
         offered_load=offered_load(profile, state.demand, length_log_std),
         mean_output_tokens=mean_output_tokens(state.demand),
+        mean_quality=mean_quality(state.demand),
         available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.kv_capacity_tokens),
         lead_s=serving.lead_s,
         live=serving.live,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.routing.believed_quality import expected_quality, quality_fit
 from qos_jax.routing.fleet_state import Request
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload.arrivals import ArrivalProcess
@@ -111,11 +112,13 @@ def request_at(table: RequestTable, row: jax.Array) -> Request:
     )
 
 
-def as_good_as_predicted(params: EnvParams) -> EnvParams:
-    """The same environment, each request as good as predicted: the noise in the draw of its quality is gone.
+def as_good_as_expected(params: EnvParams) -> EnvParams:
+    """The same environment, each request as good as its predictions let expect: no draw of it is left.
 
     Nothing the simulator does depends on qualities, so values get less noisy (half the spread, on the shipped
-    fleet), and where predictions are calibrated no less right.
+    fleet). Expected is what a regression on the rows of the table itself says: predictions as they are may
+    overstate how experts differ, and whoever is paid by them learns to follow their errors.
     """
-    table = dataclasses.replace(params.table, quality=params.table.predicted_quality)
-    return dataclasses.replace(params, table=table)
+    table = params.table
+    quality = expected_quality(quality_fit(table), table.predicted_quality)
+    return dataclasses.replace(params, table=dataclasses.replace(table, quality=quality))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.learning import plan
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.hyper import Together
 from qos_jax.learning.plan import load_plan, over_routers
@@ -50,41 +49,6 @@ def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
 def assert_wider(of_all, of_one):
     assert of_all.shape == (SEEDS, *of_one.shape)
     assert of_all.dtype == of_one.dtype
-
-
-@pytest.mark.parametrize(
-    ("worse", "paid"),
-    [
-        ({}, True),
-        ({"length_noise_log": (0.0, 0.5)}, True),  # lengths are simulated, true whatever was predicted
-        ({"quality_noise": (0.0, 0.3)}, False),
-        ({"quality_bias": (-0.1, 0.0)}, False),
-    ],
-)
-def test_where_scenarios_add_error_to_qualities_the_true_ones_are_paid(monkeypatch, worse, paid):
-    pays = {}
-    for name in ("search", "ppo"):
-
-        def keep(env, draw, network, config, name=name):
-            pays[name] = config.predicted_quality
-
-        monkeypatch.setattr(plan, f"make_{name}", keep)
-    default = TrainConfig()
-    distil = dataclasses.replace(default.distil, updates=0)
-    plan.load_plan(
-        dataclasses.replace(default, distil=distil, scenario=dataclasses.replace(default.scenario, **worse))
-    )
-    assert pays == {"search": paid, "ppo": paid}
-
-
-def test_distil_needs_calibration_where_qualities_err():
-    default = TrainConfig()
-    uncalibrated = dataclasses.replace(default.network, calibrate_quality=False)
-    noisy = dataclasses.replace(default.scenario, quality_noise=(0.0, 0.3))
-    dataclasses.replace(default, scenario=noisy)
-    dataclasses.replace(default, network=uncalibrated)
-    with pytest.raises(InputError, match=r"field 'network\.calibrate_quality'.*distil\.updates"):
-        dataclasses.replace(default, scenario=noisy, network=uncalibrated)
 
 
 TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(

@@ -14,7 +14,7 @@ from qos_jax.workload import Trace, experts_named, fleet_path, load_calibration,
 from qos_jax.workload.capacity import capacity_per_s
 from tests.routing import scenes
 
-CONFIG = ScenarioConfig(table_rows=64)
+CONFIG = ScenarioConfig(table_rows=64, steady_share=0.0)
 COUNT = 16
 WORSE = {
     "length_bias_log": (-0.8, -0.2),
@@ -47,6 +47,19 @@ def test_numbers_lie_in_their_ranges_and_differ(drawn):
     ):
         assert np.all((value >= low * 0.999) & (value <= high * 1.001))
         assert np.unique(value).size == COUNT
+
+
+def test_a_share_of_the_episodes_is_steady_and_the_others_are_as_they_were(drawn, scenario):
+    share = dataclasses.replace(CONFIG, steady_share=0.5)
+    draw = jax.jit(jax.vmap(lambda key: sample_params(key, share, scenario)))
+    process = jax.device_get(draw(jax.random.split(jax.random.key(0), COUNT))).process
+    before = drawn.process
+    steady = process.burst_factor == 1.0
+    assert 4 <= steady.sum() <= 12
+    np.testing.assert_array_equal(process.profile[steady], 1.0)
+    for name in ("burst_factor", "profile", "rate_per_s", "bin_s"):
+        np.testing.assert_array_equal(getattr(process, name)[~steady], getattr(before, name)[~steady])
+    np.testing.assert_array_equal(process.rate_per_s, before.rate_per_s)
 
 
 def test_the_rate_is_the_load_times_the_capacity(drawn):
@@ -219,7 +232,6 @@ def test_which_ranges_add_error():
     for name, ends in WORSE.items():
         changed = dataclasses.replace(CONFIG, **{name: ends})
         assert changed.adds_error
-        assert changed.adds_quality_error == name.startswith("quality")
 
 
 @pytest.mark.parametrize(

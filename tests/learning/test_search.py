@@ -139,20 +139,27 @@ def test_it_leaves_a_price_that_keeps_requests_from_the_better_expert(learner, u
     assert gain.mean() > 3.0 * gain.std() / np.sqrt(gain.size)
 
 
-def test_it_pays_what_was_predicted_or_what_is_true():
-    def all_predicted_bad(key):
+def test_it_pays_what_is_to_be_expected_or_what_is_true():
+    def good_or_bad(key):
+        """Half of the requests come to 1, half to nothing, and nobody can tell."""
         params = sample_params(key)
-        nothing = jnp.zeros_like(params.table.predicted_quality)
-        return dataclasses.replace(params, table=dataclasses.replace(params.table, predicted_quality=nothing))
+        told = jnp.full_like(params.table.predicted_quality, 0.9)
+        good = jnp.broadcast_to((jnp.arange(told.shape[0]) % 2)[:, None], told.shape).astype(jnp.float32)
+        return params.replace(table=params.table.replace(predicted_quality=told, quality=good))
 
     paid = {}
-    for predicted in (True, False):
-        config = SearchConfig(updates=1, candidates=2, num_envs=2, steps=16, predicted_quality=predicted)
-        learner = make_search(scenes.environment(max_steps=16), all_predicted_bad, NETWORK, config)
+    for expected in (True, False):
+        config = SearchConfig(updates=1, candidates=2, num_envs=2, steps=16, expected_quality=expected)
+        learner = make_search(scenes.environment(max_steps=16), good_or_bad, NETWORK, config)
         _, metrics = jax.jit(learner.update)(jax.jit(learner.init)(jax.random.key(0)))
-        paid[predicted] = float(metrics["qos"])
-    assert paid[True] == 0.0
-    assert paid[False] > 0.1
+        paid[expected] = float(metrics["qos"])
+    requests = 2 * 16
+    assert paid[False] * 2 * requests == pytest.approx(
+        round(paid[False] * 2 * requests), abs=1e-3
+    )  # 0 or 1 each
+    in_time = paid[True] / 0.5 * 2 * requests  # a half each, though 0.9 was told
+    assert in_time == pytest.approx(round(in_time), abs=1e-3)
+    assert 0 < in_time <= 2 * requests
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def random_seen(seed: int, experts: int = 3) -> Observation:
         profile=profile,
         offered_load=rng.uniform(0.2, 1.5, 2).astype(np.float32),
         mean_output_tokens=uniform(1.0, 80.0),
+        mean_quality=uniform(0.0, 1.0),
         available=in_flight - running < WAITING,
         lead_s=np.where(in_flight > 0, uniform(0.0, 0.05), 0.0).astype(np.float32),
         live=live,

@@ -10,6 +10,7 @@ import pytest
 from qos_jax.policies.action_values import action_values, with_expected_quality
 from qos_jax.policies.heuristics import power_of_two, projected_greedy
 from qos_jax.policies.net_gain import greedy_params
+from qos_jax.routing.believed_quality import expected_quality, quality_fit
 from qos_jax.routing.fleet_state import pass_time
 from qos_jax.workload import poisson
 from tests.routing.scenes import EXPERTS, SERVING, environment, process_params, random_actions, rollout
@@ -141,9 +142,15 @@ def test_what_the_state_reached_is_worth_may_be_told_instead_of_draining_it(stat
 
 def test_expected_quality_changes_no_times(values, state):
     params, expected = with_expected_quality(PARAMS, state)
-    np.testing.assert_array_equal(params.table.quality, PARAMS.table.predicted_quality)
-    np.testing.assert_array_equal(expected.fleet.quality, state.fleet.predicted_quality)
-    np.testing.assert_array_equal(expected.request.quality, state.request.predicted_quality)
+    fit = quality_fit(PARAMS.table)
+    table, request = PARAMS.table, state.request
+    np.testing.assert_allclose(
+        params.table.quality, expected_quality(fit, table.predicted_quality), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        expected.request.quality, expected_quality(fit, request.predicted_quality), rtol=1e-6
+    )
+    np.testing.assert_array_equal(expected.fleet.quality, state.fleet.quality)
     ends = [
         _end(p, dataclasses.replace(s, step=jnp.int32(0))) for p, s in ((PARAMS, state), (params, expected))
     ]

@@ -13,6 +13,7 @@ from qos_jax.routing.demand import (
     after_gap,
     after_request,
     mean_output_tokens,
+    mean_quality,
     no_demand,
     offered_load,
 )
@@ -26,11 +27,11 @@ EXACT = jnp.zeros((6,), jnp.float32)
 
 @jax.jit
 def replayed(prompt, output, gap_s):
-    """Demand after requests of these prompts [T], outputs [T, N] and gaps [T]."""
+    """Demand after requests of prompts [T], outputs [T, N] and gaps [T]; qualities are outputs / 400."""
 
     def step(demand, arrival):
         prompt, output, gap_s = arrival
-        return after_gap(after_request(demand, prompt, output), gap_s), None
+        return after_gap(after_request(demand, prompt, output, output / 400.0), gap_s), None
 
     return jax.lax.scan(step, no_demand(6), (prompt, output, gap_s))[0]
 
@@ -54,19 +55,22 @@ def test_of_a_steady_stream_it_is_the_rate_over_the_capacity_from_the_first_gap_
 
 
 def test_before_any_gap_it_is_zero():
-    first = after_request(no_demand(6), jnp.int32(100), jnp.full((6,), 9.0, jnp.float32))
+    nine = jnp.full((6,), 9.0, jnp.float32)
+    first = after_request(no_demand(6), jnp.int32(100), nine, nine)
     for demand in (no_demand(6), first):
         np.testing.assert_array_equal(offered_load(FLEET.profile, demand, EXACT), [0.0, 0.0])
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
-def test_mean_output_tokens_are_those_of_the_arrivals_so_far(count):
+def test_mean_output_tokens_and_quality_are_those_of_the_arrivals_so_far(count):
     prompt, _, gap_s = stream(count)
     output = jnp.broadcast_to(jnp.arange(1.0, 7.0) * 50.0, (count, 6))
     demand = replayed(prompt, output, gap_s)
     np.testing.assert_allclose(mean_output_tokens(demand), output[0], rtol=1e-5)
-    np.testing.assert_array_equal(mean_output_tokens(no_demand(6)), 0.0)
-    longer = after_gap(after_request(demand, prompt[0], 2.0 * output[0]), gap_s[0])
+    np.testing.assert_allclose(mean_quality(demand), output[0] / 400.0, rtol=1e-5)
+    for mean in (mean_output_tokens, mean_quality):
+        np.testing.assert_array_equal(mean(no_demand(6)), 0.0)
+    longer = after_gap(after_request(demand, prompt[0], 2.0 * output[0], output[0]), gap_s[0])
     ratio = mean_output_tokens(longer) / output[0]
     assert np.all((ratio > 1.0) & (ratio < 1.6))
 
@@ -74,7 +78,8 @@ def test_mean_output_tokens_are_those_of_the_arrivals_so_far(count):
 def test_a_burst_shows_in_the_short_window_first():
     demand = replayed(*stream(200, gap_s=1.0))
     for _ in range(8):
-        demand = after_gap(after_request(demand, jnp.int32(800), stream(1)[1][0]), jnp.float32(0.01))
+        output = stream(1)[1][0]
+        demand = after_gap(after_request(demand, jnp.int32(800), output, output), jnp.float32(0.01))
     now, lately = offered_load(FLEET.profile, demand, EXACT)
     calm, _ = offered_load(FLEET.profile, replayed(*stream(200, gap_s=1.0)), EXACT)
     assert now > 2.0 * calm

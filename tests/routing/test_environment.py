@@ -39,6 +39,7 @@ OBSERVATION = {
     "length_log_std": ((3,), np.float32),
     "offered_load": ((2,), np.float32),
     "mean_output_tokens": ((3,), np.float32),
+    "mean_quality": ((3,), np.float32),
     "available": ((3,), np.bool_),
     "lead_s": ((3,), np.float32),
     "live": ((3, 8), np.bool_),
