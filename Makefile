@@ -19,8 +19,9 @@ TRACE ?=
 DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --out=runs/demo --overwrite
 TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
 BENCH_FLAGS ?=
-# A process a core; a file's tests stay together, since they share what it compiles.
-TEST_FLAGS ?= --numprocesses=auto --dist=loadfile
+# A process a core; a file's tests stay together, since they share what it compiles. Files in order: by number of
+# tests the slow ones, which have few, would come last, and one process would wait for the other.
+TEST_FLAGS ?= --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
