@@ -96,7 +96,9 @@ class RouterOutput:
 def router_input(
     seen: Observation, greedy: GreedyParams, expert_mask: jax.Array | None = None
 ) -> RouterInput:
-    """Return what the networks read of ``seen``; the projection is computed once for all of it.
+    """Return what the networks read of ``seen``, its predicted qualities as ``greedy`` believes them.
+
+    The projection is computed once for all of it.
 
     Args:
       seen: the observation, of one environment; ``jax.vmap`` it over many.
