@@ -15,15 +15,8 @@ from flax import struct
 from qos_jax.evaluation.ledger import Ledger
 from qos_jax.evaluation.records import COMPLETED, DROPPED, REJECTED, RequestRecords, RunTotals
 from qos_jax.policies.types import Policy
-from qos_jax.routing.fleet_state import (
-    FleetState,
-    Outcome,
-    Request,
-    empty_fleet,
-    pass_time,
-    remaining_outcomes,
-    route,
-)
+from qos_jax.routing.fleet_state import FleetState, Outcome, Request, empty_fleet, remaining_outcomes
+from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import observe, reveal
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload.request_table import RequestTable
@@ -130,8 +123,9 @@ def route_requests(
         key = jax.random.fold_in(run_key, arrival.request_id)
         action = policy_function(policy_params, key, reveal(seen, fleet, request))
         action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)
-        fleet, routed = route(profile, fleet, request, arrival.request_id, action)
-        fleet, passed = pass_time(config, profile, fleet, arrival.gap_after_s, latency_limit_s)
+        fleet, routed, passed = step_fleet(
+            config, profile, fleet, request, arrival.request_id, action, arrival.gap_after_s, latency_limit_s
+        )
         status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
         carry = Carry(
             fleet=fleet,

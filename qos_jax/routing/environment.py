@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time, route
+from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet
+from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import Observation, TrueObservation, observe, reveal
 from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
 from qos_jax.routing.reward import reward_for
@@ -97,7 +98,6 @@ class RoutingEnvironment:
         config = self.config
         arrivals_key, row_key = jax.random.split(key)
         before = self.true_observation(params, state)
-        fleet, routed = route(params.profile, state.fleet, state.request, state.step, action)
         if params.process is not None and state.arrivals is not None:
             gap_s, arrivals = next_gap(arrivals_key, params.process, state.arrivals)
             terminated = jnp.bool_(False)
@@ -105,7 +105,16 @@ class RoutingEnvironment:
             episode = _episode(params)
             terminated = state.step + 1 >= episode.gap_after_s.shape[0]
             gap_s, arrivals = jnp.where(terminated, jnp.inf, episode.gap_after_s[state.step]), None
-        fleet, passed = pass_time(config.serving, params.profile, fleet, gap_s, params.latency_limit_s)
+        fleet, routed, passed = step_fleet(
+            config.serving,
+            params.profile,
+            state.fleet,
+            state.request,
+            state.step,
+            action,
+            gap_s,
+            params.latency_limit_s,
+        )
         reached = EnvState(
             fleet=fleet,
             request=self._request(row_key, params, state.step + 1),

@@ -1,4 +1,4 @@
-"""Let a function with a loop inside see its whole batch under ``jax.vmap``."""
+"""Let a loop or a branch see its whole batch under ``jax.vmap``."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ def whole_batch(function: Function) -> Function:
         return out, jax.tree.map(lambda _: True, out)
 
     return run  # type: ignore[return-value]
+
+
+@jax.custom_batching.custom_vmap
+def greatest_of_batch(value: jax.Array) -> jax.Array:
+    """Return ``value``, any shape; under ``jax.vmap`` its maximum over the lanes, one and the same for all.
+
+    A loop that it decides on runs as often for all. By a number per lane, all that is carried would be
+    selected anew in every round.
+    """
+    return value
+
+
+@greatest_of_batch.def_vmap
+def _of_lanes(axis_size: int, in_batched: list[bool], value: jax.Array) -> tuple[jax.Array, bool]:
+    return greatest_of_batch(jnp.max(value, axis=0) if in_batched[0] else value), False

@@ -50,7 +50,8 @@ def place(
     # Not as a sum: prompt + output of a mistaken request may exceed int32.
     fits = output_tokens[inside] <= profile.kv_capacity_tokens[inside] - prompt_tokens
     accepted = (expert == inside) & (waiting < profile.max_waiting[inside]) & fits
-    evicted = jnp.argmin(state.live[inside]).astype(jnp.int32)
+    # The LAST dead slot, so that those in flight stay together at the end.
+    evicted = jnp.int32(slots - 1) - jnp.argmin(state.live[inside][::-1]).astype(jnp.int32)
     moved = accepted & (jnp.arange(slots, dtype=jnp.int32) >= evicted)
     return Placement(accepted=accepted, expert=inside, evicted=evicted, moved=moved)
 
