@@ -34,8 +34,9 @@ def step_fleet(
     """Route a request, then let time pass to the next: :func:`route` and :func:`pass_time`, to the bit.
 
     A newcomer enters the last slot of its expert and pushes out its last dead one, so those in flight stay
-    together at the end, in no more slots than were ever taken at once. Of the :func:`step_widths` the least is stepped that holds all of them, in
-    every lane of a ``jax.vmap``: the time taken follows how many are in flight, not how many might be.
+    together at the end, in no more slots than were ever taken at once. Of the :func:`step_widths` the least
+    is stepped that holds all of them, in every lane of a ``jax.vmap``: the time taken follows how many are
+    in flight, not how many might be.
 
     Args:
       config: static sizes and the scheduler.
