@@ -1,5 +1,6 @@
 """The decision process: route each arriving request to one of N experts."""
 
+from qos_jax.routing.adapters import GymnaxEnv, GymnaxEnvV1, stoa_environment
 from qos_jax.routing.environment import EnvState, RoutingEnvironment, StepInfo, TimeStep
 from qos_jax.routing.fleet_state import FleetState, Outcome, Request
 from qos_jax.routing.impact import Impact, paper_impact, projected_impact, qos_in_flight, true_impact
@@ -12,6 +13,8 @@ __all__ = [
     "EnvState",
     "Episode",
     "FleetState",
+    "GymnaxEnv",
+    "GymnaxEnvV1",
     "Impact",
     "Observation",
     "Outcome",
@@ -24,5 +27,6 @@ __all__ = [
     "paper_impact",
     "projected_impact",
     "qos_in_flight",
+    "stoa_environment",
     "true_impact",
 ]
