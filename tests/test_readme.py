@@ -26,13 +26,13 @@ def test_there_is_something_to_check():
 
 
 def test_python_runs():
-    # In a process of its own: under the suite's strict settings a user's code need not run. Each block goes on
-    # from the one before.
+    # In a process of its own: under the suite's strict settings a user's code need not run.
+    # Each block goes on from the one before.
     code = "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout
-    assert len(done.stdout.split("\n")) > len(blocks("python"))
+    assert done.stdout.strip()
 
 
 @pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS}))
