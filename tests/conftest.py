@@ -10,7 +10,8 @@ from tests.xla_flags import quick_to_compile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compiling; the unoptimised programs are as right. XLA_FLAGS= (set, and empty)
 # tests the optimised ones. The processes that tests start have the same.
-os.environ.setdefault("XLA_FLAGS", quick_to_compile())
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = quick_to_compile()
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test must not pass on what an earlier one compiled
 
 import hypothesis
