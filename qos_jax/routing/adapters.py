@@ -228,9 +228,7 @@ def stoa_environment(env: RoutingEnvironment, default_params: EnvParams, with_sl
     try:
         stoa = importlib.import_module("stoa")
     except ImportError as error:
-        raise input_error(
-            "Stoa is not installed", remedy="pip install 'qos_jax[stoa]'", field="stoa_environment"
-        ) from error
+        raise input_error("Stoa is not installed", remedy="pip install 'qos_jax[stoa]'") from error
     inner = GymnaxEnv(env, default_params, with_slots)
 
     class StoaEnv(stoa.Environment):  # type: ignore[name-defined]

@@ -1,4 +1,4 @@
-"""Let a loop or a branch see its whole batch under ``jax.vmap``."""
+"""Let a loop see its whole batch under ``jax.vmap``."""
 
 from __future__ import annotations
 

@@ -81,10 +81,10 @@ def test_equals_stepping_all_slots_at_every_width(scheduler):
 def test_those_in_flight_stay_together_at_the_end():
     config = ServingConfig(EXPERTS, RUNNING, WAITING)
     requests = request_at(table(2, T), np.arange(T))
-    actions = jnp.zeros((1, T), jnp.int32)
-    gap_s = np.random.default_rng(1).exponential(0.02, (1, T)).astype(np.float32)
+    actions = jnp.zeros((2, T), jnp.int32)
+    gap_s = np.random.default_rng(1).exponential(0.02, (2, T)).astype(np.float32)
     _, (reached, _, _), occupied = jax.device_get(courses(config, requests, actions, gap_s))
-    in_flight = reached.serving.live[0].sum(-1).max(-1)
+    in_flight = reached.serving.live.sum(-1).max(-1)
     # Many more have come than there are slots, and yet hardly more are in use than were ever in flight.
     assert 2 * config.slots < T
     assert int(in_flight.max()) + 1 >= int(occupied.max()) > int(in_flight.max()) // 2
