@@ -8,10 +8,11 @@ from typing import Any
 from absl import flags
 
 from launch import common
-from qos_jax.evaluation import check_run_folder, open_run_folder, progress
-from qos_jax.evaluation.profile_run import ProfileConfig, execute_profile, load_profile
-from qos_jax.evaluation.profile_text import render_profile
 from qos_jax.profiling import COEFFICIENTS, RooflineConfig
+from qos_jax.profiling.profile_run import ProfileConfig, execute_profile, load_profile
+from qos_jax.profiling.profile_text import render_profile
+from qos_jax.runs.folder import check_run_folder, open_run_folder
+from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
 
 _EXPERT = flags.DEFINE_string("expert", None, "Name of the expert in the fleet.", required=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from qos_jax.errors import InputError, input_error
-from qos_jax.evaluation import plot_style
+from qos_jax.runs import plot_style
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # as shells count a Ctrl-C

@@ -7,8 +7,6 @@ import sys
 from absl import flags
 
 from launch import common
-from qos_jax.evaluation import check_run_folder, open_run_folder, progress, render_text
-from qos_jax.evaluation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
 from qos_jax.evaluation.comparison import (
     ComparisonConfig,
     draw_cases,
@@ -16,7 +14,11 @@ from qos_jax.evaluation.comparison import (
     load_comparison,
     work_requests,
 )
+from qos_jax.evaluation.table_text import render_text
+from qos_jax.runs.folder import check_run_folder, open_run_folder
+from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
+from qos_jax.simulation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
 from qos_jax.workload.degraded import FITTED, PREDICTIONS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 

@@ -7,7 +7,6 @@ import dataclasses
 from absl import flags
 
 from launch import common
-from qos_jax.evaluation import open_run_folder, progress
 from qos_jax.evaluation.run_text import render_run
 from qos_jax.evaluation.single_run import (
     MAX_SEED,
@@ -16,6 +15,8 @@ from qos_jax.evaluation.single_run import (
     load_run,
 )
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS
+from qos_jax.runs.folder import open_run_folder
+from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
 
 _FLEET = flags.DEFINE_string(

@@ -10,18 +10,12 @@ from absl import flags
 from launch import common, hosts
 from qos_jax.devices import is_writer, lane_mesh
 from qos_jax.errors import input_error
-from qos_jax.evaluation import check_run_folder, open_run_folder, progress
-from qos_jax.evaluation.cases import TRACE, WORKLOADS
-from qos_jax.evaluation.sweep import (
-    SweepConfig,
-    describe,
-    execute_sweep,
-    load_sweep,
-    plan_memory,
-    render_sweep,
-)
-from qos_jax.evaluation.sweep_grid import SCALARS
+from qos_jax.runs.folder import check_run_folder, open_run_folder
+from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
+from qos_jax.simulation.cases import TRACE, WORKLOADS
+from qos_jax.sweep.axes import SCALARS
+from qos_jax.sweep.sweep import SweepConfig, describe, execute_sweep, load_sweep, plan_memory, render_sweep
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 _DEFAULTS = SweepConfig()

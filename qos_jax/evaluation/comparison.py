@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qos_jax.errors import input_error
-from qos_jax.evaluation.cases import TRACE, Case, CaseConfig, build_cases
-from qos_jax.evaluation.checkpoints import LearnedRouter, load_router, named_checkpoints
-from qos_jax.evaluation.compare import UPPER_BOUND, CaseName, Compared, compare
-from qos_jax.evaluation.contents import Source
+from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.evaluation.report import write_plots, write_tables
-from qos_jax.evaluation.resume import load_policy_runs, save_policy_run
-from qos_jax.evaluation.run_folder import RunFolder
-from qos_jax.evaluation.tables import Comparison
+from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.files import sha256
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, REPLAYS, Policy, policy
+from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
+from qos_jax.runs.folder import RunFolder
 from qos_jax.serving import ServingConfig
+from qos_jax.simulation.cases import TRACE, Case, CaseConfig, build_cases
+from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.workload import (
     Fleet,
     Trace,
     split_rows,
 )
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
+from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.named_table import ALL_ROWS
 from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
 from qos_jax.workload.text_table import near_match

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.evaluation import plot_style
-from qos_jax.evaluation.records import COMPLETED, DROPPED, REJECTED, RequestRecords
-from qos_jax.evaluation.statistics import mean_ci
-from qos_jax.evaluation.tables import PolicyResult
+from qos_jax.evaluation.comparison_table import PolicyResult
+from qos_jax.runs import plot_style
+from qos_jax.runs.statistics import mean_ci
+from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, RequestRecords
 
 _LEGEND_BESIDE = {"loc": "outside right center", "frameon": False}
 _MAX_POINTS = 2000  # of a curve: more than the pixels it is drawn on
@@ -28,7 +28,7 @@ def qos_vs_rate(results: Sequence[PolicyResult]) -> Any:
 
     Returns:
       A ``matplotlib.figure.Figure``; so for every function here, with the errors of
-      :func:`qos_jax.evaluation.plot_style.new_figure`.
+      :func:`qos_jax.runs.plot_style.new_figure`.
     """
     workloads = list(dict.fromkeys(result.workload for result in results))
     policies = list(dict.fromkeys(result.policy for result in results))

@@ -11,19 +11,19 @@ import jax
 import numpy as np
 
 from qos_jax.evaluation import plots
-from qos_jax.evaluation.cases import Case
-from qos_jax.evaluation.compare import CaseName, Compared
-from qos_jax.evaluation.plot_style import save_figure
-from qos_jax.evaluation.run_folder import RunFolder
-from qos_jax.evaluation.simulate import simulate
-from qos_jax.evaluation.tables import (
+from qos_jax.evaluation.comparison_table import (
     Comparison,
     comparison_table,
     write_comparison_csv,
     write_comparison_json,
 )
 from qos_jax.policies import Policy
+from qos_jax.runs.folder import RunFolder
+from qos_jax.runs.plot_style import save_figure
 from qos_jax.serving import ServingConfig
+from qos_jax.simulation.cases import Case
+from qos_jax.simulation.policy_runs import CaseName, Compared
+from qos_jax.simulation.simulate import simulate
 
 
 def write_tables(folder: RunFolder, compared: Compared, baseline: str) -> Comparison:

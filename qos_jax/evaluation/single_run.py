@@ -12,18 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.evaluation import plot_style, plots
-from qos_jax.evaluation.metrics import METRICS, summarise
-from qos_jax.evaluation.records import (
-    COMPLETED,
-    REJECTED,
-    RequestRecords,
-    write_records_csv,
-)
-from qos_jax.evaluation.run_folder import RunFolder
-from qos_jax.evaluation.simulate import Runs, SimulationResult, simulate
+from qos_jax.evaluation import plots
 from qos_jax.policies import REPLAYS, Policy, policy
+from qos_jax.runs import plot_style
+from qos_jax.runs.folder import RunFolder
 from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.simulation.metrics import METRICS, summarise
+from qos_jax.simulation.records import COMPLETED, REJECTED, RequestRecords, write_records_csv
+from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
 from qos_jax.workload import Fleet, Requests, measure_prediction_error, read_fleet, read_requests
 from qos_jax.workload.text_table import near_match
 

@@ -6,7 +6,7 @@ import math
 
 from tabulate import SEPARATING_LINE, tabulate
 
-from qos_jax.evaluation.tables import Comparison, ComparisonRow, case_text
+from qos_jax.evaluation.comparison_table import Comparison, ComparisonRow, case_text
 
 
 def render_text(comparison: Comparison) -> str:

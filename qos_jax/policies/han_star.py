@@ -8,7 +8,8 @@ import jraph
 from flax import linen as nn
 from flax import struct
 
-from qos_jax.policies.han import Edges, EdgeSet, EdgeType, GroupedEdges, HANConfig, HANEncoder
+from qos_jax.policies.han import EdgeType, HANConfig, HANEncoder
+from qos_jax.policies.han_attention import Edges, EdgeSet, GroupedEdges
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, SLOT_FEATURES, GraphFeatures
 from qos_jax.routing.graph_tuple import EDGE_TYPES, NODE_TYPES, GraphLayout
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from qos_jax.evaluation import comparison
-from qos_jax.evaluation.cases import CaseConfig, build_cases
-from qos_jax.evaluation.compare import compare
 from qos_jax.evaluation.comparison import draw_cases
-from qos_jax.evaluation.statistics import paired_difference
 from qos_jax.policies import policy
+from qos_jax.runs.statistics import paired_difference
 from qos_jax.serving import ServingConfig
+from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.policy_runs import compare
 from qos_jax.workload import Fleet, NamedTable, RequestTable, measure_prediction_error
 from qos_jax.workload.degraded import FITTED, MEAN, PREDICTIONS, SHUFFLED, TRUE, with_predictions
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.evaluation import PolicyResult, plot_style, plots
+from qos_jax.evaluation import plots
+from qos_jax.evaluation.comparison_table import PolicyResult
+from qos_jax.runs import plot_style
 
 POLICIES = ("random", "round_robin", "shortest_queue", "least_work", "power_of_two", "best_quality")
 

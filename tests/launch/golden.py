@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from qos_jax.evaluation.records import CSV_COLUMNS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.serving.reference import COMPLETED, DROPPED, simulate_fleet
+from qos_jax.simulation.records import CSV_COLUMNS
 from qos_jax.workload import read_fleet, read_requests
 
 FOLDER = Path(__file__).parent / "golden"

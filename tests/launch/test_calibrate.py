@@ -96,7 +96,7 @@ def test_the_same_log_gives_the_same_bytes(launch, tmp_path):
 @pytest.fixture
 def quick_search(monkeypatch):
     quick = functools.partial(SearchConfig, candidates=8, evaluations=4, steps=(0.1, 1e-7))
-    monkeypatch.setattr("qos_jax.evaluation.profile_run.SearchConfig", quick)
+    monkeypatch.setattr("qos_jax.profiling.profile_run.SearchConfig", quick)
 
 
 def test_requests_by_replay_and_resumed(launch, tmp_path, quick_search):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.evaluation import METRICS
+from qos_jax.simulation.metrics import METRICS
 from qos_jax.workload import RequestTable, fleet_path, read_fleet, write_table
 from tests.launch.trained import network, save_run
 
@@ -289,7 +289,7 @@ def test_ctrl_c_and_resume(launch, tmp_path):
 
 
 def test_without_matplotlib(launch, tmp_path, monkeypatch):
-    monkeypatch.setattr("qos_jax.evaluation.plot_style.plots_available", lambda: False)
+    monkeypatch.setattr("qos_jax.runs.plot_style.plots_available", lambda: False)
     refused = launch("launch.evaluate", *arguments(tmp_path / "run", plots=True))
     assert refused.code == 2
     assert "pip install" in refused.err

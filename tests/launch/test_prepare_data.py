@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.evaluation.table_report import busy_alone_s
 from qos_jax.predictors import load_predictor
+from qos_jax.tables.report import busy_alone_s
 from qos_jax.workload import fleet_path, read_fleet, read_requests, read_table
 from qos_jax.workload.named_table import SPLITS
 from tests.launch.conftest import FLEET

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.evaluation import METRICS, records
 from qos_jax.serving import SCHEDULERS
+from qos_jax.simulation import records
+from qos_jax.simulation.metrics import METRICS
 from tests.launch import golden
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +201,7 @@ def test_truth_for_want_of_predictions_is_said(launch, tmp_path):
 
 def test_without_matplotlib(launch, tmp_path, monkeypatch):
     """Plots are drawn where they can be; who asks for them in vain is told before anything runs."""
-    monkeypatch.setattr("qos_jax.evaluation.plot_style.plots_available", lambda: False)
+    monkeypatch.setattr("qos_jax.runs.plot_style.plots_available", lambda: False)
     flags = [flag for flag in arguments(tmp_path / "run") if not flag.startswith("--plot")]
     ended = launch("launch.simulate", *flags)
     assert ended.code == 0
@@ -218,7 +219,7 @@ def test_interrupted_in_process(launch, tmp_path, monkeypatch, stage):
         raise KeyboardInterrupt
 
     target = "simulate._arriving" if stage == "simulating" else "records._csv_columns"
-    monkeypatch.setattr(f"qos_jax.evaluation.{target}", interrupt)
+    monkeypatch.setattr(f"qos_jax.simulation.{target}", interrupt)
     ended = launch("launch.simulate", *arguments(tmp_path / "run"))
     assert ended.code == 130
     assert "Traceback" not in ended.err

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.evaluation.metrics import METRICS
+from qos_jax.simulation.metrics import METRICS
 from tests.launch.conftest import FLEET
 
 ROOT = Path(__file__).parents[2]

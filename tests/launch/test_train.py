@@ -17,11 +17,11 @@ from absl import flags
 
 from launch.config_flags import define_config_flags, field_comments, given, replaced
 from qos_jax.errors import InputError
-from qos_jax.evaluation.judge import judged_cases
-from qos_jax.learning.array_store import read_arrays
-from qos_jax.learning.plan import load_plan
-from qos_jax.learning.presets import PRESETS
-from qos_jax.learning.train_config import TrainConfig
+from qos_jax.runs.array_store import read_arrays
+from qos_jax.training.judge import judged_cases
+from qos_jax.training.plan import load_plan
+from qos_jax.training.presets import PRESETS
+from qos_jax.training.train_config import TrainConfig
 from tests.launch.trained import TINY_FLAGS
 
 ROOT = Path(__file__).parents[2]

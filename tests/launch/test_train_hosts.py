@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.learning.array_store import read_arrays
+from qos_jax.runs.array_store import read_arrays
 from tests.launch.trained import TINY_FLAGS
 
 ROOT = Path(__file__).parents[2]

@@ -5,11 +5,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from qos_jax.learning import checkpoint
 from qos_jax.policies.actor_critic import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.learned import parameter_shapes
 from qos_jax.policies.net_gain import load_aware_params
+from qos_jax.runs import checkpoint
 
 TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
 

@@ -10,7 +10,8 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.learning.replay import ReplayBatch, replay_bytes
-from qos_jax.learning.sac import SACConfig, make_sac, sac_replay_bytes
+from qos_jax.learning.sac import make_sac, sac_replay_bytes
+from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.sac_step import (
     actor_logits,
     critic_q,

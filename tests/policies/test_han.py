@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import qos_jax.policies.han as han
-from qos_jax.policies.han import Edges, GroupedEdges, HANConfig, HANEncoder, HANLayer
+from qos_jax.policies.han import HANConfig, HANEncoder, HANLayer
+from qos_jax.policies.han_attention import Edges, GroupedEdges
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_hanconv.json").read_text())
 SMALL = HANConfig(layers=1, hidden=8, heads=2)

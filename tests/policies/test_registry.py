@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.evaluation.simulate import Runs, simulate
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, Policy, policy, upper_bound
 from qos_jax.policies.registry import unknown_policy
 from qos_jax.serving import SCHEDULERS
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert
+from qos_jax.simulation.simulate import Runs, simulate
 from tests.routing.scenes import EXPERTS, SERVING, environment, profile, replay_params, table
 
 T = 40

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qos_jax.evaluation.cases import CaseConfig, build_cases
-from qos_jax.evaluation.simulate import simulate
 from qos_jax.policies import policy
 from qos_jax.serving import ServingConfig
+from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.simulate import simulate
 from qos_jax.workload import experts_named, fleet_path, load_calibration, read_fleet, take
 from qos_jax.workload.capacity import capacity_per_s
 

@@ -10,7 +10,6 @@ from qos_jax.errors import InputError
 from qos_jax.workload import (
     Trace,
     arrivals_like,
-    calibration,
     default_latency_limit_s,
     fleet_path,
     load_calibration,
@@ -22,6 +21,7 @@ from qos_jax.workload import (
     sample_lengths,
     workload_names,
 )
+from qos_jax.workload import fit_figures as calibration
 
 SHARED = pathlib.Path(__file__).parents[3] / "shared/data"
 

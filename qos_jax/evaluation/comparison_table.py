@@ -1,0 +1,161 @@
+"""Compare policies: mean, interval and paired difference to a baseline, as rows, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.files import atomic_write
+from qos_jax.runs.folder import to_json
+from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
+from qos_jax.simulation.metrics import METRICS
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyResult:
+    """What one policy reached on one workload at one arrival rate, seed by seed."""
+
+    policy: str
+    workload: str
+    arrival_rate_per_s: float  # mean arrival rate of the whole fleet, requests / s
+    latency_limit_s: float  # latency limit L, s/token
+    metrics: dict[
+        str, np.ndarray
+    ]  # name in METRICS -> [S], one value per seed; the same seeds for all policies
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonRow:
+    """One metric of one policy on one workload at one rate; NaN where undefined."""
+
+    policy: str
+    workload: str
+    arrival_rate_per_s: float  # requests / s
+    latency_limit_s: float  # s/token
+    metric: str  # name in METRICS, whose unit the figures below have
+    mean: float  # over seeds
+    ci_low: float  # 95% bootstrap interval of the mean
+    ci_high: float
+    diff: float  # mean over seeds of this policy - the baseline
+    diff_low: float  # 95% bootstrap interval of the difference
+    diff_high: float
+    n: int  # seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Every policy on every workload and rate, against one of them."""
+
+    baseline: str  # name of the policy that differences are taken to
+    rows: tuple[ComparisonRow, ...]  # in the order of the results, then of the metrics
+
+
+def comparison_table(
+    results: Sequence[PolicyResult],
+    *,
+    baseline: str,
+    metrics: Sequence[str] | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Comparison:
+    """Return mean, 95% interval and paired difference to the baseline for every result and metric.
+
+    Args:
+      results: one per policy, workload, rate and limit; those that share workload, rate and limit must
+        come from identical requests, seed by seed.
+      baseline: the policy to compare with, present on every workload and rate.
+      metrics: names to compare; by default those of ``METRICS`` that every result holds.
+      resamples: bootstrap resamples.
+      seed: seed of the resampling.
+
+    Raises:
+      InputError: if the baseline is missing somewhere, a result comes twice or the numbers of seeds differ.
+    """
+    held = [result.metrics for result in results]
+    names = tuple(metrics or (name for name in METRICS if all(name in each for each in held)))
+    by_case: dict[tuple[str, float, float], dict[str, np.ndarray]] = {}
+    for result in results:
+        case = by_case.setdefault(_case(result), {})
+        if result.policy in case:
+            raise input_error(
+                f"policy {result.policy!r} comes twice for {case_text(_case(result))}", remedy="name it once"
+            )
+        case[result.policy] = np.stack([np.asarray(result.metrics[name], np.float64) for name in names])
+    for key, case in by_case.items():
+        if baseline not in case:
+            raise input_error(
+                f"the baseline {baseline!r} was not run on {case_text(key)}",
+                remedy=f"choose one of {', '.join(case)}",
+                field="baseline",
+            )
+        if len({values.shape for values in case.values()}) > 1:
+            seeds = ", ".join(f"{policy} {values.shape[-1]}" for policy, values in case.items())
+            raise input_error(
+                f"policies ran on different numbers of seeds ({seeds})", remedy="run all on the same seeds"
+            )
+    rows: list[ComparisonRow] = []
+    for result in results:
+        values, base = by_case[_case(result)][result.policy], by_case[_case(result)][baseline]
+        mean = mean_ci(values, resamples=resamples, seed=seed)
+        difference = paired_difference(values, base, resamples=resamples, seed=seed)
+        rows.extend(_rows(result, names, mean, difference))
+    return Comparison(baseline, tuple(rows))
+
+
+def write_comparison_csv(path: str | os.PathLike[str], comparison: Comparison) -> None:
+    """Write one line per policy, workload, rate, limit and metric; what is undefined is empty."""
+    with atomic_write(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*(field.name for field in dataclasses.fields(ComparisonRow)), "unit", "baseline"])
+        for row in comparison.rows:
+            values = [_blank(value) for value in dataclasses.astuple(row)]
+            writer.writerow([*values, METRICS[row.metric].unit, comparison.baseline])
+
+
+def write_comparison_json(path: str | os.PathLike[str], comparison: Comparison) -> None:
+    """Write the comparison as one JSON object; what is undefined is null."""
+    with atomic_write(path) as stream:
+        json.dump(to_json(dataclasses.asdict(comparison)), stream, indent=1, allow_nan=False)
+        stream.write("\n")
+
+
+def _rows(
+    result: PolicyResult, names: Sequence[str], mean: Estimate, difference: Estimate
+) -> list[ComparisonRow]:
+    """Return one row per metric."""
+    return [
+        ComparisonRow(
+            *(result.policy, *_case(result), name),
+            mean=float(mean.mean[i]),
+            ci_low=float(mean.low[i]),
+            ci_high=float(mean.high[i]),
+            diff=float(difference.mean[i]),
+            diff_low=float(difference.low[i]),
+            diff_high=float(difference.high[i]),
+            n=mean.n,
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _case(result: PolicyResult) -> tuple[str, float, float]:
+    """Return what must be equal for two policies to be compared."""
+    return result.workload, float(result.arrival_rate_per_s), float(result.latency_limit_s)
+
+
+def case_text(case: tuple[str, float, float]) -> str:
+    """Return a case as people read it."""
+    workload, rate, limit = case
+    return f"{workload}, {rate:.4g} requests/s, L = {limit:.4g} s/token"
+
+
+def _blank(value: object) -> object:
+    """Return "" for what is not finite, else the value."""
+    return "" if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,157 @@
+"""Learned routers of a comparison: named, read from the folders of training runs, checked for the fleet."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qos_jax.errors import input_error
+from qos_jax.files import sha256
+from qos_jax.policies import Policy
+from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
+from qos_jax.runs.checkpoint import load_policy
+from qos_jax.runs.checkpoint_record import CHECKPOINTS, SUMMARY
+from qos_jax.serving import ServingConfig
+
+FIELD = "checkpoint"
+_NAME = re.compile(r"\w[\w.+@-]*")  # it names a file of the run folder, too
+_STEP = re.compile(r"step_0*(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedRouter:
+    """A learned router, ready to run."""
+
+    policy: Policy
+    record: dict[str, Any]  # what config.json keeps of it; the digest says which weights it was
+
+
+def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:
+    """Return the folder of each learned router, by the name that tables call it.
+
+    Args:
+      given: ``DIR`` or ``NAME=DIR`` each; by default the name is that of the run's folder, and for one
+        checkpoint of a run, ``RUN@STEP``.
+      taken: names that it may not have: those of the registry.
+
+    Raises:
+      InputError: an empty folder name, or a name that is taken, there twice, or no file name.
+    """
+    folders: dict[str, Path] = {}
+    for text in given:
+        name, folder = _parsed(text)
+        known = {other.casefold() for other in taken}
+        if name.casefold() in known:
+            raise input_error(
+                f"{name!r} is the name of another policy",
+                field=FIELD,
+                remedy=f"name it otherwise: --{FIELD}=NAME={folder}",
+            )
+        if name.casefold() in {other.casefold() for other in folders}:
+            raise input_error(
+                f"names {name!r} twice", field=FIELD, remedy=f"name each once: --{FIELD}=NAME={folder}"
+            )
+        folders[name] = folder
+    return folders
+
+
+def load_router(
+    name: str, folder: Path, serving: ServingConfig, *, allow_drop: bool, stochastic: bool
+) -> LearnedRouter:
+    """Read a learned router and check that it can route on the fleet.
+
+    Args:
+      name: what tables call it.
+      folder: of a training run (its best checkpoint, or its latest if none was evaluated), of one
+        checkpoint, or an exported policy. Its configuration holds the network's as ``network``.
+      serving: the fleet's sizes.
+      allow_drop: whether routers may drop requests.
+      stochastic: draw actions instead of taking the most likely.
+
+    Raises:
+      InputError: what ``load_policy`` raises; weights that do not fit their configuration or, with the flat
+        encoder, the fleet's size; a network that drops where that is not allowed.
+    """
+    weights, found = load_policy(folder)
+    config = found.read_config(NetworkConfig, "network")
+    if config.allow_drop and not allow_drop:
+        raise input_error(
+            "was trained to drop requests, which this comparison does not allow",
+            file=found.path,
+            remedy="give --allow_drop, or a router trained without it",
+        )
+    _check_sizes(config, weights, serving, found.path)
+    return LearnedRouter(
+        policy=learned_policy(name, config, weights, stochastic=stochastic),
+        record={
+            "path": str(found.path),
+            "sha256": sha256(found.path / SUMMARY),
+            "step": found.step,
+            "average_qos": found.average_qos,
+        },
+    )
+
+
+def _parsed(text: str) -> tuple[str, Path]:
+    """Return name and folder of ``DIR`` or ``NAME=DIR``; a folder may have a = in its name."""
+    name, equals, rest = text.partition("=")
+    named = bool(equals) and "/" not in name and not Path(text).is_dir()
+    if not (rest if named else text):
+        raise input_error(
+            "names no folder", field=FIELD, remedy=f"give --{FIELD}=DIR, the folder of a training run"
+        )
+    folder = Path(rest if named else text)
+    if not named:
+        return _default_name(folder), folder
+    if not _NAME.fullmatch(name):
+        raise input_error(
+            f"{name!r} is no name that a file can have everywhere",
+            field=FIELD,
+            remedy="use letters, digits and _.+@-, the first a letter, a digit or _",
+        )
+    return name, folder
+
+
+def _default_name(folder: Path) -> str:
+    whole = folder.absolute()
+    step = _STEP.fullmatch(whole.name)
+    if step and whole.parent.name == CHECKPOINTS:
+        name = f"{whole.parent.parent.name}@{step[1]}"
+    else:
+        name = whole.parent.name if whole.name == CHECKPOINTS else whole.name
+    return re.sub(r"[^\w.+@-]", "_", name).lstrip(".+@-") or "learned"
+
+
+def _check_sizes(config: NetworkConfig, weights: Any, serving: ServingConfig, path: Path) -> None:
+    """Check that the weights are those of the configuration on a fleet of this size."""
+    expected = _shapes(parameter_shapes(config, serving.num_experts, serving.slots))
+    stored = _shapes(weights)
+    if stored == expected:
+        return
+    if config.encoder == "flat" and stored.keys() == expected.keys():
+        experts, slots = flat_sizes(config, weights)
+        if (experts, slots) != (serving.num_experts, serving.slots):
+            raise input_error(
+                f"its flat network is for {experts} experts of {slots} slots (running and waiting), and the "
+                f"fleet has {serving.num_experts} experts of {serving.slots} slots",
+                file=path,
+                remedy="use a fleet of that size, or a router with the HAN, which runs on any",
+            )
+    differs = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
+    raise input_error(
+        f"its weights do not fit its configuration ({differs}: {stored.get(differs, 'missing')}, not "
+        f"{expected.get(differs, 'there')})",
+        file=path,
+        remedy="use the version of qos_jax that trained it, or train anew",
+    )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}

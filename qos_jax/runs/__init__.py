@@ -1,0 +1,1 @@
+"""What every run has: its folder, settings, progress, checkpoints, statistics and plot style."""

@@ -1,0 +1,1 @@
+"""Many requests through one fleet: routed, recorded, measured."""

@@ -1,0 +1,316 @@
+"""The cases that routers are compared on: a workload at a rate, with the requests of every seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.simulation.simulate import Runs
+from qos_jax.workload import (
+    AddedError,
+    ArrivalProcess,
+    Fleet,
+    NamedTable,
+    RequestTable,
+    SyntheticParams,
+    Trace,
+    arrivals_like,
+    diurnal,
+    gamma,
+    known_rate_per_s,
+    load_length_histogram,
+    load_rate_profile,
+    mmpp,
+    poisson,
+    sample_gaps,
+    scale_rate,
+)
+from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.drawn_requests import (
+    Source,
+    add_error,
+    draw_contents,
+    known_length_log_std,
+    shuffle_predictions,
+    told_length_log_std,
+)
+
+SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
+RECORDED = ("azure_conv", "azure_code")
+TRACE = "trace"
+TABLE_MATCHES = ("nearest", "even")
+WORKLOADS = (*SYNTHETIC, *RECORDED, TRACE)
+
+MAX_BIAS_LOG = 10.0  # a factor of 22,000
+_DIURNAL_BINS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseConfig:
+    """Which cases to build.
+
+    Raises:
+      InputError: a value out of its range, naming the field, which is also the flag's name.
+    """
+
+    workloads: tuple[str, ...] = ("poisson", "azure_conv")
+    arrival_rates: tuple[float, ...] = ()  # requests / s, for every workload; empty = by load, or native
+    loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity, for synthetic workloads
+    seeds: int = 16  # independent draws of requests, arrivals and predictions
+    seed: int = 0  # of them all
+    num_requests: int = 2048  # requests of a run; a trace is run whole
+    error_level: float = 1.0  # of the predictions: 0 = perfect, 1 = as real predictors, more = worse
+    length_bias_log: float = 0.0  # added to the log of predicted lengths, which no router knows
+    length_noise_log: float = 0.0  # std of a log-normal error added to them
+    quality_bias: float = 0.0  # added to predicted qualities
+    quality_noise: float = 0.0  # std of a normal error added to them
+    known_length_noise: bool = True  # whether routers are told of length_noise_log
+    gap_cv: float = 3.0  # of the "gamma" workload
+    burst_factor: float = 4.0  # of "mmpp": rate in bursts over rate in calm
+    burst_mean_s: float = 10.0
+    calm_mean_s: float = 30.0
+    diurnal_swing: float = 0.8  # of "diurnal": rates run from 1 - swing to 1 + swing over a run
+    table_match: str = "nearest"  # recorded workloads on a table: rows "nearest" in length, or drawn "even"
+
+    def __post_init__(self) -> None:
+        if self.table_match not in TABLE_MATCHES:
+            raise input_error(
+                f"{self.table_match!r} is unknown",
+                field="table_match",
+                remedy=f"use one of {', '.join(TABLE_MATCHES)}",
+            )
+        if not self.workloads:
+            raise input_error("is empty", field="workloads", remedy=f"name some of {', '.join(WORKLOADS)}")
+        for name in self.workloads:
+            if name not in WORKLOADS:
+                near = difflib.get_close_matches(name, WORKLOADS, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise input_error(
+                    f"workload {name!r} is unknown",
+                    field="workloads",
+                    remedy=f"{hint}use some of {', '.join(WORKLOADS)}",
+                )
+        for field in ("workloads", "arrival_rates", "loads"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise input_error("names something twice", field=field, remedy="name each once")
+        for field in ("arrival_rates", "loads"):
+            if not all(np.isfinite(value) and value > 0 for value in getattr(self, field)):
+                raise input_error(
+                    "holds a number that is not finite and above 0", field=field, remedy="give positive ones"
+                )
+        if not self.loads and not self.arrival_rates:
+            raise input_error("is empty", field="loads", remedy="give loads or arrival_rates")
+        for field in ("seeds", "num_requests"):
+            if getattr(self, field) < 1:
+                raise input_error(f"{getattr(self, field)} is below 1", field=field, remedy="give at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise input_error(f"{self.seed} is out of range", field="seed", remedy="use 0 to 2^32 - 1")
+        if not np.isfinite(self.error_level) or self.error_level < 0:
+            raise input_error(
+                f"{self.error_level} is not a number >= 0", field="error_level", remedy="mend it"
+            )
+        for field in ("length_noise_log", "quality_noise"):
+            if not np.isfinite(getattr(self, field)) or getattr(self, field) < 0:
+                raise input_error(
+                    f"{getattr(self, field)} is not a finite number >= 0", field=field, remedy="mend it"
+                )
+        for field, most in (("length_bias_log", MAX_BIAS_LOG), ("quality_bias", 1.0)):
+            if not abs(getattr(self, field)) <= most:  # NaN fails too
+                raise input_error(
+                    f"{getattr(self, field)} is out of range",
+                    field=field,
+                    remedy=f"use -{most:g} to {most:g}",
+                )
+        for field in ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"):
+            if not np.isfinite(getattr(self, field)) or getattr(self, field) <= 0:
+                raise input_error(
+                    f"{getattr(self, field)} is not a finite number above 0", field=field, remedy="give one"
+                )
+        if not 0 <= self.diurnal_swing < 1:
+            raise input_error(
+                f"{self.diurnal_swing} is out of range", field="diurnal_swing", remedy="use 0 to below 1"
+            )
+
+    @property
+    def added_error(self) -> AddedError:
+        """What is added to the error that predictions have."""
+        return AddedError(
+            length_bias_log=self.length_bias_log,
+            length_noise_log=self.length_noise_log,
+            quality_bias=self.quality_bias,
+            quality_noise=self.quality_noise,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One workload at one mean arrival rate; run s of ``runs`` is seed s, the same for every policy."""
+
+    workload: str
+    arrival_rate_per_s: float  # requests / s, of the whole fleet
+    runs: Runs  # S runs
+
+    @property
+    def name(self) -> tuple[str, float]:
+        """Workload and arrival rate, which no two cases share."""
+        return self.workload, self.arrival_rate_per_s
+
+
+def build_cases(
+    config: CaseConfig,
+    fleet: Fleet,
+    source: Source,
+    latency_limit_s: float,
+    trace: Trace | None = None,
+    *,
+    shuffled: bool = False,
+) -> list[Case]:
+    """Draw the requests and arrivals of every case; the same seeds give the same requests at every rate.
+
+    - ``poisson``, ``gamma``, ``mmpp``, ``diurnal``: synthetic arrivals and requests (``sample_table``).
+    - ``azure_conv``, ``azure_code``: the shipped figures of those traces: rate profile, burstiness and
+      joint length histogram; qualities and predictions as in ``table_for_trace``. Where the requests of a
+      run cover less than the profile (an hour, natively), seed s of S starts at the s-th of S evenly spaced
+      bins of it, so that together the seeds see all of it; else each starts at the first bin.
+    - ``trace``: the recorded arrivals and lengths themselves; seeds draw qualities and predictions.
+
+    With a table for source, arrivals are the same, and what requests ask for are rows of the table: see
+    :func:`~qos_jax.workload.drawn_requests.draw_contents`. Where a table's requests are nothing like a
+    trace's, ``table_match`` "even" takes the arrivals alone from the recorded workloads.
+
+    Args:
+      config: which cases; ``error_level`` is of figures alone, the error added of any predictions.
+      fleet: N experts.
+      source: figures or a table of the same N experts.
+      latency_limit_s: L, seconds per output token.
+      trace: for the workload ``trace``.
+      shuffled: whether each request gets the predictions of another, drawn anew in every run.
+
+    Raises:
+      InputError: the workload ``trace`` without a trace, or with one that has no rate; a fleet that can
+        hold none of the requests.
+    """
+    if isinstance(source, SyntheticParams):
+        source = dataclasses.replace(source, error_level=jnp.float32(config.error_level))
+    keys = _keys(config)
+    even = isinstance(source, NamedTable) and config.table_match == "even"
+    cases = []
+    for workload in config.workloads:
+        if workload == TRACE:
+            if trace is None:
+                raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
+            table = draw_contents(keys, source, None if even else trace, trace.num_requests)
+            native_per_s: float | None = known_rate_per_s(trace)
+        else:
+            recorded = workload in RECORDED and not even
+            histogram = load_length_histogram(workload) if recorded else None
+            table = draw_contents(keys, source, histogram, config.num_requests)
+            native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
+        _check_room(fleet, table, workload)
+        length_log_std = known_length_log_std(source, table)
+        if shuffled:
+            table = shuffle_predictions(keys, table)
+        if any(jax.tree.leaves(config.added_error)):
+            table = add_error(keys, table, config.added_error)
+            length_log_std = told_length_log_std(
+                length_log_std, config.added_error, config.known_length_noise
+            )
+        rates = config.arrival_rates or (
+            tuple(load * float(capacity_per_s(fleet.profile, table).sum()) for load in config.loads)
+            if native_per_s is None
+            else (native_per_s,)
+        )
+        for rate_per_s in rates:
+            if workload == TRACE and trace is not None:
+                scaled = scale_rate(trace, rate_per_s / trace.rate_per_s)
+                arrival_s = np.broadcast_to(scaled.arrival_s, (config.seeds, scaled.num_requests))
+            else:
+                arrival_s = draw_arrivals(workload, rate_per_s, config)
+            runs = Runs(
+                profile=fleet.profile,
+                latency_limit_s=np.full(config.seeds, latency_limit_s, np.float32),
+                length_log_std=np.broadcast_to(length_log_std, (config.seeds, fleet.num_experts)),
+                arrival_s=arrival_s,
+                requests=table,
+                seed=(config.seed + np.arange(config.seeds)).astype(np.uint32),
+            )
+            cases.append(Case(workload, float(rate_per_s), runs))
+    return cases
+
+
+def arrival_process(workload: str, rate_per_s: Any, numbers: Any, num_requests: int) -> ArrivalProcess:
+    """Return the process of a workload, any but ``trace``; the numbers may be traced.
+
+    Args:
+      workload: one of ``WORKLOADS``.
+      rate_per_s: mean arrivals per second.
+      numbers: a :class:`CaseConfig`, or what else has ``gap_cv``, ``burst_factor``, ``burst_mean_s``,
+        ``calm_mean_s`` and ``diurnal_swing``.
+      num_requests: of a run, which is a day of the workload "diurnal".
+    """
+    if workload == "poisson":
+        return poisson(rate_per_s)
+    if workload == "gamma":
+        return gamma(rate_per_s, numbers.gap_cv)
+    if workload == "mmpp":
+        return mmpp(rate_per_s, numbers.burst_factor, numbers.burst_mean_s, numbers.calm_mean_s)
+    if workload == "diurnal":
+        phase = (np.arange(_DIURNAL_BINS) + 0.5) / _DIURNAL_BINS
+        shape = 1.0 - numbers.diurnal_swing * np.cos(2.0 * np.pi * phase)
+        return diurnal(rate_per_s, shape, num_requests / rate_per_s / _DIURNAL_BINS)
+    return arrivals_like(load_rate_profile(workload), rate_per_s)
+
+
+def start_bin(workload: str, process: ArrivalProcess, num_requests: int, seed: Any, seeds: int) -> Any:
+    """Return the bin of the profile in which seed ``seed`` of ``seeds`` starts, see :func:`build_cases`."""
+    if workload not in RECORDED:
+        return seed * 0
+    bins = process.profile.shape[0]
+    short = num_requests / process.rate_per_s < bins * process.bin_s
+    return jnp.where(short, seed * bins // seeds, 0)
+
+
+def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.ndarray:
+    """Arrival times of each seed, any workload but ``trace``: [S, T] float64, seconds since the first.
+
+    See :func:`build_cases` for where in the profile of a recorded workload a seed starts.
+    """
+    process = arrival_process(workload, rate_per_s, config, config.num_requests)
+    seeds = np.arange(config.seeds, dtype=np.int32)
+    first = start_bin(workload, process, config.num_requests, seeds, config.seeds)
+    drawn = _sample_gaps(_keys(config), process, jnp.asarray(first), config.num_requests)
+    gap_s = np.array(drawn, np.float64)
+    gap_s[:, 0] = 0.0
+    return np.cumsum(gap_s, axis=1)  # in float64
+
+
+def _keys(config: CaseConfig) -> jax.Array:
+    """A key per seed."""
+    return jax.random.split(jax.random.key(config.seed), config.seeds)
+
+
+@functools.partial(jax.jit, static_argnames="num_gaps")
+def _sample_gaps(keys: jax.Array, process: ArrivalProcess, start_bin: jax.Array, num_gaps: int) -> jax.Array:
+    def draw(key: jax.Array, start_bin: jax.Array) -> jax.Array:
+        return sample_gaps(jax.random.fold_in(key, 1), process, num_gaps, start_bin)
+
+    return jax.vmap(draw)(keys, start_bin)
+
+
+def _check_room(fleet: Fleet, table: RequestTable, workload: str) -> None:
+    footprint = np.asarray(table.prompt_tokens)[..., None] + np.asarray(table.output_tokens)
+    if not np.any(footprint <= np.asarray(fleet.profile.kv_capacity_tokens)):
+        raise input_error(
+            f"no expert's KV cache holds any request of workload {workload!r} "
+            f"(the smallest needs {int(footprint.min())} tokens)",
+            field="kv_capacity_tokens",
+            remedy="raise it in the fleet's file",
+        )

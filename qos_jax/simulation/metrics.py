@@ -1,0 +1,216 @@
+"""From the records of runs to the figures a router is judged by."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qos_jax.serving.profile import FleetProfile
+from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, RequestRecords, RunTotals
+
+
+class Metric(NamedTuple):
+    """What one figure is called, is measured in, which way is better, and how it is computed."""
+
+    label: str  # for tables and axes
+    unit: str  # "" where dimensionless
+    better: Literal["higher", "lower", "neither"]
+    description: str  # the formula, in the words of the project
+
+
+def _latency_metrics() -> dict[str, Metric]:
+    """Return the mean and the percentiles of the four latencies."""
+    latencies = {
+        "latency_per_token": ("latency per token", "s/token", "E2E latency / output tokens"),
+        "ttft": ("TTFT", "s", "time to first token at the server"),
+        "tpot": (
+            "TPOT",
+            "s/token",
+            "(E2E latency - network round trip - TTFT) / (output tokens - 1), where output tokens > 1",
+        ),
+        "e2e_latency": ("E2E latency", "s", "arrival to last token, with the network round trip"),
+    }
+    metrics = {}
+    for name, (label, unit, formula) in latencies.items():
+        metrics[f"{name}_mean_s"] = Metric(
+            f"{label} mean", unit, "lower", f"mean over completed requests of {formula}"
+        )
+        for p in (50, 95, 99):
+            text = f"{p}th percentile (linear interpolation) over completed requests of {formula}"
+            metrics[f"{name}_p{p}_s"] = Metric(f"{label} p{p}", unit, "lower", text)
+    return metrics
+
+
+METRICS: dict[str, Metric] = {
+    "average_qos": Metric(
+        "average QoS",
+        "",
+        "higher",
+        "sum of QoS / arrived; QoS = quality where completed with latency per token <= L, else 0",
+    ),
+    "share_within_limit": Metric(
+        "share within L", "", "higher", "requests completed with latency per token <= L / arrived"
+    ),
+    "mean_quality": Metric("mean quality", "", "higher", "mean true quality of completed requests"),
+    **_latency_metrics(),
+    "arrived": Metric("arrived", "requests", "neither", "completed + rejected + dropped"),
+    "completed": Metric("completed", "requests", "higher", "requests that got all their output tokens"),
+    "rejected": Metric(
+        "rejected", "requests", "lower", "requests refused by their expert: full queue or too long"
+    ),
+    "dropped": Metric("dropped", "requests", "neither", "requests the router sent to no expert"),
+    "completed_share": Metric("completed share", "", "higher", "completed / arrived"),
+    "rejected_share": Metric("rejected share", "", "lower", "rejected / arrived"),
+    "dropped_share": Metric("dropped share", "", "neither", "dropped / arrived"),
+    "preemptions_per_request": Metric(
+        "preemptions per request", "", "lower", "preemptions of all requests / arrived"
+    ),
+    "kv_utilisation": Metric(
+        "KV utilisation",
+        "",
+        "neither",
+        "sum over experts of KV tokens x seconds / (sum of KV capacities x makespan)",
+    ),
+    "busy_share": Metric(
+        "busy share", "", "neither", "sum over experts of busy seconds / (experts x makespan)"
+    ),
+    "qos_per_busy_s": Metric(
+        "QoS per busy expert-second", "1/s", "higher", "sum of QoS / sum over experts of busy seconds"
+    ),
+    "qos_per_joule": Metric(
+        "QoS per joule",
+        "1/J",
+        "higher",
+        "sum of QoS / sum over experts of (busy s x busy W + (makespan - busy s) x idle W)",
+    ),
+    "goodput_per_s": Metric(
+        "goodput", "requests/s", "higher", "requests completed with latency per token <= L / makespan"
+    ),
+}
+
+
+def summarise(
+    records: RequestRecords, totals: RunTotals, profile: FleetProfile, latency_limit_s: Any
+) -> dict[str, np.ndarray]:
+    """Return every metric of ``METRICS`` for each run.
+
+    Args:
+      records: the requests of the runs, [..., T].
+      totals: what the experts did in the same runs, [..., N].
+      profile: the fleet, leaves [N] (or [..., N], where runs differ in it).
+      latency_limit_s: latency limit L in s/token; a scalar, or [...].
+
+    Returns:
+      For each name in ``METRICS`` an array [...] float64. A figure without a denominator (the mean
+      latency where nothing completed, say) is NaN.
+    """
+    figures = _figures(np, np.float64, records, totals, profile, latency_limit_s)
+    return {name: np.asarray(figures[name], np.float64) for name in METRICS}
+
+
+def traced_summarise(
+    records: Any, totals: Any, profile: FleetProfile, latency_limit_s: jax.Array
+) -> dict[str, jax.Array]:
+    """Return the same in float32, for use inside a jitted function.
+
+    Args:
+      records: anything with the fields of :class:`RequestRecords` but ``arrival_s`` and ``prompt_tokens``.
+      totals: anything with the fields of :class:`RunTotals`.
+      profile: as in :func:`summarise`.
+      latency_limit_s: as in :func:`summarise`.
+    """
+    figures = _figures(jnp, jnp.float32, records, totals, profile, latency_limit_s)
+    return {name: jnp.asarray(figures[name], jnp.float32) for name in METRICS}
+
+
+def _figures(
+    xp: ModuleType, dtype: Any, records: Any, totals: Any, profile: FleetProfile, latency_limit_s: Any
+) -> dict[str, Any]:
+    """Work out every metric with NumPy or jax.numpy, in arithmetic of ``dtype``."""
+    done = records.status == COMPLETED
+    counts = {
+        "completed": done.sum(-1),
+        "rejected": (records.status == REJECTED).sum(-1),
+        "dropped": (records.status == DROPPED).sum(-1),
+    }
+    arrived = xp.full(done.shape[:-1], done.shape[-1])
+    output_tokens = xp.maximum(records.output_tokens, 1).astype(dtype)
+    per_token_s = records.latency_s.astype(dtype) / output_tokens
+    in_limit = done & (per_token_s <= xp.asarray(latency_limit_s, dtype)[..., None])
+    qos_sum = _sum_where(xp, dtype, records.quality, in_limit)
+    within = in_limit.sum(-1)
+
+    def ratio(top: Any, bottom: Any) -> Any:
+        """Return top / bottom, NaN where bottom is not positive."""
+        top, bottom = xp.broadcast_arrays(xp.asarray(top, dtype), xp.asarray(bottom, dtype))
+        return xp.where(bottom > 0, top / xp.where(bottom > 0, bottom, 1), xp.nan)
+
+    def distribution(name: str, values: Any, counted: Any) -> dict[str, Any]:
+        count = counted.sum(-1)
+        mean = ratio(_sum_where(xp, dtype, values, counted), count)
+        return {f"{name}_mean_s": mean} | _percentiles(xp, dtype, name, values, counted)
+
+    rtt_s = xp.asarray(profile.network_rtt_s, dtype)
+    figures = {
+        "average_qos": ratio(qos_sum, arrived),
+        "share_within_limit": ratio(within, arrived),
+        "mean_quality": ratio(_sum_where(xp, dtype, records.quality, done), counts["completed"]),
+        **distribution("latency_per_token", per_token_s, done),
+        **distribution("ttft", records.ttft_s, done),
+        **distribution("tpot", *_tpot(xp, dtype, records, rtt_s)),
+        **distribution("e2e_latency", records.latency_s, done),
+    }
+    busy_s = totals.busy_s.sum(-1)
+    idle_s = xp.maximum(totals.makespan_s[..., None] - totals.busy_s, 0.0)
+    busy_w = xp.asarray(profile.busy_power_w, dtype)
+    idle_w = xp.asarray(profile.idle_power_w, dtype)
+    energy_j = (totals.busy_s * busy_w + idle_s * idle_w).sum(-1)
+    capacity = xp.asarray(profile.kv_capacity_tokens, dtype).sum(-1)
+    figures |= {"arrived": arrived, **counts}
+    figures |= {f"{name}_share": ratio(count, arrived) for name, count in counts.items()}
+    return figures | {
+        "preemptions_per_request": ratio(records.preemptions.sum(-1), arrived),
+        "kv_utilisation": ratio(totals.kv_token_s.sum(-1), capacity * totals.makespan_s),
+        "busy_share": ratio(busy_s, totals.busy_s.shape[-1] * totals.makespan_s),
+        "qos_per_busy_s": ratio(qos_sum, busy_s),
+        "qos_per_joule": ratio(qos_sum, energy_j),
+        "goodput_per_s": ratio(within, totals.makespan_s),
+    }
+
+
+def _tpot(xp: ModuleType, dtype: Any, records: Any, network_rtt_s: Any) -> tuple[Any, Any]:
+    """Return TPOT [..., T] in s/token and where it is defined: completed with more than one output token."""
+    expert = xp.maximum(records.expert, 0)
+    shape = (*expert.shape[:-1], network_rtt_s.shape[-1])
+    rtt_s = xp.take_along_axis(xp.broadcast_to(network_rtt_s, shape), expert, axis=-1)
+    decode_s = records.latency_s.astype(dtype) - rtt_s - records.ttft_s.astype(dtype)
+    counted = (records.status == COMPLETED) & (records.output_tokens > 1)
+    return decode_s / xp.maximum(records.output_tokens - 1, 1).astype(dtype), counted
+
+
+def _percentiles(xp: ModuleType, dtype: Any, name: str, values: Any, counted: Any) -> dict[str, Any]:
+    """Return p50, p95 and p99 over the last axis of the counted values [..., T]."""
+    count = counted.sum(-1)
+    if values.shape[-1] == 0:
+        return {f"{name}_p{p}_s": xp.full(count.shape, xp.nan) for p in (50, 95, 99)}
+    ordered = xp.sort(xp.where(counted, values, xp.nan), axis=-1)  # NaN goes last
+    last = xp.maximum(count - 1, 0)
+    figures = {}
+    for p in (50, 95, 99):
+        position = last.astype(dtype) * (p / 100)
+        below = xp.floor(position).astype(last.dtype)
+        above = xp.minimum(below + 1, last)
+        low, high = (
+            xp.take_along_axis(ordered, i[..., None], axis=-1)[..., 0].astype(dtype) for i in (below, above)
+        )
+        figures[f"{name}_p{p}_s"] = low + (high - low) * (position - below.astype(dtype))
+    return figures
+
+
+def _sum_where(xp: ModuleType, dtype: Any, values: Any, counted: Any) -> Any:
+    """Return the sum over the last axis of the counted values."""
+    return xp.sum(values, axis=-1, where=counted, dtype=dtype)

@@ -1,0 +1,197 @@
+"""Run every policy on every case and gather their metrics, in parallel on the host's cores."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.evaluation.comparison_table import PolicyResult
+from qos_jax.policies import Policy, upper_bound
+from qos_jax.serving import ServingConfig
+from qos_jax.simulation.cases import Case
+from qos_jax.simulation.metrics import METRICS, summarise
+from qos_jax.simulation.records import RequestRecords
+from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
+from qos_jax.workload import RequestTable
+
+UPPER_BOUND = "upper_bound"
+
+CaseName = tuple[str, float]
+"""Workload and arrival rate (requests / s) of a case."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyRun:
+    """What one policy did on every case."""
+
+    policy: str
+    results: list[PolicyResult]  # by case
+    records: dict[CaseName, RequestRecords]  # of the cases to keep, [S, T] each
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """What a comparison came to."""
+
+    results: list[PolicyResult]  # by policy, then case
+    records: dict[CaseName, dict[str, RequestRecords]]  # case -> policy -> [S, T]
+
+
+def compare(
+    config: ServingConfig,
+    policies: Sequence[Policy],
+    cases: Sequence[Case],
+    *,
+    with_upper_bound: bool = False,
+    keep_records: Collection[CaseName] = (),
+    finished: Mapping[str, PolicyRun] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_policy: Callable[[PolicyRun], None] | None = None,
+    workers: int | None = None,
+) -> Compared:
+    """Run every policy on identical requests and arrivals (common random numbers).
+
+    The seeds and rates of cases with equally many requests are one vmapped program per policy. When
+    interrupted, it returns to the caller at once, and ``on_policy`` is neither running nor called again.
+
+    Args:
+      config: static sizes and the scheduler.
+      policies: who routes, each once.
+      cases: on what; all with the same number of seeds.
+      with_upper_bound: add ``upper_bound``, the average QoS that no policy can exceed.
+      keep_records: the cases whose records are kept.
+      finished: what an earlier, interrupted comparison of the same cases left, by policy: not run again.
+      on_progress: called with the number of requests just routed, over all policies.
+      on_policy: called when a policy is done, by one thread at a time.
+      workers: policies run side by side; by default one per core on a CPU, one elsewhere.
+
+    Raises:
+      InputError: a policy named twice.
+    """
+    names = [policy.name for policy in policies]
+    if len(set(names)) < len(names):
+        raise input_error("names a policy twice", field="policies", remedy="name each once")
+    runs = dict(finished or {})
+    stopped, lock = False, threading.Lock()
+
+    def advance(count: int) -> None:
+        with lock:
+            if stopped:
+                raise InterruptedError
+            if on_progress is not None:
+                on_progress(count)
+
+    def enter(run: PolicyRun) -> None:
+        with lock:
+            if stopped:
+                raise InterruptedError
+            runs[run.policy] = run
+            if on_policy is not None:
+                on_policy(run)
+
+    if workers is None:
+        workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    requests = sum(case.runs.shape[0] * case.runs.shape[1] for case in cases)
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        futures = []
+        for policy in policies:
+            if policy.name in runs:
+                advance(requests)
+            else:
+                job = (config, policy, cases, set(keep_records), advance)
+                futures.append(pool.submit(lambda job: enter(_run_policy(*job)), job))
+        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        if with_upper_bound and UPPER_BOUND not in runs:
+            enter(PolicyRun(UPPER_BOUND, [_bound(case, config.scheduler) for case in cases], {}))
+    except BaseException as error:
+        with lock:  # whoever holds it is writing, and is let finish
+            stopped = True
+        # A thread cannot be stopped while it compiles, so who pressed Ctrl-C does not wait for it.
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()
+    order = [*names, *([UPPER_BOUND] if with_upper_bound else [])]
+    records: dict[CaseName, dict[str, RequestRecords]] = {}
+    for name in order:
+        for case, kept in runs[name].records.items():
+            records.setdefault(case, {})[name] = kept
+    return Compared([result for name in order for result in runs[name].results], records)
+
+
+def _run_policy(
+    config: ServingConfig,
+    policy: Policy,
+    cases: Sequence[Case],
+    keep: set[CaseName],
+    on_progress: Callable[[int], None],
+) -> PolicyRun:
+    results: dict[int, PolicyResult] = {}
+    kept = {}
+    lengths = sorted({case.runs.shape[1] for case in cases})
+    for length in lengths:
+        group = [index for index, case in enumerate(cases) if case.runs.shape[1] == length]
+        runs = join_runs([cases[index].runs for index in group])
+        seeds = cases[group[0]].runs.shape[0]
+        # On a CPU whole blocks per case, where they come out even: one program serves every group, and a
+        # crowded case does not hold up the others.
+        block = -(-seeds // -(-seeds // cpu_block_runs(config))) if jax.default_backend() == "cpu" else None
+        done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
+        metrics = summarise(done.records, done.totals, runs.profile, runs.latency_limit_s)
+        for place, index in enumerate(group):
+            case, part = cases[index], slice(place * seeds, (place + 1) * seeds)
+            results[index] = _result(policy.name, case, {k: v[part] for k, v in metrics.items()})
+            if case.name in keep:
+                kept[case.name] = done.records.at(part)
+    in_order = {case.name: kept[case.name] for case in cases if case.name in kept}
+    return PolicyRun(policy.name, [results[index] for index in range(len(cases))], in_order)
+
+
+def join_runs(parts: Sequence[Runs]) -> Runs:
+    """Return the runs of all parts, which share the fleet and the number of requests, as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    tables: list[RequestTable] = [part.requests for part in parts]
+    return Runs(
+        profile=parts[0].profile,
+        latency_limit_s=join("latency_limit_s"),
+        length_log_std=join("length_log_std"),
+        arrival_s=join("arrival_s"),
+        requests=jax.tree.map(lambda *leaves: np.concatenate(leaves), *tables),
+        seed=join("seed"),
+    )
+
+
+def _result(policy: str, case: Case, metrics: dict[str, np.ndarray]) -> PolicyResult:
+    return PolicyResult(
+        policy=policy,
+        workload=case.workload,
+        arrival_rate_per_s=case.arrival_rate_per_s,
+        latency_limit_s=float(case.runs.latency_limit_s[0]),
+        metrics=metrics,
+    )
+
+
+_upper_bounds = jax.jit(jax.vmap(upper_bound, in_axes=(None, 0, 0, None)), static_argnums=3)
+
+
+def _bound(case: Case, scheduler: str) -> PolicyResult:
+    runs = case.runs
+    qos = _upper_bounds(runs.profile, runs.requests, runs.latency_limit_s, scheduler)
+    metrics = {name: np.full(runs.shape[0], np.nan) for name in METRICS}
+    metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
+    metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))
+    return _result(UPPER_BOUND, case, metrics)

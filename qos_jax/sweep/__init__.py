@@ -1,0 +1,1 @@
+"""Grids of scenarios, and the search for the largest load that meets a target."""

@@ -1,0 +1,262 @@
+"""From axes and fleets to the numbers of every cell, in groups of equal static shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qos_jax.errors import InputError, input_error
+from qos_jax.policies.net_gain import GreedyParams
+from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.simulation.cases import RECORDED, CaseConfig
+from qos_jax.sweep.axes import Axis, multiply_out
+from qos_jax.sweep.lane import CellNumbers, LaneSource
+from qos_jax.workload import (
+    Fleet,
+    NamedTable,
+    RequestTable,
+    SyntheticParams,
+    load_length_histogram,
+    load_rate_profile,
+    validate_fleet,
+)
+from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
+from qos_jax.workload.fleet import INTEGER_COLUMNS
+from qos_jax.workload.text_table import near_match
+
+DEFAULT_LOAD = 0.75  # where neither load nor arrival rate is given, and the workload has no rate of its own
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SweptFleet:
+    """A fleet of a sweep, opened."""
+
+    name: str  # as given
+    file: Path
+    fleet: Fleet
+    source: Source  # figures or a table of its experts
+    source_is_drawn: bool  # its models have no figures: those of drawn experts stand in
+    latency_limit_s: float | None  # L where it is not swept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CellGroup:
+    """The cells of one program: their fleets have equally many experts and slots."""
+
+    serving: ServingConfig
+    source: LaneSource
+    cell: np.ndarray  # [C] int64, numbers of the cells in the whole grid, in the order they are run
+    numbers: CellNumbers  # NumPy leaves [C] and [C, N]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grid:
+    """All cells: every fleet at every combination of the axes' values, fleets slowest."""
+
+    fleets: tuple[SweptFleet, ...]
+    axes: tuple[Axis, ...]
+    values: np.ndarray  # [C, A] float64, by cell and axis
+    fleet: np.ndarray  # [C] int64, index of the cell's fleet
+    arrival_rate_per_s: np.ndarray  # [C] float64, as swept, or from the load
+    capacity_per_s: np.ndarray  # [C] float64, requests / s, of the cell's fleet on its own requests
+    latency_limit_s: np.ndarray  # [C] float64
+    groups: tuple[CellGroup, ...]
+
+    @property
+    def num_cells(self) -> int:
+        """Number of cells C."""
+        return len(self.fleet)
+
+
+def build_grid(fleets: Sequence[SweptFleet], axes: Sequence[Axis], scheduler: str, draws: CaseConfig) -> Grid:
+    """Work out the numbers of every cell; requests are not drawn but for what is known of their lengths.
+
+    Args:
+      fleets: one or more.
+      axes: checked by ``check_axes``.
+      scheduler: of all experts.
+      draws: one workload, the seeds, and the numbers of what is not swept.
+
+    Raises:
+      InputError: an expert that a fleet does not have, a profile that no fleet may have.
+    """
+    points = multiply_out(axes)
+    parts = [_numbers_of(place, fleet, axes, points, draws) for place, fleet in enumerate(fleets)]
+    count = len(points)
+    by_shape: dict[ServingConfig, list[int]] = {}
+    for place, part in enumerate(parts):
+        profile = part.numbers.profile
+        shape = ServingConfig(
+            fleets[place].fleet.num_experts,
+            int(np.max(profile.max_running)),
+            int(np.max(profile.max_waiting)),
+            scheduler,
+        )
+        by_shape.setdefault(shape, []).append(place)
+    groups = []
+    for serving, places in by_shape.items():
+        numbers = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[parts[p].numbers for p in places])
+        numbers = dataclasses.replace(numbers, fleet=np.repeat(np.arange(len(places), dtype=np.int32), count))
+        cell = np.concatenate([np.arange(count) + place * count for place in places])
+        # Neighbours share a block, whose event loop waits for the most crowded of them.
+        crowded = np.concatenate([parts[p].rate_per_s / parts[p].capacity_per_s for p in places])
+        order = np.lexsort((crowded, numbers.fleet))
+        source = _joined_source([fleets[p].source for p in places], draws.workloads[0])
+        groups.append(
+            CellGroup(serving, source, cell[order], jax.tree.map(lambda leaf, o=order: leaf[o], numbers))
+        )
+    return Grid(
+        fleets=tuple(fleets),
+        axes=tuple(axes),
+        values=np.tile(points, (len(fleets), 1)),
+        fleet=np.repeat(np.arange(len(fleets)), count),
+        arrival_rate_per_s=np.concatenate([part.rate_per_s for part in parts]),
+        capacity_per_s=np.concatenate([part.capacity_per_s for part in parts]),
+        latency_limit_s=np.concatenate([part.numbers.latency_limit_s for part in parts]).astype(np.float64),
+        groups=tuple(groups),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The cells of one fleet."""
+
+    numbers: CellNumbers
+    rate_per_s: np.ndarray  # [C] float64
+    capacity_per_s: np.ndarray  # [C] float64
+
+
+def _numbers_of(
+    place: int,
+    swept: SweptFleet,
+    axes: Sequence[Axis],
+    points: np.ndarray,
+    draws: CaseConfig,
+) -> _Part:
+    count = len(points)
+    column = {axis.name: points[:, index] for index, axis in enumerate(axes)}
+
+    def scalar(name: str, default: float) -> Any:
+        return np.asarray(column.get(name, np.full(count, default)), np.float32)
+
+    profile = _profiles(swept, axes, points)
+    error_level = scalar("error_level", draws.error_level)
+    length_log_std: Any = np.zeros((count, swept.fleet.num_experts), np.float32)
+    capacity = np.zeros(count)
+    for level in np.unique(error_level):
+        mine = np.flatnonzero(error_level == level)
+        contents = _contents(swept.source, draws, float(level))
+        length_log_std[mine] = known_length_log_std(_at_level(swept.source, float(level)), contents)
+        capacity[mine] = _capacities(jax.tree.map(lambda leaf, m=mine: leaf[m], profile), contents)
+    rate: Any = column.get("arrival_rate")
+    if rate is None:
+        load = column.get("load")
+        workload = draws.workloads[0]
+        if load is None and workload in RECORDED:
+            rate = np.full(count, load_rate_profile(workload).mean_rate_per_s)
+        else:
+            rate = (DEFAULT_LOAD if load is None else load) * capacity
+    limit_s: Any = column.get("latency_limit_s")
+    if limit_s is None:
+        limit_s = np.full(count, swept.latency_limit_s, np.float64)
+    numbers = CellNumbers(
+        fleet=scalar("fleet", place).astype(np.int32),
+        profile=profile,
+        arrival_rate_per_s=rate.astype(np.float32),
+        latency_limit_s=limit_s.astype(np.float32),
+        length_log_std=length_log_std,
+        gap_cv=scalar("gap_cv", draws.gap_cv),
+        burst_factor=scalar("burst_factor", draws.burst_factor),
+        burst_mean_s=scalar("burst_mean_s", draws.burst_mean_s),
+        calm_mean_s=scalar("calm_mean_s", draws.calm_mean_s),
+        diurnal_swing=scalar("diurnal_swing", draws.diurnal_swing),
+        error_level=error_level,
+        quality_bias=scalar("quality_bias", 0.0),
+        length_log_bias=scalar("length_log_bias", 0.0),
+        greedy=GreedyParams(**{name: scalar(name, np.nan) for name in GreedyParams.__dataclass_fields__}),
+    )
+    return _Part(numbers, np.asarray(rate, np.float64), capacity)
+
+
+def _profiles(swept: SweptFleet, axes: Sequence[Axis], points: np.ndarray) -> FleetProfile:
+    """Return the profile of each cell, leaves [C, N], each checked as a fleet's file is."""
+    fleet, count = swept.fleet, len(points)
+    leaves: dict[str, Any] = {
+        name: np.repeat(np.asarray(value)[None], count, axis=0) for name, value in vars(fleet.profile).items()
+    }
+    about = [index for index, axis in enumerate(axes) if axis.profile_field is not None]
+    for index in about:
+        axis, values = axes[index], points[:, index, None]
+        field = axis.profile_field
+        assert field is not None
+        if axis.expert is None:
+            experts: Any = slice(None)
+        elif axis.expert in fleet.names:
+            experts = [fleet.names.index(axis.expert)]
+        else:
+            raise input_error(
+                f"fleet {swept.name} has no expert {axis.expert!r}{near_match(axis.expert, fleet.names)}",
+                field=axis.name,
+                remedy=f"use one of {', '.join(fleet.names)}",
+            )
+        was = leaves[field]
+        new = was[:, experts] * values if axis.is_scale else np.broadcast_to(values, was[:, experts].shape)
+        was[:, experts] = np.rint(new) if field in INTEGER_COLUMNS else new
+    distinct, first = np.unique(points[:, about], axis=0, return_index=True)
+    for values, cell in zip(distinct, first, strict=True):
+        try:
+            validate_fleet(Fleet(fleet.names, FleetProfile(**{k: v[cell] for k, v in leaves.items()})))
+        except InputError as error:
+            at = ", ".join(f"{axes[i].name} = {value:g}" for i, value in zip(about, values, strict=True))
+            raise InputError(f"fleet {swept.name} at {at or 'its own profile'}: {error}") from None
+    return FleetProfile(**leaves)
+
+
+def _contents(source: Source, draws: CaseConfig, level: float) -> RequestTable:
+    """Return the requests of all seeds, as every cell of this error level draws them."""
+    keys = jax.random.split(jax.random.key(draws.seed), draws.seeds)
+    recorded = draws.workloads[0] in RECORDED and isinstance(source, SyntheticParams)
+    histogram = load_length_histogram(draws.workloads[0]) if recorded else None
+    return draw_contents(keys, _at_level(source, level), histogram, draws.num_requests)
+
+
+def _at_level(source: Source, level: float) -> Source:
+    if isinstance(source, SyntheticParams):
+        return dataclasses.replace(source, error_level=jnp.float32(level))
+    return source
+
+
+def _capacities(profile: FleetProfile, contents: RequestTable) -> np.ndarray:
+    """Return the capacity of each cell's fleet, [C] requests / s; equal profiles are worked out once."""
+    flat = np.concatenate([np.asarray(leaf, np.float64) for leaf in vars(profile).values()], axis=1)
+    _, first, which = np.unique(flat, axis=0, return_index=True, return_inverse=True)
+    each = [
+        float(capacity_per_s(jax.tree.map(lambda leaf, c=cell: leaf[c], profile), contents).sum())
+        for cell in first
+    ]
+    return np.array(each)[which.reshape(-1)]
+
+
+def _joined_source(sources: Sequence[Source], workload: str) -> LaneSource:
+    """Return the sources of fleets with equally many experts as one; their names are left out."""
+    if isinstance(sources[0], NamedTable):
+        tables = [source.table for source in sources if isinstance(source, NamedTable)]
+        return LaneSource(None, jax.tree.map(lambda *leaves: np.stack(leaves), *tables), None)
+    figures = [source for source in sources if isinstance(source, SyntheticParams)]
+    nameless = tuple("" for _ in figures[0].expert_names)
+    figures = [dataclasses.replace(each, expert_names=nameless) for each in figures]
+    stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *figures)
+    histogram = load_length_histogram(workload) if workload in RECORDED else None
+    return LaneSource(stacked, None, histogram)
+
+
+def axis_columns(grid: Grid) -> Mapping[str, np.ndarray]:
+    """Return the value of every axis in each cell, [C], by the axis' name."""
+    return {axis.name: grid.values[:, index] for index, axis in enumerate(grid.axes)}

@@ -1,0 +1,245 @@
+"""One run of a sweep as one pure function of its numbers: requests drawn, routed, drained and summed up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.policies.net_gain import GreedyParams
+from qos_jax.routing.fleet_state import Request, empty_fleet, remaining_outcomes
+from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.simulation.cases import arrival_process, start_bin
+from qos_jax.simulation.metrics import METRICS, traced_summarise
+from qos_jax.simulation.records import COMPLETED, DROPPED
+from qos_jax.simulation.simulate import Arriving, Carry, Logged, route_requests
+from qos_jax.workload import LengthHistogram, RequestTable, SyntheticParams, sample_gaps
+from qos_jax.workload.drawn_requests import draw_table
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneConfig:
+    """What all runs of a program have in common; static and hashable."""
+
+    serving: ServingConfig
+    workload: str  # one of ``cases.WORKLOADS`` but "trace"
+    num_requests: int  # T
+    seeds: int  # S
+
+
+@struct.dataclass
+class LaneSource:
+    """What requests are drawn from: figures or a table of the experts of each of F fleets."""
+
+    figures: SyntheticParams | None  # leaves [F, ...]
+    table: RequestTable | None  # leaves [F, M] and [F, M, N]; drawn from evenly, where given
+    histogram: LengthHistogram | None  # of a recorded workload's lengths, with figures
+
+
+@struct.dataclass
+class CellNumbers:
+    """Every number of a cell of the grid; a leading axis [C] on the host, none within a run."""
+
+    fleet: jax.Array  # [] int32, place among the F fleets of the source
+    profile: FleetProfile  # leaves [N]
+    arrival_rate_per_s: jax.Array  # [] float32, requests / s
+    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    length_log_std: jax.Array  # [N] float32, known error of predicted lengths
+    gap_cv: jax.Array  # [] float32, of workload "gamma"
+    burst_factor: jax.Array  # [] float32, of "mmpp"
+    burst_mean_s: jax.Array  # [] float32, seconds
+    calm_mean_s: jax.Array  # [] float32, seconds
+    diurnal_swing: jax.Array  # [] float32, of "diurnal"
+    error_level: jax.Array  # [] float32, of predictions
+    quality_bias: jax.Array  # [] float32, added to the figures' own
+    length_log_bias: jax.Array  # [] float32, likewise
+    greedy: GreedyParams  # of the greedy heuristics; NaN = each one's own
+
+
+@struct.dataclass
+class Lane:
+    """One run: a cell and a seed; leading axes [...] when many are mapped over."""
+
+    cell: CellNumbers
+    seed: jax.Array  # [] int32, which of the S
+    key_data: jax.Array  # [2] uint32, of the random key of requests and arrivals
+    policy_seed: jax.Array  # [] uint32, of the policy's own randomness
+
+
+@struct.dataclass
+class LaneResult:
+    """What a run came to."""
+
+    metrics: jax.Array  # [len(METRICS)] float32, in their order
+    unaccounted: jax.Array  # [] int32, requests without exactly one end: a defect if above 0
+
+
+@struct.dataclass
+class _Records:
+    """The fates of T requests, with the names of ``RequestRecords``."""
+
+    status: jax.Array
+    expert: jax.Array
+    output_tokens: jax.Array
+    quality: jax.Array
+    ttft_s: jax.Array
+    latency_s: jax.Array
+    preemptions: jax.Array
+
+
+@struct.dataclass
+class _Totals:
+    """What the experts did, with the names of ``RunTotals``."""
+
+    busy_s: jax.Array
+    kv_token_s: jax.Array
+    makespan_s: jax.Array
+
+
+def run_lane(
+    config: LaneConfig,
+    policy_function: Callable[..., jax.Array],
+    policy_params: Any,
+    source: LaneSource,
+    lane: Lane,
+) -> LaneResult:
+    """Draw the requests of a run, route and drain them, and return its metrics.
+
+    Requests depend on the seed, the source and the predictor's numbers, and arrivals on the seed and the
+    process alone: cells and policies share them (common random numbers), as cases of a comparison do.
+    """
+    cell = lane.cell
+    table, gap_s, carry, logged = _route_all(config, policy_function, policy_params, source, lane)
+    records, unaccounted = _records(table, carry, logged)
+    arrival_s = jnp.cumsum(gap_s.at[0].set(0.0))
+    totals = _Totals(
+        busy_s=carry.busy_s,
+        kv_token_s=carry.kv_token_s,
+        makespan_s=jnp.max(arrival_s + jnp.nan_to_num(records.latency_s)),
+    )
+    metrics = traced_summarise(records, totals, cell.profile, cell.latency_limit_s)
+    return LaneResult(jnp.stack([metrics[name] for name in METRICS]), unaccounted)
+
+
+def lane_bytes(config: LaneConfig, source: LaneSource, lane: Lane) -> int:
+    """Return about how many bytes a run needs on a device while it runs; nothing is computed.
+
+    The requests and their log count twice, for their sorting; the edge counts 16 times, for what a heuristic
+    works out of it. A compiled program tells it exactly: see ``LaneProgram.measured_bytes``.
+
+    Args:
+      config: static sizes.
+      source: arrays, or their shapes.
+      lane: one run, arrays or shapes without a leading axis.
+    """
+
+    def first(params: None, key: jax.Array, truth: Any) -> jax.Array:
+        return jnp.int32(0)
+
+    def size(shapes: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+    kept = jax.eval_shape(lambda s, x: _route_all(config, first, None, s, x), source, lane)
+    edge = size(jax.eval_shape(lambda: empty_fleet(config.serving)))
+    return 2 * (size(kept) - edge) + 16 * edge
+
+
+def _route_all(
+    config: LaneConfig,
+    policy_function: Callable[..., jax.Array],
+    policy_params: Any,
+    source: LaneSource,
+    lane: Lane,
+) -> tuple[RequestTable, jax.Array, Carry, Logged]:
+    """Return the T requests of a run, the gaps before them, and what came of routing them."""
+    cell = lane.cell
+    table, gap_s = draw_requests(config, source, lane)
+    arriving = Arriving(
+        request=Request(
+            prompt_tokens=table.prompt_tokens,
+            output_tokens=table.output_tokens,
+            quality=table.quality,
+            predicted_output_tokens=table.predicted_output_tokens,
+            predicted_quality=table.predicted_quality,
+        ),
+        gap_after_s=jnp.append(gap_s[1:], jnp.float32(jnp.inf)),
+        request_id=jnp.arange(config.num_requests, dtype=jnp.int32),
+    )
+    params = policy_params
+    if isinstance(policy_params, GreedyParams):
+        params = jax.tree.map(
+            lambda swept, own: jnp.where(jnp.isnan(swept), own, swept), cell.greedy, policy_params
+        )
+    carry, logged, _ = route_requests(
+        config.serving,
+        policy_function,
+        False,
+        params,
+        cell.profile,
+        cell.latency_limit_s,
+        cell.length_log_std,
+        lane.policy_seed,
+        empty_fleet(config.serving),
+        arriving,
+    )
+    return table, gap_s, carry, logged
+
+
+def draw_requests(config: LaneConfig, source: LaneSource, lane: Lane) -> tuple[RequestTable, jax.Array]:
+    """Return the T requests of a run, and the gap before each, [T] float32 seconds."""
+    cell, count = lane.cell, config.num_requests
+    key = jax.random.wrap_key_data(lane.key_data)
+    if source.table is not None:
+        mine = jax.tree.map(lambda leaf: leaf[cell.fleet], source.table)
+        rows = jax.random.randint(jax.random.fold_in(key, 0), (count,), 0, mine.prompt_tokens.shape[0])
+        table = jax.tree.map(lambda leaf: leaf[rows], mine)
+    else:
+        table = draw_table(key, figures_of(source, cell), source.histogram, count)
+    process = arrival_process(config.workload, cell.arrival_rate_per_s, cell, count)
+    first = start_bin(config.workload, process, count, lane.seed, config.seeds)
+    return table, sample_gaps(jax.random.fold_in(key, 1), process, count, first)
+
+
+def figures_of(source: LaneSource, cell: CellNumbers) -> SyntheticParams:
+    """Return the figures of a cell's fleet, with the cell's predictor."""
+    assert source.figures is not None
+    mine = jax.tree.map(lambda leaf: leaf[cell.fleet], source.figures)
+    return dataclasses.replace(
+        mine,
+        error_level=cell.error_level,
+        quality_bias=mine.quality_bias + cell.quality_bias,
+        length_log_bias=mine.length_log_bias + cell.length_log_bias,
+    )
+
+
+def _records(table: RequestTable, carry: Carry, logged: Logged) -> tuple[_Records, jax.Array]:
+    """Bring every outcome to its request; a drained run leaves the last of them in the slots."""
+    outcome = jax.tree.map(
+        lambda early, late: jnp.concatenate([early, late.reshape(-1)]),
+        logged.evicted,
+        remaining_outcomes(carry.fleet),
+    )
+    count = logged.status.shape[0]
+    place = jnp.where(outcome.request_id >= 0, outcome.request_id, count)  # past the end: dropped
+
+    def enter(start: float | int, values: jax.Array) -> jax.Array:
+        return jnp.full((count,), start, values.dtype).at[place].set(values, mode="drop")
+
+    ends = jnp.zeros((count,), jnp.int32).at[place].add(1, mode="drop")
+    accepted = logged.status == COMPLETED
+    dropped = logged.status == DROPPED
+    chosen = jnp.where(dropped, 0, logged.expert)[:, None]
+    records = _Records(
+        status=logged.status,
+        expert=logged.expert,
+        output_tokens=jnp.take_along_axis(table.output_tokens, chosen, axis=-1)[:, 0],
+        quality=jnp.take_along_axis(table.quality, chosen, axis=-1)[:, 0],
+        ttft_s=enter(jnp.nan, outcome.ttft_s),
+        latency_s=enter(jnp.nan, outcome.latency_s),
+        preemptions=enter(0, outcome.preemptions),
+    )
+    return records, jnp.sum(ends != accepted.astype(jnp.int32), dtype=jnp.int32)

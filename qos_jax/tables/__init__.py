@@ -1,0 +1,1 @@
+"""From logs of prompts and answers to a request table: read, fitted, reported."""

@@ -1,0 +1,1 @@
+"""Training runs: plan, presets, loop, learning curve, several seeds at once, ablation."""

@@ -1,0 +1,150 @@
+"""Hyper-parameters as traced numbers: many settings of a training run in one program, by ``jax.vmap``."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qos_jax.errors import InputError, input_error
+from qos_jax.training.train_config import TrainConfig
+from qos_jax.workload.text_table import near_match
+
+FIELD = "vmap"
+_GROUPS = ("search", "distil", "ppo", "sac")
+Setting = Mapping[str, float]  # numbers by dotted name
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Routers that are trained at once: R, one of each setting and seed, settings outermost."""
+
+    seeds: int  # S; seed s draws the same in every setting
+    settings: tuple[Setting, ...] = ({},)
+
+    @property
+    def count(self) -> int:
+        """R."""
+        return self.seeds * len(self.settings)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Hyper-parameters that differ between settings."""
+        return tuple(self.settings[0])
+
+    def setting(self, router: int) -> Setting:
+        """The setting of a router."""
+        return self.settings[router // self.seeds]
+
+    def label(self, router: int) -> str:
+        """What its folder is called: its seed, below its setting where there are several."""
+        seed = str(router % self.seeds)
+        return f"{label(self.setting(router))}/{seed}" if self.names else seed
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint's configuration says of it."""
+        settings = {"vmap": [dict(setting) for setting in self.settings]} if self.names else {}
+        return {"vmap_seeds": self.seeds, **settings}
+
+
+def label(setting: Setting) -> str:
+    """A setting in words, ``ppo.clip=0.1,ppo.gamma=0.99``."""
+    return ",".join(f"{name}={value:g}" for name, value in setting.items())
+
+
+def numbers_of(config: TrainConfig) -> dict[str, float]:
+    """The hyper-parameters that may be traced, by dotted name: those with a fraction, of what trains.
+
+    Whole numbers are sizes and counts, which shape the program; those of the network are what its weights are
+    for.
+    """
+    trains = {"search": config.search.updates > 0, "distil": config.distil.updates > 0, config.agent: True}
+    found = {"impact_weight": config.impact_weight}
+    for group in (name for name in _GROUPS if trains.get(name)):
+        part = getattr(config, group)
+        kinds = typing.get_type_hints(type(part))
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, float) and float in (kinds[field.name], *typing.get_args(kinds[field.name])):
+                found[f"{group}.{field.name}"] = value
+    return found
+
+
+def grid(config: TrainConfig, axes: Sequence[str]) -> tuple[Setting, ...]:
+    """Every combination of the axes' values, the last axis fastest; one empty setting of no axes.
+
+    Args:
+      config: the run whose numbers are replaced.
+      axes: ``NAME=VALUE,VALUE,...`` each.
+
+    Raises:
+      InputError: an axis that is not so written, an unknown name, or a value that the run refuses.
+    """
+    values: dict[str, list[float]] = {}
+    known = numbers_of(config)
+    for axis in axes:
+        name, equals, text = axis.partition("=")
+        if not equals or not text.strip():
+            raise input_error(f"{axis!r} is not NAME=VALUE,VALUE,...", field=FIELD, remedy="write it so")
+        if name not in known:
+            raise input_error(
+                f"{name!r} is no number of this run that can be traced{near_match(name, known)}",
+                field=FIELD,
+                remedy=f"use one of {', '.join(known)}",
+            )
+        if name in values:
+            raise input_error(f"names {name!r} twice", field=FIELD, remedy="give its values in one axis")
+        try:
+            values[name] = [float(part) for part in text.split(",")]
+        except ValueError:
+            raise input_error(f"{text!r} are not numbers", field=FIELD, remedy="separate by commas") from None
+        if len(set(values[name])) < len(values[name]):
+            raise input_error(f"{axis!r} repeats a value", field=FIELD, remedy="give each once")
+    settings = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    for setting in settings:
+        checked(config, setting)
+    return tuple(settings)
+
+
+def checked(config: TrainConfig, setting: Setting) -> TrainConfig:
+    """The run with the numbers of a setting.
+
+    Raises:
+      InputError: what the configuration refuses, naming the field.
+    """
+    for name, value in setting.items():
+        group, _, field = name.rpartition(".")
+        change: dict[str, Any] = {field: value}
+        try:
+            if group:
+                change = {group: dataclasses.replace(getattr(config, group), **change)}
+            config = dataclasses.replace(config, **change)
+        except (InputError, ValueError) as error:
+            raise input_error(
+                f"{name} = {value:g} is refused ({error})", field=FIELD, remedy="mend it"
+            ) from None
+    return config
+
+
+def unchecked(config: TrainConfig, setting: Mapping[str, Any]) -> TrainConfig:
+    """The same without the configuration's checks, which cannot look at traced numbers, [] float32 each.
+
+    With those it must not leave the function that traces: it is no key of a cache, and two do not compare.
+    """
+    config = _copy_with(config, {})
+    for name, value in setting.items():
+        group, _, field = name.rpartition(".")
+        change = {group: _copy_with(getattr(config, group), {field: value})} if group else {field: value}
+        config = _copy_with(config, change)
+    return config
+
+
+def _copy_with(part: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a frozen dataclass with other values, without its checks, which need known numbers."""
+    new = copy.copy(part)
+    for name, value in changes.items():
+        object.__setattr__(new, name, value)
+    return new

@@ -1,0 +1,111 @@
+"""Judge a router in training: on fixed cases, against the baseline on the very same requests."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qos_jax.policies import Policy, policy
+from qos_jax.policies.learned import learned_policy
+from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
+from qos_jax.simulation.cases import TRACE, Case, CaseConfig, build_cases
+from qos_jax.simulation.policy_runs import compare
+from qos_jax.training.plan import TrainPlan
+from qos_jax.training.train_config import EvaluationConfig
+
+BASELINE = "load_aware_greedy"  # what a router with the residual is before it has learned anything
+LEARNED = "learned"
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseScore:
+    """What the router and the baseline reached on one case, seed by seed."""
+
+    workload: str
+    arrival_rate_per_s: float  # requests / s, of the whole fleet
+    average_qos: np.ndarray  # [S] of the router
+    baseline_qos: np.ndarray  # [S] of the baseline, on the same requests
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """An evaluation of the router as it stood after an update."""
+
+    update: int
+    scores: tuple[CaseScore, ...]
+
+    @property
+    def qos(self) -> Estimate:
+        """Average QoS, all cases weighing the same."""
+        return mean_ci(np.mean([score.average_qos for score in self.scores], axis=0))
+
+    @property
+    def difference(self) -> Estimate:
+        """Average QoS less the baseline's, all cases weighing the same."""
+        ours, theirs = (
+            np.mean([getattr(score, name) for score in self.scores], axis=0)
+            for name in ("average_qos", "baseline_qos")
+        )
+        return paired_difference(ours, theirs)
+
+
+class Judge:
+    """The cases, and what the baseline reached on them, which is simulated once."""
+
+    def __init__(self, plan: TrainPlan) -> None:
+        self._plan = plan
+        network = plan.config.network
+        self._cases = judged_cases(plan, plan.config.evaluation)
+        self._baseline = self._run(policy(BASELINE, allow_drop=network.allow_drop))
+
+    def judge(self, update: int, params: Any) -> Judgement:
+        """Return what the parameters of the network are worth."""
+        reached = self._run(learned_policy(LEARNED, self._plan.config.network, params))
+        rows = zip(self._cases, reached, self._baseline, strict=True)
+        return Judgement(
+            update,
+            tuple(CaseScore(case.workload, case.arrival_rate_per_s, ours, base) for case, ours, base in rows),
+        )
+
+    def _run(self, router: Policy) -> list[np.ndarray]:
+        compared = compare(self._plan.serving, [router], self._cases, workers=1)
+        return [result.metrics["average_qos"] for result in compared.results]
+
+
+def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
+    """Return the cases that a run is judged on: from its table's validation rows, if it has a table.
+
+    A trace that it trains on, whole, is one of them.
+    """
+    source = plan.figures if plan.held_out_table is None else plan.held_out_table
+    cases = CaseConfig(
+        workloads=config.workloads if plan.trace is None else (*config.workloads, TRACE),
+        loads=config.loads,
+        arrival_rates=config.arrival_rates,
+        seeds=config.seeds,
+        seed=config.seed,
+        num_requests=config.num_requests,
+        table_match="even",  # as in training
+    )
+    return build_cases(cases, plan.fleet, source, plan.latency_limit_s, plan.trace)
+
+
+def judgement_line(judgement: Judgement) -> dict[str, Any]:
+    """Return a judgement as JSON, for ``metrics.jsonl``."""
+    return dataclasses.asdict(judgement)
+
+
+def judgements(lines: Sequence[Mapping[str, Any]]) -> list[Judgement]:
+    """Return the judgements that lines of ``metrics.jsonl`` hold, in their order."""
+    return [
+        Judgement(line["update"], tuple(_score(**score) for score in line["scores"]))
+        for line in lines
+        if "scores" in line
+    ]
+
+
+def _score(workload: str, arrival_rate_per_s: float, average_qos: list, baseline_qos: list) -> CaseScore:
+    return CaseScore(workload, arrival_rate_per_s, np.array(average_qos), np.array(baseline_qos))

@@ -1,0 +1,83 @@
+"""What is kept of a training run as it goes: ``metrics.jsonl``, event files for TensorBoard, the curve."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qos_jax.runs import plot_style
+from qos_jax.runs.folder import RunFolder
+from qos_jax.training.curve import learning_curve, write_learning_curve_csv
+from qos_jax.training.judge import Judgement, judgement_line, judgements
+
+CURVE_CSV, CURVE_PLOT, BOARD = "evaluations.csv", "plots/learning_curve.png", "tensorboard"
+
+
+class TrainingLog:
+    """Writes what training tells; each line is on disk before the next update begins."""
+
+    def __init__(self, folder: RunFolder, update: int, phase_ends: Mapping[str, int], *, plot: bool) -> None:
+        """Continue after ``update``, forgetting what was written of later ones, which will be done again."""
+        self.judged: list[Judgement] = judgements(lines_until(folder, update))
+        self._folder, self._phase_ends, self._plot = folder, phase_ends, plot
+        self._board = _board(folder, update)
+
+    def train(self, place: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Write the metrics of some updates.
+
+        Args:
+          place: ``phase``, ``update`` and what else tells where the run is.
+          metrics: their means over the updates since the last line.
+        """
+        self._folder.append_metrics({**place, "metrics": metrics})
+        self._show(place["update"], {f"{place['phase']}/{name}": value for name, value in metrics.items()})
+
+    def judge(self, place: Mapping[str, Any], judgement: Judgement) -> None:
+        """Write an evaluation, and the learning curve with it."""
+        self._folder.append_metrics({**place, **judgement_line(judgement)})
+        self.judged.append(judgement)
+        figures = {
+            "evaluation/average_qos": float(judgement.qos.mean),
+            "evaluation/difference": float(judgement.difference.mean),
+        }
+        self._show(judgement.update, figures)
+        write_learning_curve_csv(self._folder.file(CURVE_CSV), self.judged)
+        if self._plot:
+            figure = learning_curve(self.judged, self._phase_ends)
+            plot_style.save_figure(figure, self._folder.file(CURVE_PLOT))
+
+    def best(self) -> Judgement:
+        """Return the evaluation of the highest QoS after the start, the later on a tie."""
+        after = [judgement for judgement in self.judged if judgement.update > 0]
+        return max(after, key=lambda judgement: (float(judgement.qos.mean), judgement.update))
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._board is not None:
+            self._board.close()
+
+    def _show(self, update: int, figures: Mapping[str, float]) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                if np.isfinite(value):
+                    self._board.add_scalar(name, value, update)
+            self._board.flush()
+
+
+def lines_until(folder: RunFolder, update: int) -> list[dict[str, Any]]:
+    """Return the lines of ``metrics.jsonl`` up to ``update``, none if that is 0; remove the others."""
+    kept = [line for line in folder.read_metrics() if update > 0 and line.get("update", 0) <= update]
+    folder.replace_metrics(kept)
+    return kept
+
+
+def _board(folder: RunFolder, update: int) -> Any:
+    """Return a writer of event files, which hides what earlier ones hold of later updates; None without."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        return None
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder.file(BOARD)), purge_step=update + 1 if update else None)

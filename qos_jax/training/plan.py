@@ -1,0 +1,210 @@
+"""From a configuration to what trains: files read, environments built, one learner per phase."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qos_jax.errors import InputError, input_error
+from qos_jax.learning.distil import make_distil
+from qos_jax.learning.ppo import make_ppo
+from qos_jax.learning.sac import make_sac
+from qos_jax.learning.search import make_search
+from qos_jax.learning.types import Learner, Metrics
+from qos_jax.routing import EnvConfig, EnvParams, RoutingEnvironment
+from qos_jax.serving import ServingConfig
+from qos_jax.training.hyper import Together, unchecked
+from qos_jax.training.scenario import Scenario, recorded_of, sample_params
+from qos_jax.training.train_config import TrainConfig
+from qos_jax.workload import Fleet, NamedTable, SyntheticParams, Trace, split_rows
+from qos_jax.workload.named_table import SPLITS
+from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
+
+# Of the experts drawn for a fleet without figures: the models must not change with the seed of training, and
+# are those that a comparison draws by default.
+_FIGURES_SEED = 0
+
+# (key) -> (network parameters, metrics of every update by phase, leaves [updates])
+Train = Callable[[jax.Array], tuple[Any, dict[str, Metrics]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of a run with a learner of its own, which starts from the parameters of the one before."""
+
+    name: str  # "search", "distil" or the agent's
+    learner: Learner
+    updates: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPlan:
+    """A training run that has passed every check; see :func:`load_plan`."""
+
+    config: TrainConfig
+    fleet_file: pathlib.Path
+    fleet: Fleet
+    latency_limit_s: float
+    figures: SyntheticParams
+    figures_are_drawn: bool  # the fleet's models have none: those of drawn experts stand in
+    table: NamedTable | None  # to train on
+    held_out_table: NamedTable | None  # to evaluate on: the validation rows, if there are any
+    trace: Trace | None  # to train and evaluate on
+    serving: ServingConfig
+    phases: tuple[Phase, ...]
+    phases_of: Callable[[TrainConfig], tuple[Phase, ...]]  # the same of a run with other hyper-parameters
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of all phases."""
+        return sum(phase.updates for phase in self.phases)
+
+
+def load_plan(config: TrainConfig) -> TrainPlan:
+    """Read the files of a training run, check that they fit, and build its learners; nothing is written.
+
+    Raises:
+      InputError: naming file, row, field and remedy of the first fault found.
+    """
+    file, fleet = open_fleet(config.fleet)
+    limit_s = limit_of(file, config.latency_limit_s)
+    figures, drawn = figures_for(fleet, _FIGURES_SEED)
+    table = held_out = None
+    if config.table is not None:
+        whole = open_table(config.table, fleet)
+        table = split_rows(whole, config.table_split)
+        try:
+            held_out = split_rows(whole, SPLITS[1])
+        except InputError:  # it has no such rows
+            held_out = table
+    trace = None
+    if config.trace is not None:
+        trace = open_trace(config.trace, config.trace_start_s, config.trace_end_s)
+    serving = ServingConfig(
+        fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
+    )
+    scenario = Scenario(
+        profile=jax.tree.map(jnp.asarray, fleet.profile),
+        latency_limit_s=jnp.float32(limit_s),
+        calibration=figures,
+        table=None if table is None else table.table,
+        recorded=None if trace is None else recorded_of(trace),
+    )
+
+    def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
+        paid = dataclasses.replace(
+            scenario, impact_weight=config.impact_weight, discount=config.reward_discount
+        )
+        return _phases(config, serving, paid)
+
+    return TrainPlan(
+        config=config,
+        fleet_file=file,
+        fleet=fleet,
+        latency_limit_s=limit_s,
+        figures=figures,
+        figures_are_drawn=drawn,
+        table=table,
+        held_out_table=held_out,
+        trace=trace,
+        serving=serving,
+        phases=phases_of(config),
+        phases_of=phases_of,
+    )
+
+
+def make_train(config: TrainConfig) -> Train:
+    """Return the whole training as one function of a key, to be jitted, and vmapped over seeds.
+
+    It takes every update of every phase, as :func:`~qos_jax.training.run.execute_training` does,
+    without evaluations and checkpoints: ``jax.jit(jax.vmap(make_train(config)))(jax.random.split(key, 8))``
+    trains eight routers at once.
+
+    Raises:
+      InputError: as :func:`load_plan`.
+    """
+    phases = load_plan(config).phases
+
+    def train(key: jax.Array) -> tuple[Any, dict[str, Metrics]]:
+        params, metrics = None, {}
+        for index, phase in enumerate(phases):
+            state, metrics[phase.name] = _every_update(
+                phase, phase.learner.init(phase_key(key, index), params)
+            )
+            params = phase.learner.params(state)
+        return params, metrics
+
+    return train
+
+
+def phase_key(key: jax.Array, index: int) -> jax.Array:
+    """Return the key of a phase, from that of the run."""
+    return jax.random.fold_in(key, index)
+
+
+def over_routers(plan: TrainPlan, together: Together) -> TrainPlan:
+    """Return the plan with learners of R runs at once; keys, states and metrics get an axis [R]."""
+    by_setting = {name: [setting[name] for setting in together.settings] for name in together.names}
+    values = {
+        name: jnp.repeat(jnp.array(given, jnp.float32), together.seeds) for name, given in by_setting.items()
+    }
+
+    def all_at_once(index: int, phase: Phase) -> Phase:
+        def learner(values: dict[str, jax.Array]) -> Learner:
+            phases = plan.phases_of(unchecked(plan.config, values)) if values else plan.phases
+            return phases[index].learner
+
+        def init(keys: jax.Array, params: Any | None = None) -> Any:
+            def one(key: jax.Array, values: dict[str, jax.Array], params: Any | None) -> Any:
+                return learner(values).init(key, params)
+
+            return jax.vmap(one, in_axes=(0, 0, None if params is None else 0))(keys, values, params)
+
+        def update(states: Any) -> tuple[Any, Metrics]:
+            return jax.vmap(lambda state, values: learner(values).update(state))(states, values)
+
+        learners = Learner(
+            init=init,
+            update=update,
+            params=jax.vmap(phase.learner.params),
+            decisions_per_update=together.count * phase.learner.decisions_per_update,
+        )
+        return dataclasses.replace(phase, learner=learners)
+
+    phases = (all_at_once(index, phase) for index, phase in enumerate(plan.phases))
+    return dataclasses.replace(plan, phases=tuple(phases))
+
+
+def _every_update(phase: Phase, state: Any) -> tuple[Any, Metrics]:
+    return jax.lax.scan(lambda state, _: phase.learner.update(state), state, None, length=phase.updates)
+
+
+def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> tuple[Phase, ...]:
+    env = RoutingEnvironment(
+        EnvConfig(serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
+    )
+
+    def draw(key: jax.Array) -> EnvParams:
+        return sample_params(key, config.scenario, scenario)
+
+    phases = []
+    if config.search.updates > 0:
+        phases.append(
+            Phase("search", make_search(env, draw, config.network, config.search), config.search.updates)
+        )
+    if config.distil.updates > 0:
+        phases.append(
+            Phase("distil", make_distil(env, draw, config.network, config.distil), config.distil.updates)
+        )
+    if config.agent == "ppo":
+        phases.append(Phase("ppo", make_ppo(env, draw, config.network, config.ppo), config.ppo.total_updates))
+    elif config.agent == "sac":
+        phases.append(Phase("sac", make_sac(env, draw, config.network, config.sac), config.sac.total_updates))
+    if not phases:
+        raise input_error("nothing trains", field="agent", remedy="choose an agent")
+    return tuple(phases)

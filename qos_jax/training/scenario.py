@@ -1,0 +1,252 @@
+"""Domain randomisation: draw an environment's numbers, from load to fleet, as traced values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.params import EnvParams, make_params
+from qos_jax.serving import FleetProfile
+from qos_jax.training.scenario_config import ScenarioConfig
+from qos_jax.workload import (
+    AddedError,
+    RequestTable,
+    SyntheticParams,
+    Trace,
+    gaps_s,
+    known_log_std,
+    known_rate_per_s,
+    make_process,
+    measure_prediction_error,
+    sample_table,
+    table_for_trace,
+    with_prediction_error,
+    with_recording,
+)
+from qos_jax.workload.capacity import traced_capacity_per_s
+
+# Folded into an episode's key; above its splits, which hash as small numbers do.
+_ADDED_ERROR_DRAW, _REPLAY_DRAW, _STEADY_DRAW = 1000, 1001, 1002
+_SWING_BINS = 24
+
+
+@struct.dataclass
+class Recorded:
+    """A trace to train on, G + 1 requests."""
+
+    rate_per_s: jax.Array  # [] float32, its mean arrival rate
+    gap_s: jax.Array  # [G] float32, between its arrivals
+    prompt_tokens: jax.Array  # [G + 1] int32
+    output_tokens: jax.Array  # [G + 1] int32
+
+
+def recorded_of(trace: Trace) -> Recorded:
+    """Return what training needs of a trace.
+
+    Raises:
+      InputError: its requests arrive at one instant, so that it has no rate.
+    """
+    return Recorded(
+        rate_per_s=jnp.float32(known_rate_per_s(trace)),
+        gap_s=jnp.asarray(gaps_s(trace.arrival_s[:-1], trace.arrival_s[1:])),
+        prompt_tokens=jnp.asarray(trace.prompt_tokens),
+        output_tokens=jnp.asarray(trace.output_tokens),
+    )
+
+
+@struct.dataclass
+class Scenario:
+    """What the draws vary: a fleet, its models' figures or a table of real requests, and L."""
+
+    profile: FleetProfile  # leaves [N]
+    latency_limit_s: jax.Array  # [] float32, seconds per output token
+    calibration: SyntheticParams  # figures of N experts, for synthetic requests
+    table: RequestTable | None = None  # [M'], real requests: drawn from instead, where given
+    recorded: Recorded | None = None  # whose arrivals are replayed, and lengths drawn for synthetic requests
+    impact_weight: jax.Array | float = 1.0  # of the paper's reward
+    discount: jax.Array | float = 0.99  # gamma of the potential-based reward
+
+
+def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) -> EnvParams:
+    """Draw the numbers of one episode; jittable, ``jax.vmap`` it over keys.
+
+    Where ``scenario.table`` is given, the error of its predictions is its own: ``error_level``,
+    ``trace_share`` and the ranges of prompt and output lengths do not matter. Of a recorded trace,
+    ``replay_share`` of the episodes have the gaps, at ``replay_rate`` of its rate, and their synthetic
+    requests its lengths; load, bursts and swing do not matter to them. Errors added come on top, of a table
+    and of synthetic requests; a router is told of the noise of lengths, never of a bias (``known_log_std``).
+    Without a recorded trace, and by ranges that add no error, every other draw is left as it is.
+    """
+    keys = iter(jax.random.split(key, 12))
+
+    def uniform(ends: tuple[float, float]) -> jax.Array:
+        return jax.random.uniform(next(keys), minval=ends[0], maxval=ends[1])
+
+    def log_uniform(ends: tuple[float, float]) -> jax.Array:
+        low, high = jnp.log(jnp.float32(ends[0])), jnp.log(jnp.float32(ends[1]))
+        return jnp.exp(jax.random.uniform(next(keys), minval=low, maxval=high))
+
+    profile = _vary_fleet(next(keys), config, scenario.profile)
+    replay = None if scenario.recorded is None else _draw_replay(key, config, scenario.recorded)
+    table = _draw_table(next(keys), config, scenario, replay)
+    if config.arrival_rate is None:
+        rate_per_s = log_uniform(config.load) * jnp.sum(traced_capacity_per_s(profile, table))
+    else:
+        rate_per_s = log_uniform(config.arrival_rate)
+    if replay is not None:
+        rate_per_s = jnp.where(replay.happens, replay.rate_per_s, rate_per_s)
+    steady = jax.random.uniform(jax.random.fold_in(key, _STEADY_DRAW)) < config.steady_share
+    process = make_process(
+        rate_per_s,
+        burst_factor=jnp.where(steady, 1.0, log_uniform(config.burst_factor)),
+        burst_mean_s=log_uniform(config.burst_mean_s),
+        calm_mean_s=log_uniform(config.calm_mean_s),
+        **_swinging(config, steady, uniform, log_uniform),
+    )
+    if replay is not None and scenario.recorded is not None:
+        process = with_recording(process, scenario.recorded.gap_s, replay.happens)
+    latency_limit_s = scenario.latency_limit_s * log_uniform(config.limit_scale)
+    measured = measure_prediction_error(scenario.table if scenario.table is not None else table)
+    length_log_std = measured.length_log_std
+    if config.adds_error:
+        draw_key, miss_key = jax.random.split(jax.random.fold_in(key, _ADDED_ERROR_DRAW))
+        error = _draw_error(draw_key, config)
+        table = with_prediction_error(miss_key, table, error)
+        length_log_std = known_log_std(length_log_std, error)
+    return make_params(
+        profile,
+        table,
+        latency_limit_s,
+        length_log_std,
+        process=process,
+        impact_weight=scenario.impact_weight,
+        discount=scenario.discount,
+    )
+
+
+def _swinging(
+    config: ScenarioConfig,
+    steady: jax.Array,
+    uniform: Callable[[tuple[float, float]], jax.Array],
+    log_uniform: Callable[[tuple[float, float]], jax.Array],
+) -> dict[str, jax.Array]:
+    """A rate that rises and falls as a sine from a phase of its own, in steps; none if it never swings.
+
+    In a ``steady`` episode, [] bool, its swing is 0.
+    """
+    if config.swing[1] == 0:
+        return {}
+    phase = (jnp.arange(_SWING_BINS, dtype=jnp.float32) + 0.5) / _SWING_BINS + uniform((0.0, 1.0))
+    return {
+        "profile": 1.0 - jnp.where(steady, 0.0, uniform(config.swing)) * jnp.cos(2.0 * jnp.pi * phase),
+        "bin_s": log_uniform(config.period_s) / _SWING_BINS,
+    }
+
+
+@struct.dataclass
+class _Replay:
+    """Whether an episode replays the recording, and how."""
+
+    happens: jax.Array  # [] bool
+    rate_per_s: jax.Array  # [] float32
+    prompt_tokens: jax.Array  # [M] int32, of requests of the recording
+    output_tokens: jax.Array  # [M] int32
+
+
+def _draw_replay(key: jax.Array, config: ScenarioConfig, recorded: Recorded) -> _Replay:
+    share_key, rate_key, rows_key = jax.random.split(jax.random.fold_in(key, _REPLAY_DRAW), 3)
+    low, high = config.replay_rate
+    scale = jnp.float32(low) * jnp.float32(high / low) ** jax.random.uniform(rate_key)
+    rows = jax.random.randint(rows_key, (config.table_rows,), 0, recorded.prompt_tokens.shape[0])
+    return _Replay(
+        happens=jax.random.uniform(share_key) < config.replay_share,
+        rate_per_s=recorded.rate_per_s * scale,
+        prompt_tokens=recorded.prompt_tokens[rows],
+        output_tokens=recorded.output_tokens[rows],
+    )
+
+
+def _draw_error(key: jax.Array, config: ScenarioConfig) -> AddedError:
+    """How much worse the predictions of one episode are, scalars."""
+    names = [field.name for field in dataclasses.fields(AddedError)]
+    drawn = {}
+    for name, one in zip(names, jax.random.split(key, len(names)), strict=True):
+        low, high = getattr(config, name)
+        drawn[name] = jax.random.uniform(one, minval=low, maxval=high)
+    return AddedError(**drawn)
+
+
+def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -> FleetProfile:
+    """Speed up and slow down each expert, as a whole and coefficient by coefficient."""
+    speed_key, part_key = jax.random.split(key)
+    shape = profile.decode_base_s.shape
+    speed = jnp.exp(config.speed_log_std * jax.random.normal(speed_key, shape))
+    changed = {}
+    for index, name in enumerate(sorted(vars(profile))):
+        if name.endswith("_s") and name != "network_rtt_s":
+            part = jax.random.normal(jax.random.fold_in(part_key, index), shape)
+            value = jnp.asarray(getattr(profile, name))
+            changed[name] = value * speed * jnp.exp(config.part_log_std * part)
+    return dataclasses.replace(profile, **changed)
+
+
+def _draw_table(
+    key: jax.Array, config: ScenarioConfig, scenario: Scenario, replay: _Replay | None
+) -> RequestTable:
+    rows = config.table_rows
+    if scenario.table is not None:
+        chosen = jax.random.randint(key, (rows,), 0, scenario.table.prompt_tokens.shape[0])
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], scenario.table)
+    error_key, order_key, kind_key, own_key, trace_key, length_key = jax.random.split(key, 6)
+    low, high = config.error_level
+    models = dataclasses.replace(
+        scenario.calibration, error_level=jax.random.uniform(error_key, minval=low, maxval=high)
+    )
+    if config.shuffle_models:
+        models = _reordered(models, jax.random.permutation(order_key, models.num_experts))
+    own = sample_table(own_key, models, rows)
+    prompt_tokens, output_tokens = _draw_lengths(length_key, config)
+    like_trace = jax.random.uniform(kind_key) < config.trace_share
+    if replay is not None:
+        prompt_tokens = jnp.where(replay.happens, replay.prompt_tokens, prompt_tokens)
+        output_tokens = jnp.where(replay.happens, replay.output_tokens, output_tokens)
+        like_trace = like_trace | replay.happens
+    recorded = table_for_trace(trace_key, models, prompt_tokens, output_tokens)
+    return jax.tree.map(lambda a, b: jnp.where(like_trace, a, b), recorded, own)
+
+
+def _draw_lengths(key: jax.Array, config: ScenarioConfig) -> tuple[jax.Array, jax.Array]:
+    """Prompt and output tokens of an episode with log-normal lengths, two [M] int32."""
+    prompt_key, output_key, range_key = jax.random.split(key, 3)
+    spans = jax.random.uniform(range_key, (4,))
+
+    def log_normal(key: jax.Array, median: jax.Array, log_std: jax.Array, most: float) -> jax.Array:
+        tokens = median * jnp.exp(log_std * jax.random.normal(key, (config.table_rows,)))
+        return jnp.clip(jnp.round(tokens), 1.0, most).astype(jnp.int32)
+
+    def between(share: jax.Array, ends: tuple[float, float], log: bool) -> jax.Array:
+        if not log:
+            return ends[0] + share * (ends[1] - ends[0])
+        return jnp.float32(ends[0]) * jnp.float32(ends[1] / ends[0]) ** share
+
+    prompt_median = between(spans[0], config.prompt_median, True)
+    prompt_log_std = between(spans[1], config.prompt_log_std, False)
+    output_median = between(spans[2], config.output_median, True)
+    output_log_std = between(spans[3], config.output_log_std, False)
+    return (
+        log_normal(prompt_key, prompt_median, prompt_log_std, 8192.0),
+        log_normal(output_key, output_median, output_log_std, 2048.0),
+    )
+
+
+def _reordered(models: SyntheticParams, order: jax.Array) -> SyntheticParams:
+    """The models in another order over the servers; ``order`` [N] int32, traced."""
+    per_task = ("quality_threshold", "length_log_mean", "length_log_std", "runaway_threshold", "cap_tokens")
+    moved: dict[str, Any] = {name: jnp.asarray(getattr(models, name))[:, order] for name in per_task}
+    moved |= {name: jnp.asarray(getattr(models, name))[order] for name in ("quality_bias", "length_log_bias")}
+    return dataclasses.replace(models, **moved)

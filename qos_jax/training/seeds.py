@@ -1,0 +1,154 @@
+"""Train several routers at once, of every seed and setting, in one program: a run like any, with curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qos_jax.devices import lane_mesh
+from qos_jax.errors import input_error
+from qos_jax.runs import checkpoint, plot_style
+from qos_jax.runs.checkpoint_record import CHECKPOINTS, step_folders
+from qos_jax.runs.folder import RunFolder
+from qos_jax.runs.whole_folder import remove_folder
+from qos_jax.training.hyper import Together, checked
+from qos_jax.training.judge import Judge
+from qos_jax.training.log import CURVE_CSV, CURVE_PLOT, lines_until
+from qos_jax.training.loop import Place, Recorder, TrainingRun, Verdict, phase_ends, say, train
+from qos_jax.training.plan import TrainPlan, over_routers
+from qos_jax.training.run import open_training
+from qos_jax.training.seed_curve import Point, curve, render_point, write_curve_csv
+
+POLICIES = "seeds"
+
+
+def open_seed_training(
+    plan: TrainPlan,
+    together: Together,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> TrainingRun:
+    """Open the folder of such a run, as :func:`~qos_jax.training.run.open_training` does.
+
+    Raises:
+      InputError: as there; fewer than one seed; a run on many hosts; trained routers in the folder, and
+        neither ``overwrite`` nor ``resume`` is given.
+    """
+    if together.seeds < 1:
+        raise input_error(f"{together.seeds} is below 1", field="vmap_seeds", remedy="give at least 1")
+    if jax.process_count() > 1:
+        raise input_error(
+            "several seeds are trained on one host",
+            field="vmap_seeds",
+            remedy="leave it out, or the other hosts",
+        )
+    policies = Path(out) / POLICIES
+    is_resumed = resume and bool(step_folders(Path(out) / CHECKPOINTS))
+    if policies.is_dir() and not overwrite and not is_resumed:
+        raise input_error(
+            f"holds trained routers in {POLICIES}/",
+            file=out,
+            remedy="choose another folder with --out, or give --overwrite",
+        )
+    run = open_training(
+        over_routers(plan, together), out, overwrite=overwrite, resume=resume, together=together
+    )
+    if policies.is_dir() and not is_resumed:
+        remove_folder(policies)
+    return run
+
+
+def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
+    """Train the routers to the end, and leave curves and every router's last policy in the folder.
+
+    Seed s draws as a run with the key ``split(key(seed), seeds)[s]`` does, in every setting; all are judged
+    on the same cases. There is a line of metrics and a checkpoint of all routers at each evaluation. Ctrl-C
+    stops at the next one; a second one stops at once.
+
+    Args:
+      run: of :func:`open_seed_training`.
+      plot: whether to draw the curve.
+
+    Raises:
+      InputError: a metric is not finite any more, or a file cannot be written.
+      KeyboardInterrupt: it was stopped.
+    """
+    plan, folder, together = run.plan, run.folder, run.together
+    assert folder is not None
+    assert together is not None
+    log = _SeedLog(folder, run.update, phase_ends(plan), together, plot=plot)
+    state = run.state
+    if run.update < plan.total_updates:
+        # On one device: what is shared out to several are environments, and here the routers fill it.
+        state = train(run, _recorder(plan, log, together), lane_mesh(1), every_evaluation=True)
+    params = jax.device_get(plan.phases[-1].learner.params(state))
+    for router in range(together.count):
+        policy = folder.file(f"{POLICIES}/{together.label(router)}")
+        if not policy.is_dir():  # else a run resumed at its end wrote it, whole
+            checkpoint.save_policy(
+                policy,
+                _of_router(params, router),
+                checked(plan.config, together.setting(router)),
+                average_qos=log.points[-1].average_qos[router],
+            )
+    return log.points
+
+
+class _SeedLog:
+    """Writes what training tells, as ``TrainingLog`` does for one router."""
+
+    def __init__(
+        self, folder: RunFolder, update: int, ends: Mapping[str, int], together: Together, *, plot: bool
+    ) -> None:
+        lines = lines_until(folder, update)
+        self.points = [Point(**_arrays(line)) for line in lines if "average_qos" in line]
+        self._folder, self._ends, self._together, self._plot = folder, ends, together, plot
+
+    def metrics(self, place: Place, metrics: Mapping[str, Any]) -> None:
+        line = {name: place[name] for name in ("phase", "update")}
+        self._folder.append_metrics({**line, "metrics": metrics})
+
+    def judge(self, point: Point) -> None:
+        self._folder.append_metrics(dataclasses.asdict(point))
+        self.points.append(point)
+        write_curve_csv(self._folder.file(CURVE_CSV), self.points, self._together)
+        if self._plot:
+            figure = curve(self.points, self._ends, self._together)
+            plot_style.save_figure(figure, self._folder.file(CURVE_PLOT))
+
+
+def _recorder(plan: TrainPlan, log: _SeedLog, together: Together) -> Recorder:
+    say("simulating the baseline")
+    judge = Judge(plan)
+
+    def evaluate(place: Place, params: Any) -> Verdict:
+        routers = range(together.count)
+        each = [judge.judge(place["update"], _of_router(params, router)) for router in routers]
+        point = Point(
+            place["update"],
+            np.array([float(one.qos.mean) for one in each]),
+            np.array([float(one.difference.mean) for one in each]),
+        )
+        log.judge(point)
+        say(render_point(point))
+        return Verdict(average_qos=None, is_best=False)  # routers do not do best at the same update
+
+    return Recorder(metrics=log.metrics, evaluate=evaluate)
+
+
+def _arrays(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a point from its line of ``metrics.jsonl``."""
+    values = {name: np.array(line[name], np.float64) for name in ("average_qos", "difference")}
+    return {"update": line["update"], **values}
+
+
+def _of_router(params: Any, router: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[router], params)

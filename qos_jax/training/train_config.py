@@ -1,0 +1,129 @@
+"""Every choice of a training run, in one place: what the flags of ``launch.train`` are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+
+from qos_jax.errors import input_error
+from qos_jax.learning.distil import DistilConfig
+from qos_jax.learning.ppo import PPOConfig
+from qos_jax.learning.sac_config import SACConfig
+from qos_jax.learning.search import SearchConfig
+from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.routing.params import REWARDS
+from qos_jax.serving import SCHEDULERS
+from qos_jax.training.scenario_config import ScenarioConfig
+from qos_jax.workload.named_table import ALL_ROWS, SPLITS
+
+AGENTS = ("ppo", "sac", "none")
+JUDGED_ON = ("poisson", "gamma", "mmpp", "diurnal")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How a run is judged on the way: every workload at every load, the same requests for the baseline.
+
+    These cases choose the best checkpoint, so no figure reported of the router may be of their seed.
+
+    Raises:
+      InputError: a value out of its range, naming the field.
+    """
+
+    every: int = 50  # updates between two evaluations; also at the start and the end of each phase
+    workloads: tuple[str, ...] = ("poisson", "mmpp", "diurnal")  # also: gamma; and the trace, if there is one
+    loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity
+    arrival_rates: tuple[float, ...] = ()  # requests / s, in place of the loads
+    seeds: int = 8  # independent draws of requests and arrivals
+    num_requests: int = 512  # of each
+    seed: int = 10_000  # of all draws
+
+    def __post_init__(self) -> None:
+        for field in ("every", "seeds", "num_requests"):
+            _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
+        for name in self.workloads:
+            _one_of("workloads", name, JUDGED_ON)
+        _check("workloads", self.workloads, len(set(self.workloads)) == len(self.workloads), "name each once")
+        for field in ("loads", "arrival_rates"):
+            fine = all(0 < value < math.inf for value in getattr(self, field))
+            fine = fine and len(set(getattr(self, field))) == len(getattr(self, field))
+            _check(field, getattr(self, field), fine, "give finite numbers above 0, each once")
+        _check("loads", self.loads, bool(self.loads or self.arrival_rates), "give loads or arrival_rates")
+        _check("seed", self.seed, 0 <= self.seed < 2**32, "use 0 to 2^32 - 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run: ``search`` and ``distil``, if they have any updates, then the agent, if there is one.
+
+    Raises:
+      InputError: a value out of its range, naming the field, or nothing to train.
+    """
+
+    fleet: str = "edge6"  # a fleet CSV, or the name of a shipped fleet
+    scheduler: str = "prefill_first"  # iteration scheduler, or "chunked_prefill"
+    latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
+    table: str | None = None  # request table (.npz) to draw from; none = synthetic requests
+    table_split: str = "train"  # which of its rows: train, validation, test or all
+    trace: str | None = None  # trace file whose arrivals are trained and judged on, see scenario.replay_share
+    trace_start_s: float = 0.0  # first second of it to use
+    trace_end_s: float = math.inf  # second of it to stop before
+    seed: int = 0  # of all draws in training
+    agent: str = "ppo"  # what trains after search and distil: ppo, sac or none
+    max_steps: int = 512  # decisions of an episode
+    reward: str = "potential"  # what the agent is paid: potential, paper or qos
+    impact_weight: float = 1.0  # of the penalty in the paper's reward
+    discount: float | None = None  # gamma of the potential-based reward; none = the agent's
+    log_every: int = 10  # updates between two lines of metrics.jsonl, which hold their means
+    checkpoint_every: int = 50  # updates between two checkpoints; also at the end of each phase
+    keep_last: int = 2  # checkpoints to keep, the best apart
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    scenario: ScenarioConfig = dataclasses.field(default_factory=ScenarioConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    distil: DistilConfig = dataclasses.field(default_factory=DistilConfig)
+    ppo: PPOConfig = dataclasses.field(default_factory=PPOConfig)
+    sac: SACConfig = dataclasses.field(default_factory=SACConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("scheduler", self.scheduler, SCHEDULERS)
+        _one_of("agent", self.agent, AGENTS)
+        _one_of("reward", self.reward, REWARDS)
+        _one_of("table_split", self.table_split, (ALL_ROWS, *SPLITS))
+        _check("seed", self.seed, 0 <= self.seed < 2**32, "use 0 to 2^32 - 1")
+        for field in ("max_steps", "log_every", "checkpoint_every", "keep_last"):
+            _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
+        _check(
+            "impact_weight", self.impact_weight, 0 <= self.impact_weight < math.inf, "give a number from 0"
+        )
+        fine = self.discount is None or 0 <= self.discount <= 1
+        _check("discount", self.discount, fine, "give a number from 0 to 1, or none")
+        some = bool(self.evaluation.workloads or self.trace)
+        _check("evaluation.workloads", self.evaluation.workloads, some, "name at least one, or give a trace")
+        if self.agent == "none" and self.search.updates == self.distil.updates == 0:
+            raise input_error(
+                "is 'none', and neither search nor distil has updates, so nothing trains",
+                field="agent",
+                remedy="choose an agent, or give distil.updates",
+            )
+
+    @property
+    def reward_discount(self) -> float:
+        """Gamma of the potential-based reward."""
+        if self.discount is not None:
+            return self.discount
+        return self.sac.gamma if self.agent == "sac" else self.ppo.gamma
+
+
+def _check(field: str, value: object, fine: bool, remedy: str) -> None:
+    if not fine:
+        raise input_error(f"{value} is out of range", field=field, remedy=remedy)
+
+
+def _one_of(field: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise input_error(f"{value!r} is unknown", field=field, remedy=f"{hint}use one of {', '.join(known)}")

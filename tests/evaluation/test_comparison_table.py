@@ -1,0 +1,90 @@
+"""Tables: golden text, CSV and JSON, and errors that name what is missing."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qos_jax.errors import InputError
+from qos_jax.evaluation.comparison_table import (
+    PolicyResult,
+    comparison_table,
+    write_comparison_csv,
+    write_comparison_json,
+)
+from qos_jax.evaluation.table_text import render_text
+
+
+def _result(policy: str, qos: list[float], rate: float = 5.0, **metrics: float) -> PolicyResult:
+    values = {name: np.full(len(qos), value) for name, value in metrics.items()}
+    return PolicyResult(policy, "poisson", rate, 0.05, {"average_qos": np.array(qos), **values})
+
+
+@pytest.fixture
+def results() -> list[PolicyResult]:
+    return [
+        _result("round_robin", [0.5, 0.5, 0.5, 0.5], share_within_limit=0.75, qos_per_joule=0.00125),
+        _result("greedy", [0.625, 0.75, 0.625, 0.5], share_within_limit=0.875, qos_per_joule=np.nan),
+        _result("worst", [0.25, 0.25, 0.25, 0.25], share_within_limit=0.5, qos_per_joule=0.0005),
+    ]
+
+
+TEXT = """\
+poisson, 5 requests/s, L = 0.05 s/token, 4 seeds
+-----------  --------------------  -----------------------  ----  ----
+policy       average QoS           difference to            in L   QoS
+             [95% CI]              round_robin [95% CI]        %   /kJ
+-----------  --------------------  -----------------------  ----  ----
+greedy       0.625 [0.531, 0.719]  +0.125 [+0.031, +0.219]  87.5     -
+round_robin  0.500 [0.500, 0.500]  -                        75.0  1.25
+worst        0.250 [0.250, 0.250]  -0.250 [-0.250, -0.250]  50.0  0.50
+-----------  --------------------  -----------------------  ----  ----"""
+
+
+def test_text_is_aligned_and_best_first(results):
+    assert render_text(comparison_table(results, baseline="round_robin", resamples=20_000)) == TEXT
+
+
+def test_every_case_has_its_table(results):
+    more = [_result(r.policy, [0.1], rate=7.5) for r in results]
+    text = render_text(comparison_table([*results, *more], baseline="worst"))
+    assert text.count("L = 0.05") == 2
+    assert "poisson, 7.5 requests/s, L = 0.05 s/token, 1 seed\n" in text
+    assert "0.100 [-, -]" in text
+
+
+CSV = """\
+policy,workload,arrival_rate_per_s,latency_limit_s,metric,mean,ci_low,ci_high,diff,diff_low,diff_high,n,unit,baseline
+round_robin,poisson,5.0,0.05,qos_per_joule,0.00125,0.00125,0.00125,0.0,0.0,0.0,4,1/J,round_robin
+greedy,poisson,5.0,0.05,qos_per_joule,,,,,,,4,1/J,round_robin
+worst,poisson,5.0,0.05,qos_per_joule,0.0005,0.0005,0.0005,-0.00075,-0.00075,-0.00075,4,1/J,round_robin
+"""
+
+
+def test_csv_is_tidy(results, tmp_path):
+    comparison = comparison_table(results, baseline="round_robin", metrics=["qos_per_joule"])
+    write_comparison_csv(tmp_path / "comparison.csv", comparison)
+    assert (tmp_path / "comparison.csv").read_text() == CSV
+
+
+def test_json_holds_the_same_and_no_nan(results, tmp_path):
+    write_comparison_json(tmp_path / "comparison.json", comparison_table(results, baseline="round_robin"))
+    content = json.loads((tmp_path / "comparison.json").read_text(), parse_constant=pytest.fail)
+    assert content["baseline"] == "round_robin"
+    assert len(content["rows"]) == 9
+    greedy = next(r for r in content["rows"] if (r["policy"], r["metric"]) == ("greedy", "average_qos"))
+    assert (greedy["mean"], greedy["diff"], greedy["n"]) == (0.625, 0.125, 4)
+    assert (
+        next(r for r in content["rows"] if r["policy"] == "greedy" and r["metric"] == "qos_per_joule")["mean"]
+        is None
+    )
+
+
+def test_wrong_input_is_named(results):
+    with pytest.raises(InputError, match=r"'best' was not run on poisson.*choose one of round_robin, greedy"):
+        comparison_table(results, baseline="best")
+    with pytest.raises(InputError, match="'greedy' comes twice"):
+        comparison_table([*results, results[1]], baseline="greedy")
+    with pytest.raises(InputError, match="different numbers of seeds"):
+        comparison_table([results[0], _result("few", [0.5])], baseline="few", metrics=["average_qos"])
+    assert comparison_table([], baseline="any").rows == ()

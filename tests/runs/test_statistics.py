@@ -1,0 +1,102 @@
+"""Statistics: intervals cover as often as stated, and say plainly where there is nothing to say."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from qos_jax.runs.statistics import iqm, iqm_ci, mean_ci, paired_difference
+
+
+@pytest.mark.parametrize("method", ["BCa", "percentile"])
+@pytest.mark.parametrize(("seeds", "lowest"), [(16, 0.88), (32, 0.915)])
+def test_coverage_of_a_known_mean(method, seeds, lowest):
+    samples = np.random.default_rng(1).normal(3.0, 2.0, (1500, seeds))
+    estimate = mean_ci(samples, resamples=600, method=method)
+    covered = ((estimate.low <= 3.0) & (estimate.high >= 3.0)).mean()
+    assert lowest < covered < 0.96
+
+
+def test_bca_covers_a_skewed_mean_on_both_sides():
+    samples = np.random.default_rng(2).exponential(1.0, (1000, 32))
+    estimate = mean_ci(samples, resamples=600)
+    assert 0.89 < ((estimate.low <= 1) & (estimate.high >= 1)).mean() < 0.96
+
+
+def test_pairing_removes_what_seeds_share():
+    rng = np.random.default_rng(3)
+    luck = rng.normal(0, 1.0, 32)
+    ours, theirs = luck + 0.1 + rng.normal(0, 0.01, 32), luck
+    difference = paired_difference(ours, theirs)
+    assert difference.low < 0.1 < difference.high
+    assert difference.high - difference.low < 0.02
+    apart = mean_ci(ours)
+    assert apart.high - apart.low > 0.3
+
+
+def test_one_seed_has_no_interval():
+    estimate = mean_ci(np.array([[0.5], [np.nan]]))
+    np.testing.assert_array_equal(estimate.mean, [0.5, np.nan])
+    assert np.isnan(estimate.low).all()
+    assert np.isnan(estimate.high).all()
+    assert estimate.n == 1
+
+
+@given(st.floats(-1e6, 1e6), st.integers(2, 40))
+def test_equal_values_give_a_point(value, seeds):
+    estimate = mean_ci(np.full(seeds, value), resamples=50)
+    assert estimate.mean == estimate.low == estimate.high == value
+    same = paired_difference(np.full(seeds, value), np.full(seeds, value), resamples=50)
+    assert same.mean == same.low == same.high == 0
+
+
+def test_undefined_samples_leave_their_neighbours_alone():
+    rows = np.array([[1.0, 2.0, 3.0, 5.0], [1.0, np.nan, 3.0, 4.0], [7.0] * 4, [1.0, 1.0, 1.0, 2.0]])
+    estimate = mean_ci(rows)
+    np.testing.assert_allclose(estimate.mean, [2.75, np.nan, 7, 1.25])
+    assert np.isnan(estimate.low[1])
+    assert np.isfinite(estimate.low[[0, 2, 3]]).all()
+    alone = mean_ci(rows[0])
+    assert (alone.low, alone.high) == (estimate.low[0], estimate.high[0])
+
+
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.floats(0, 1)),
+    st.sampled_from(["BCa", "percentile"]),
+)
+def test_intervals_are_defined_and_within_the_data(samples, method):
+    estimate = mean_ci(samples, resamples=100, method=method)
+    assert (estimate.low <= estimate.high).all()
+    assert (estimate.low >= samples.min(-1) - 1e-12).all()
+    assert (estimate.high <= samples.max(-1) + 1e-12).all()
+
+
+def test_the_seed_decides():
+    samples = np.random.default_rng(4).random(16)
+    assert mean_ci(samples, seed=1) == mean_ci(samples, seed=1)
+    assert mean_ci(samples, seed=1) != mean_ci(samples, seed=2)
+
+
+def test_many_figures_keep_their_shape_and_bounded_memory():
+    samples = np.random.default_rng(5).random((3, 50, 16))
+    estimate = mean_ci(samples, resamples=9999)  # more than one batch of rows
+    assert estimate.mean.shape == estimate.low.shape == (3, 50)
+    np.testing.assert_allclose(mean_ci(samples[2, 49], resamples=9999).low, estimate.low[2, 49])
+
+
+def test_iqm_is_the_mean_of_the_middle_half():
+    values = np.array([100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -100.0])
+    assert iqm(values) == np.mean([2, 3, 4, 5])
+    estimate = iqm_ci(np.stack([values, values]), resamples=200)
+    assert estimate.mean.shape == (2,)
+    assert (estimate.low <= estimate.mean).all()
+
+
+def test_wrong_calls_are_refused():
+    with pytest.raises(ValueError, match="at least one seed"):
+        mean_ci(np.zeros((2, 0)))
+    with pytest.raises(ValueError, match="confidence"):
+        mean_ci(np.zeros(3), confidence=95)
+    with pytest.raises(ValueError, match="equal seeds"):
+        paired_difference(np.zeros(3), np.zeros(4))

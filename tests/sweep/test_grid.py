@@ -1,0 +1,132 @@
+"""The cells of a sweep: numbers by hand, groups by shape, the load of each cell's own fleet."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from qos_jax.errors import InputError
+from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.sweep.axes import parse_axis
+from qos_jax.sweep.grid import SweptFleet, build_grid
+from qos_jax.workload import fleet_path, load_calibration, read_fleet, take
+from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.drawn_requests import draw_contents
+
+DRAWS = CaseConfig(workloads=("poisson",), seeds=3, num_requests=20)
+
+
+def swept(name="all", experts=range(6), limit_s=0.07):
+    fleet = take(read_fleet(fleet_path("edge6")), list(experts))
+    return SweptFleet(name, Path(f"{name}.csv"), fleet, figures(fleet), False, limit_s)
+
+
+def figures(fleet):
+    from qos_jax.workload import experts_named
+
+    return experts_named(load_calibration(), fleet.names)
+
+
+def grid_of(*texts, fleets=None, draws=DRAWS):
+    axes = [parse_axis(text) for text in texts]
+    return build_grid(fleets or [swept()], axes, "prefill_first", draws)
+
+
+def in_order(group, leaf):
+    """Return a leaf by cell of the grid."""
+    return np.asarray(leaf)[np.argsort(group.cell)]
+
+
+def test_plain_numbers_and_defaults():
+    grid = grid_of("arrival_rate=2,4,8", "latency_limit_s=0.05,0.1", "margin=0.1")
+    assert grid.num_cells == 6
+    (group,) = grid.groups
+    np.testing.assert_allclose(in_order(group, group.numbers.arrival_rate_per_s), [2, 2, 4, 4, 8, 8])
+    np.testing.assert_allclose(in_order(group, group.numbers.latency_limit_s), [0.05, 0.1] * 3)
+    np.testing.assert_allclose(group.numbers.greedy.margin, 0.1, rtol=1e-6)
+    assert np.all(np.isnan(group.numbers.greedy.congestion_price))  # each policy's own
+    # Run in order of load, so that blocks wait for none much slower.
+    assert np.all(np.diff(group.numbers.arrival_rate_per_s) >= 0)
+    for leaf in jax.tree.leaves(group.numbers):
+        assert leaf.shape[0] == 6
+        assert leaf.dtype in (np.float32, np.int32)
+
+
+def test_load_is_of_the_cells_own_fleet_and_requests():
+    grid = grid_of("load=0.5", "profile.decode_base_s*=1,2")
+    source = swept().source
+    keys = jax.random.split(jax.random.key(0), 3)
+    contents = draw_contents(keys, source, None, 20)
+    fleet = swept().fleet
+    for cell, scale in enumerate((1, 2)):
+        profile = dataclasses.replace(fleet.profile, decode_base_s=scale * fleet.profile.decode_base_s)
+        capacity = capacity_per_s(profile, contents).sum()
+        assert grid.capacity_per_s[cell] == pytest.approx(capacity, rel=1e-6)
+        assert grid.arrival_rate_per_s[cell] == pytest.approx(0.5 * capacity, rel=1e-6)
+
+
+def test_a_comparison_at_that_load_has_that_rate_and_error():
+    grid = grid_of("load=0.6")
+    config = dataclasses.replace(DRAWS, loads=(0.6,))
+    (case,) = build_cases(config, swept().fleet, swept().source, 0.07)
+    assert grid.arrival_rate_per_s[0] == pytest.approx(case.arrival_rate_per_s, rel=1e-6)
+    np.testing.assert_allclose(
+        grid.groups[0].numbers.length_log_std[0], case.runs.length_log_std[0], rtol=1e-6
+    )
+
+
+def test_without_a_rate_a_recorded_workload_has_its_own():
+    draws = dataclasses.replace(DRAWS, workloads=("azure_conv",))
+    assert grid_of(draws=draws).arrival_rate_per_s[0] == pytest.approx(5.55, rel=0.01)
+    assert grid_of().arrival_rate_per_s[0] == pytest.approx(0.75 * grid_of().capacity_per_s[0])
+
+
+def test_profile_fields_of_all_and_of_one():
+    fleet = swept().fleet
+    name = fleet.names[2]
+    grid = grid_of(f"profile.{name}.kv_capacity_tokens=5000", "profile.decode_base_s*=0.5,3")
+    profile = grid.groups[0].numbers.profile
+    others = [i for i in range(6) if i != 2]
+    assert np.all(profile.kv_capacity_tokens[:, 2] == 5000)
+    assert np.all(profile.kv_capacity_tokens[:, others] == fleet.profile.kv_capacity_tokens[others])
+    scaled = in_order(grid.groups[0], profile.decode_base_s)
+    np.testing.assert_allclose(scaled, np.outer([0.5, 3], fleet.profile.decode_base_s), rtol=1e-6)
+    halved = grid_of(f"profile.{name}.max_running*=0.3").groups[0].numbers.profile.max_running
+    assert halved[0, 2] == round(0.3 * int(fleet.profile.max_running[2]))
+    assert halved.dtype == np.int32
+
+
+def test_groups_by_experts_and_slots():
+    fleets = [swept("a", [0, 1]), swept("b", [2, 3]), swept("c", [0, 1, 2])]
+    grid = grid_of("load=0.5,1", fleets=fleets)
+    assert grid.num_cells == 6
+    assert sorted(np.concatenate([group.cell for group in grid.groups]).tolist()) == list(range(6))
+    assert [group.serving.num_experts for group in grid.groups] == [2, 3]
+    pair = grid.groups[0]
+    assert pair.source.figures.quality_bias.shape == (2, 2)
+    np.testing.assert_array_equal(in_order(pair, pair.numbers.fleet), [0, 0, 1, 1])
+    slots = [
+        grid_of(f"profile.{kind}=4,9", "load=0.5").groups[0].serving
+        for kind in ("max_running", "max_waiting")
+    ]
+    assert slots[0].running_slots == 9
+    assert slots[1].waiting_slots == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("profile.nobody.max_running=4", "no expert 'nobody'"),
+        ("profile.max_running=100000", "max_batched_tokens"),
+        ("profile.max_running*=0.001", "max_running"),
+        ("profile.kv_capacity_tokens=1", "kv_capacity_tokens"),
+        ("profile.busy_power_w=1", "busy_power_w"),
+    ],
+)
+def test_a_profile_that_no_fleet_may_have(text, says):
+    with pytest.raises(InputError, match="; ") as error:
+        grid_of(text)
+    assert says in str(error.value)
+    assert "fleet all" in str(error.value)

@@ -1,0 +1,97 @@
+"""Variants of a training run: what each changes, and that all cost the same."""
+
+import dataclasses
+
+import pytest
+
+from qos_jax.errors import InputError
+from qos_jax.learning.search import SEARCHED
+from qos_jax.training.plan import load_plan
+from qos_jax.training.presets import PRESETS
+from qos_jax.training.variants import FULL, VARIANTS, trained_decisions, variants
+
+EDGE6 = PRESETS["edge6"]
+
+
+def test_the_full_run_is_left_as_it_is():
+    assert variants([FULL], EDGE6) == {FULL: EDGE6}
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != FULL])
+def test_a_variant_differs_and_takes_as_many_decisions_but_for_part_of_an_update(name):
+    (variant,) = variants([name], EDGE6).values()
+    assert variant != EDGE6
+    plan = load_plan(variant)
+    spent = sum(phase.updates * phase.learner.decisions_per_update for phase in plan.phases)
+    assert spent == trained_decisions(variant)
+    budget = trained_decisions(EDGE6)
+    assert budget - max(phase.learner.decisions_per_update for phase in plan.phases) < spent <= budget
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("flat", "encoder", "flat"),
+        ("sets", "encoder", "sets"),
+        ("no_calibration", "calibrate_quality", False),
+    ],
+)
+def test_a_network_variant_changes_one_choice(name, field, value):
+    variant, distil = (variants([name], EDGE6)[name] for name in (name, "distil"))
+    assert getattr(variant.network, field) == value
+    changed = dataclasses.replace(distil.network, **{field: value})
+    assert variant == dataclasses.replace(distil, network=changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "phases"),
+    [
+        ("distil", ["distil"]),
+        ("no_residual", ["distil"]),
+        ("ppo", ["ppo"]),
+        ("full", ["search"]),
+    ],
+)
+def test_a_variant_trains_what_its_name_says(name, phases):
+    (variant,) = variants([name], EDGE6).values()
+    assert [phase.name for phase in load_plan(variant).phases] == phases
+
+
+def test_a_search_of_fewer_numbers_is_the_full_run_else():
+    constants, loads = variants(["constants", "loads"], EDGE6).values()
+    assert set(constants.search.numbers) < set(loads.search.numbers) < set(SEARCHED)
+    assert "congestion_price" in constants.search.numbers
+    assert {"price_by_load", "penalty_by_load"} < set(loads.search.numbers)
+    for variant in (constants, loads):
+        search = dataclasses.replace(variant.search, numbers=())
+        assert dataclasses.replace(variant, search=search) == EDGE6
+
+
+def test_an_agent_alone_is_evaluated_as_often():
+    (variant,) = variants(["ppo"], EDGE6).values()
+    ours, full = (config.evaluation.every for config in (variant, EDGE6))
+    updates = EDGE6.search.updates + EDGE6.distil.updates
+    assert variant.ppo.total_updates // ours == updates // full
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([], "is empty"),
+        (["ppoo"], "did you mean 'ppo'"),
+        (["ppo", "ppo"], "twice"),
+    ],
+)
+def test_names_are_checked(names, told):
+    with pytest.raises(InputError, match=told):
+        variants(names, EDGE6)
+
+
+def test_a_budget_of_less_than_one_update_is_refused():
+    short = dataclasses.replace(
+        EDGE6,
+        search=dataclasses.replace(EDGE6.search, updates=0),
+        distil=dataclasses.replace(EDGE6.distil, updates=1, num_envs=1, capacity=4),
+    )
+    with pytest.raises(InputError, match="less than one update of ppo"):
+        variants(["ppo"], short)

@@ -1,0 +1,87 @@
+"""What a plan makes of a configuration, of several seeds at once too, and which combinations are refused."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from qos_jax.errors import InputError
+from qos_jax.learning.distil import DistilConfig
+from qos_jax.learning.ppo import PPOConfig
+from qos_jax.learning.search import SearchConfig
+from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.training.hyper import Together
+from qos_jax.training.plan import load_plan, over_routers
+from qos_jax.training.train_config import TrainConfig
+
+SEEDS = 3
+CONFIG = TrainConfig(
+    fleet="paper3",
+    max_steps=16,
+    network=NetworkConfig(encoder="sets", hidden=8),
+    search=SearchConfig(updates=1, candidates=2, num_envs=2, steps=4),
+    distil=DistilConfig(updates=1, num_envs=2, steps=2, horizon=2, capacity=8, batch_size=4, quality_rows=4),
+    ppo=PPOConfig(num_envs=2, rollout_steps=4, total_updates=1, minibatches=1, epochs=1),
+)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
+    single = load_plan(CONFIG)
+    one, many = (each.phases[index].learner for each in (single, over_routers(single, Together(SEEDS))))
+    keys = jax.random.split(jax.random.key(0), SEEDS)
+    start = jax.eval_shape(functools.partial(one.init, params=None), keys[0])
+    starts = jax.eval_shape(functools.partial(many.init, params=None), keys)
+    params = jax.eval_shape(one.params, start)
+    pairs = [
+        (starts, start),
+        (jax.eval_shape(many.update, starts), jax.eval_shape(one.update, start)),
+        (jax.eval_shape(many.params, starts), params),
+        (jax.eval_shape(many.init, keys, jax.eval_shape(many.params, starts)), start),
+    ]
+    for ours, theirs in pairs:
+        jax.tree.map(assert_wider, ours, theirs)
+    assert many.decisions_per_update == SEEDS * one.decisions_per_update
+
+
+def assert_wider(of_all, of_one):
+    assert of_all.shape == (SEEDS, *of_one.shape)
+    assert of_all.dtype == of_one.dtype
+
+
+TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(
+    f"{0.5 * i},{100 + i},{20 + i}\n" for i in range(12)
+)
+
+
+def test_a_trace_is_cut_to_its_window_and_is_what_episodes_replay(tmp_path):
+    file = tmp_path / "trace.csv"
+    file.write_text(TRACE)
+    cut = dataclasses.replace(CONFIG, trace=str(file), trace_start_s=1.0, trace_end_s=3.0)
+    found = load_plan(cut)
+    assert found.trace is not None
+    np.testing.assert_array_equal(found.trace.prompt_tokens, [102, 103, 104, 105])
+    learner = found.phases[0].learner
+    state, metrics = learner.update(learner.init(jax.random.key(0)))
+    assert np.isfinite(metrics["qos"])
+    assert int(state.update) == 1
+    assert load_plan(CONFIG).trace is None
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "says"),
+    [
+        (None, {}, "trace.csv"),
+        (TRACE, {"trace_start_s": 3.0, "trace_end_s": 1.0}, "no window"),
+        (TRACE, {"trace_start_s": 100.0}, "choose a window"),
+        ("arrival_s,prompt_tokens,output_tokens\n0,9,3\n0,8,4\n", {}, "at one instant"),
+    ],
+)
+def test_a_trace_that_cannot_be_trained_on_is_refused(tmp_path, text, changes, says):
+    file = tmp_path / "trace.csv"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=says):
+        load_plan(dataclasses.replace(CONFIG, trace=str(file), **changes))
