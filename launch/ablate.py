@@ -8,10 +8,9 @@ import sys
 from absl import flags
 
 from launch import common, config_flags
-from qos_jax.evaluation.table_text import render_text
-from qos_jax.training.ablation import AblationConfig, run_ablation
+from qos_jax.evaluation.comparison_table import render_text
+from qos_jax.training.ablation import VARIANTS, AblationConfig, run_ablation
 from qos_jax.training.presets import PRESETS
-from qos_jax.training.variants import VARIANTS
 
 _PRESET = flags.DEFINE_enum("preset", "edge6", list(PRESETS), "the full run, which --train.* flags change")
 _OUT = flags.DEFINE_string("out", "runs/ablation", "folder of all runs; run again to go on")

@@ -9,8 +9,9 @@ from absl import flags
 
 from launch import common
 from qos_jax.profiling import COEFFICIENTS, RooflineConfig
-from qos_jax.profiling.profile_run import ProfileConfig, execute_profile, load_profile
-from qos_jax.profiling.profile_text import render_profile
+from qos_jax.profiling.profile_plan import ProfileConfig, load_profile
+from qos_jax.profiling.profile_report import render_profile
+from qos_jax.profiling.profile_run import execute_profile
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS

@@ -14,12 +14,13 @@ from qos_jax.evaluation.comparison import (
     load_comparison,
     work_requests,
 )
-from qos_jax.evaluation.table_text import render_text
+from qos_jax.evaluation.comparison_table import render_text
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
-from qos_jax.simulation.cases import TABLE_MATCHES, WORKLOADS, CaseConfig
+from qos_jax.simulation.cases import CaseConfig
 from qos_jax.workload.degraded import FITTED, PREDICTIONS
+from qos_jax.workload.named import TABLE_MATCHES, WORKLOADS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 _DEFAULTS = CaseConfig()

@@ -16,7 +16,6 @@ from qos_jax.errors import input_error
 from qos_jax.predictors import PredictorConfig
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
-from qos_jax.simulation.cases import TABLE_MATCHES
 from qos_jax.tables.answers import generic as answers_generic
 from qos_jax.tables.answers import public as answers_public
 from qos_jax.tables.answers.read import FORMATS, LogConfig
@@ -24,6 +23,7 @@ from qos_jax.tables.answers.rows import MISSING, SplitConfig
 from qos_jax.tables.fitted_table import fit_table
 from qos_jax.tables.preparation import PreparationConfig, load_preparation
 from qos_jax.tables.table_folder import preparation_settings, verify_table, write_prepared
+from qos_jax.workload.named import TABLE_MATCHES
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 __doc__ = f"{__doc__}\n{answers_generic.__doc__}\n{answers_public.__doc__}"  # what --help shows

@@ -7,12 +7,12 @@ import dataclasses
 from absl import flags
 
 from launch import common
-from qos_jax.evaluation.run_text import render_run
 from qos_jax.evaluation.single_run import (
     MAX_SEED,
     SingleRunConfig,
     execute_run,
     load_run,
+    render_run,
 )
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS
 from qos_jax.runs.folder import open_run_folder

@@ -13,9 +13,10 @@ from qos_jax.errors import input_error
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
-from qos_jax.simulation.cases import TRACE, WORKLOADS
 from qos_jax.sweep.axes import SCALARS
-from qos_jax.sweep.sweep import SweepConfig, describe, execute_sweep, load_sweep, plan_memory, render_sweep
+from qos_jax.sweep.plan import SweepConfig, describe, load_sweep, plan_memory
+from qos_jax.sweep.sweep import execute_sweep, render_sweep
+from qos_jax.workload.named import TRACE, WORKLOADS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 _DEFAULTS = SweepConfig()

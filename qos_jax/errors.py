@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Bad input from a user: one line that names the place, the fault and the remedy.
@@ -35,3 +38,10 @@ def input_error(
         place.append(f"field {field!r}")
     where = ", ".join(place)
     return InputError(f"{where}: {fault}; {remedy}" if where else f"{fault}; {remedy}")
+
+
+def near_match(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'X'?)"`` for the known name nearest to ``name``, or ``""``."""
+    folded = {k.casefold(): k for k in known}
+    found = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
+    return f" (did you mean {folded[found[0]]!r}?)" if found else ""

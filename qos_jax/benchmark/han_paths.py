@@ -13,10 +13,10 @@ from qos_jax.benchmark.row import HAN_PATHS, Speed
 from qos_jax.benchmark.timing import compile_program, timed
 from qos_jax.benchmark.work import Work, busy_observations
 from qos_jax.policies import policy
-from qos_jax.policies.actor_critic import router_input
+from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder, graph_by_type, star_graph
-from qos_jax.policies.net_gain import greedy_params
+from qos_jax.policies.router_input import router_input
 from qos_jax.routing.graph_tuple import GraphLayout, to_graphs_tuple
 
 STRUCTURED, GENERIC = "structured", "generic"

@@ -13,9 +13,10 @@ from qos_jax.benchmark.row import Speed
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
 from qos_jax.learning.rollout import EnvLanes, Transition, rollout, step_lanes
 from qos_jax.policies.action_values import action_values, with_expected_quality
-from qos_jax.policies.actor_critic import RouterInput, actor_function
+from qos_jax.policies.actor_critic import actor_function
+from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import greedy_params
+from qos_jax.policies.router_input import RouterInput
 from qos_jax.routing import EnvConfig, EnvParams, EnvState, RoutingEnvironment
 from qos_jax.training.plan import Phase, TrainPlan, load_plan
 from qos_jax.training.train_config import TrainConfig

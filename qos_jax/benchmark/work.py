@@ -22,7 +22,7 @@ from qos_jax.routing import (
     make_params,
 )
 from qos_jax.serving import ServingConfig
-from qos_jax.simulation.cases import TRACE, CaseConfig, build_cases
+from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.simulate import Runs, cpu_block_runs
 from qos_jax.workload import (
     Fleet,
@@ -35,6 +35,7 @@ from qos_jax.workload import (
     read_fleet,
     take,
 )
+from qos_jax.workload.named import TRACE
 
 _FLEET = "edge6"
 _STRETCHES = 64  # different ones; more environments replay them again

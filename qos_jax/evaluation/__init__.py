@@ -3,16 +3,16 @@
 from qos_jax.evaluation.comparison_table import (
     Comparison,
     ComparisonRow,
-    PolicyResult,
     comparison_table,
+    render_text,
     write_comparison_csv,
     write_comparison_json,
 )
-from qos_jax.evaluation.table_text import render_text
 from qos_jax.runs.folder import RunFolder, check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.runs.statistics import Estimate, iqm, iqm_ci, mean_ci, paired_difference
 from qos_jax.simulation.metrics import METRICS, Metric, summarise
+from qos_jax.simulation.policy_runs import PolicyResult
 from qos_jax.simulation.records import (
     COMPLETED,
     DROPPED,

@@ -7,16 +7,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qos_jax.errors import input_error
+from qos_jax.errors import input_error, near_match
 from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.files import sha256
-from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, REPLAYS, Policy, policy
+from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
+from qos_jax.policies.registry import GROUPS
 from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
 from qos_jax.runs.folder import RunFolder
 from qos_jax.serving import ServingConfig
-from qos_jax.simulation.cases import TRACE, Case, CaseConfig, build_cases
+from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.workload import (
     Fleet,
@@ -25,11 +26,9 @@ from qos_jax.workload import (
 )
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
+from qos_jax.workload.named import TRACE
 from qos_jax.workload.named_table import ALL_ROWS
 from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
-from qos_jax.workload.text_table import near_match
-
-GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.evaluation.comparison_table import PolicyResult
 from qos_jax.runs import plot_style
 from qos_jax.runs.statistics import mean_ci
+from qos_jax.simulation.policy_runs import PolicyResult
 from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, RequestRecords
 
 _LEGEND_BESIDE = {"loc": "outside right center", "frameon": False}

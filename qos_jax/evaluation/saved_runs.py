@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.evaluation.comparison_table import PolicyResult
 from qos_jax.files import atomic_write
 from qos_jax.runs.folder import RunFolder, to_json
 from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import METRICS
-from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, PolicyRun
+from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, PolicyResult, PolicyRun
 from qos_jax.simulation.records import RequestRecords
 
 _FROM_CASE = ("arrival_s", "prompt_tokens")  # the same for every policy, so not stored

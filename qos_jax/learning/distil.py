@@ -26,19 +26,12 @@ from qos_jax.devices import share_out, vmap_lanes
 from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
 from qos_jax.learning.types import Learner, Metrics, SampleParams
 from qos_jax.policies.action_values import action_values, with_expected_quality
-from qos_jax.policies.actor_critic import (
-    NetworkConfig,
-    RouterInput,
-    RouterOutput,
-    action_mask,
-    actor_function,
-    greedy_of,
-    init_router,
-    is_trained,
-    router_input,
-)
+from qos_jax.policies.actor_critic import RouterOutput, actor_function, init_router, is_trained
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import GreedyParams, crowding_cost, margin_of_late
+from qos_jax.policies.net_gain import crowding_cost, margin_of_late
+from qos_jax.policies.router_input import RouterInput, action_mask, greedy_of, router_input
 from qos_jax.routing import EnvParams, RoutingEnvironment
 from qos_jax.routing.fleet_state import empty_fleet
 from qos_jax.routing.graph import PAIR_FEATURES

@@ -22,8 +22,8 @@ from flax import struct
 
 from qos_jax.devices import share_out, vmap_lanes
 from qos_jax.learning.types import SampleParams
-from qos_jax.policies.actor_critic import RouterInput, router_input
-from qos_jax.policies.net_gain import GreedyParams
+from qos_jax.policies.greedy_params import GreedyParams
+from qos_jax.policies.router_input import RouterInput, router_input
 from qos_jax.routing import EnvParams, EnvState, RoutingEnvironment
 
 # (key, inputs [B]) -> (actions [B] int32, what else to keep of the choice, leaves [B, ...])

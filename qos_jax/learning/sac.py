@@ -14,13 +14,9 @@ from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.sac_step import SACWeights, actor_logits, gradient_step, init_weights, policy_entropy
 from qos_jax.learning.types import Learner, Metrics, SampleParams
-from qos_jax.policies.actor_critic import (
-    MASKED_LOGIT,
-    NetworkConfig,
-    RouterInput,
-    action_mask,
-    greedy_of,
-)
+from qos_jax.policies.actor_critic import MASKED_LOGIT
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.router_input import RouterInput, action_mask, greedy_of
 from qos_jax.routing import RoutingEnvironment
 
 __all__ = ["SACConfig", "SACState", "make_sac", "sac_replay_bytes"]

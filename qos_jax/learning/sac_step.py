@@ -15,14 +15,9 @@ from flax import struct
 from qos_jax.learning.replay import ReplayBatch
 from qos_jax.learning.sac_config import ALPHA_RANGE, SACConfig
 from qos_jax.learning.types import Metrics
-from qos_jax.policies.actor_critic import (
-    ActorCritic,
-    NetworkConfig,
-    RouterInput,
-    TwinCritic,
-    action_mask,
-    init_router,
-)
+from qos_jax.policies.actor_critic import ActorCritic, TwinCritic, init_router
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.router_input import RouterInput, action_mask
 
 
 @struct.dataclass

@@ -22,14 +22,16 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.devices import vmap_lanes
+from qos_jax.errors import near_match
 from qos_jax.learning.types import Learner, Metrics, SampleParams
-from qos_jax.policies.actor_critic import GREEDY, NetworkConfig, greedy_of, init_router, router_input
+from qos_jax.policies.actor_critic import init_router
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import GreedyParams
+from qos_jax.policies.router_input import GREEDY, greedy_of, router_input
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
 from qos_jax.routing.params import as_good_as_expected
-from qos_jax.workload.text_table import near_match
 
 
 @dataclasses.dataclass(frozen=True)

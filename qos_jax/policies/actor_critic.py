@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,77 +10,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from qos_jax.policies.han import HANConfig
-from qos_jax.policies.han_star import StarEmbedding, StarEncoder
-from qos_jax.policies.net_gain import (
-    LEARNED_NUMBERS,
-    GreedyParams,
-    as_believed,
-    crowding_price,
-    impact_of_each,
-    load_aware_params,
-    net_gain,
-)
+from qos_jax.policies.encoders import NetworkConfig, Trunk, pooled
+from qos_jax.policies.greedy_params import LEARNED_NUMBERS, load_aware_params
+from qos_jax.policies.han_star import StarEmbedding
+from qos_jax.policies.router_input import GREEDY, RouterInput, action_mask
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,
     EXPERT_FEATURES,
     PAIR_FEATURES,
     GraphFeatures,
-    graph_features,
 )
-from qos_jax.routing.observation import Observation
 
-ENCODERS = ("han", "sets", "flat")
-# The columns of a pair that come from the action impact estimator.
-IMPACT_FEATURES = ("own_chance", "own_qos", "pushed", "penalty", "net", "latency")
 # What the quality calibration reads: the request and the servers, nothing of the load.
 _STATIC_FEATURES = ("pace_alone", "pace_full", "length_log_std", "batch_size")
-GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
 MASKED_LOGIT = -1e9  # finite, so that no gradient is NaN; its softmax is 0 in float32
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """Choices of a learned router's networks; hashable.
-
-    Raises:
-      ValueError: an unknown encoder, or a size or temperature out of range.
-    """
-
-    # "han": attention over the graph, beside what "sets" sees; "sets": experts as a set, without attention
-    # and without slots; "flat": an MLP on all features in one row (fixed N and K), the baseline RL network
-    encoder: str = "han"
-    han: HANConfig = dataclasses.field(default_factory=HANConfig)
-    hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
-    residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
-    impact_features: bool = True  # False hides what the impact estimator says; then no residual either
-    calibrate_quality: bool = True  # correct the predicted qualities by what training showed of them
-    learned_prices: bool = (
-        True  # with the residual: weigh the terms of the net gain by load, request and server
-    )
-    temperature: float = 0.03  # QoS, logits = scores / temperature
-    head_scale: float = 0.3  # of the head's part beside a residual: below 1, noise moves scores less
-    allow_drop: bool = False  # an action more: drop the request
-
-    def __post_init__(self) -> None:
-        if self.encoder not in ENCODERS:
-            raise ValueError(f"encoder {self.encoder!r} is unknown: use one of {', '.join(ENCODERS)}")
-        if self.hidden < 1:
-            raise ValueError(f"hidden = {self.hidden}: must be at least 1")
-        for name in ("temperature", "head_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
-        if self.residual and not self.impact_features:
-            raise ValueError("residual = True needs impact_features: the net gain is made of them")
-
-
-@struct.dataclass
-class RouterInput:
-    """What a network reads of one observation; N experts, K slots."""
-
-    graph: GraphFeatures
-    gain: jax.Array  # [N] float32, the greedy router's net gain, QoS; 0 where the expert is not available
-    crowding: jax.Array  # [N] float32, the price of crowding in it, QoS
 
 
 @struct.dataclass
@@ -91,41 +33,6 @@ class RouterOutput:
     logits: jax.Array  # [A] float32, A = N, or N + 1 with drop; MASKED_LOGIT where an action is masked
     value: jax.Array  # [] float32, return to come
     quality_correction: jax.Array  # [N] float32, to be added to the predicted qualities
-
-
-def router_input(
-    seen: Observation, greedy: GreedyParams, expert_mask: jax.Array | None = None
-) -> RouterInput:
-    """Return what the networks read of ``seen``, its predicted qualities as ``greedy`` believes them.
-
-    The projection is computed once for all of it.
-
-    Args:
-      seen: the observation, of one environment; ``jax.vmap`` it over many.
-      greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
-      expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
-    """
-    impact = impact_of_each(greedy, seen, expert_mask)
-    graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
-    gain = net_gain(greedy, seen, impact, expert_mask)
-    return RouterInput(
-        graph=graph,
-        gain=jnp.where(graph.available, gain, 0.0),
-        crowding=jnp.where(graph.expert_mask, crowding_price(greedy, seen, expert_mask), 0.0),
-    )
-
-
-def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
-    """Actions that make sense, [A] bool: experts that can take the request, and dropping it if allowed.
-
-    No mask is ever empty: where no expert can and dropping is not allowed, all that exist are valid, and
-    the request will be rejected.
-    """
-    graph = inputs.graph
-    some = jnp.any(graph.available, axis=-1, keepdims=True)
-    if allow_drop:
-        return jnp.concatenate([graph.available, jnp.ones_like(some)], axis=-1)
-    return jnp.where(some, graph.available, graph.expert_mask)
 
 
 def drop_score(gain_like: jax.Array) -> jax.Array:
@@ -154,77 +61,6 @@ class _Head(nn.Module):
         return jnp.concatenate([scores, nn.Dense(1, kernel_init=init, name="drop_score")(drop)])
 
 
-class _FlatEncoder(nn.Module):
-    """The baseline RL network: an MLP that sees all features in one row; experts by their place in it."""
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, inputs: RouterInput) -> StarEmbedding:
-        graph = inputs.graph
-        count = graph.expert.shape[0]
-        parts = (graph.arrived, graph.expert, graph.pair, graph.running, graph.waiting, inputs.gain)
-        row = jnp.concatenate([part.reshape(-1) for part in parts])
-        row = nn.relu(nn.Dense(4 * self.hidden, name="in")(row))
-        row = nn.relu(nn.Dense(4 * self.hidden, name="between")(row))
-        experts = nn.Dense(count * self.hidden, name="experts")(row).reshape(count, self.hidden)
-        return StarEmbedding(arrived=nn.Dense(self.hidden, name="arrived")(row), expert=nn.relu(experts))
-
-
-class _SetEncoder(nn.Module):
-    """Experts as a set: each by itself, and their mean and maximum (Zaheer et al., "Deep sets", 2017)."""
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, inputs: RouterInput) -> StarEmbedding:
-        graph = inputs.graph
-        arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
-        row = jnp.concatenate([graph.pair, graph.expert, inputs.gain[:, None], arrived], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, name="each")(row))
-        return StarEmbedding(
-            arrived=jnp.concatenate(pooled(hidden, graph.expert_mask)),
-            expert=jnp.concatenate([row, hidden], -1),
-        )
-
-
-class _Trunk(nn.Module):
-    """The encoder that the configuration names.
-
-    With "han" the embeddings of the attention stand beside those of the plain set: features reach the
-    heads undigested too, without which training took several times as many steps.
-    """
-
-    config: NetworkConfig
-
-    @nn.compact
-    def __call__(self, inputs: RouterInput) -> StarEmbedding:
-        config = self.config
-        if not config.impact_features:
-            shown = jnp.array([name not in IMPACT_FEATURES for name in PAIR_FEATURES])
-            graph = dataclasses.replace(inputs.graph, pair=jnp.where(shown, inputs.graph.pair, 0.0))
-            none = jnp.zeros_like(inputs.gain)
-            inputs = RouterInput(graph=graph, gain=none, crowding=none)
-        if config.encoder == "flat":
-            return _FlatEncoder(config.hidden, name="flat")(inputs)
-        plain = _SetEncoder(config.hidden, name="set")(inputs)
-        if config.encoder == "sets":
-            return plain
-        star = StarEncoder(config.han, name="star")(inputs.graph)
-        return StarEmbedding(
-            arrived=jnp.concatenate([star.arrived, plain.arrived]),
-            expert=jnp.concatenate([star.expert, plain.expert], -1),
-        )
-
-
-def pooled(rows: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and maximum of the rows [N, F] that exist, [F] each; 0 where none does."""
-    shown = jnp.where(mask[:, None], rows, 0.0)
-    count = jnp.maximum(jnp.sum(mask, dtype=rows.dtype), 1.0)
-    peak = jnp.max(jnp.where(mask[:, None], rows, -jnp.inf), axis=0)
-    return jnp.sum(shown, axis=0) / count, jnp.where(jnp.any(mask), peak, 0.0)
-
-
 class ActorCritic(nn.Module):
     """Scores, in QoS, of routing the request to each expert, as logits; and a value.
 
@@ -239,7 +75,7 @@ class ActorCritic(nn.Module):
     def __call__(self, inputs: RouterInput) -> RouterOutput:
         """Return logits and value of one observation."""
         config = self.config
-        embedding = _Trunk(config, name="trunk")(inputs)
+        embedding = Trunk(config, name="trunk")(inputs)
         scores = _Head(config.hidden, config.allow_drop, config.residual, name="actor")(embedding)
         # Heads answer in units of the temperature: a step of the optimiser moves logits, not QoS.
         logits = scores
@@ -278,12 +114,6 @@ def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> 
         **ActorCritic(config).init(key, example),
         GREEDY: {name: getattr(load_aware_params(), name) for name in LEARNED_NUMBERS},
     }
-
-
-def greedy_of(params: Any | None, allow_drop: bool) -> GreedyParams:
-    """Parameters of the net gain in those of a learned router; of ``load_aware_greedy`` if there are none."""
-    start = load_aware_params(allow_drop=allow_drop)
-    return start if params is None else dataclasses.replace(start, **params[GREEDY])
 
 
 def is_trained(params: Any) -> Any:
@@ -375,7 +205,7 @@ class TwinCritic(nn.Module):
         config = self.config
         both = []
         for k in range(2):
-            embedding = _Trunk(config, name=f"trunk_{k}")(inputs)
+            embedding = Trunk(config, name=f"trunk_{k}")(inputs)
             head = _Head(config.hidden, config.allow_drop, False, name=f"head_{k}")
             value = _Value(config.hidden, name=f"value_{k}")(embedding, inputs.graph.expert_mask)
             both.append(head(embedding) + value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.net_gain import GreedyParams, impact_of_each, net_gain, queue_length, tokens_left
+from qos_jax.policies.greedy_params import GreedyParams
+from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length, tokens_left
 from qos_jax.routing.impact import paper_impact, projected_impact
 from qos_jax.routing.observation import Observation
 

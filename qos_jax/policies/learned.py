@@ -8,14 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.actor_critic import (
-    NetworkConfig,
-    RouterInput,
-    actor_function,
-    greedy_of,
-    init_router,
-    router_input,
-)
+from qos_jax.policies.actor_critic import actor_function, init_router
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.router_input import RouterInput, greedy_of, router_input
 from qos_jax.policies.types import Policy, Router
 from qos_jax.routing.graph import (
     ARRIVED_FEATURES,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.heuristics import best_of
-from qos_jax.policies.net_gain import GreedyParams, margin_of_late, net_gain
+from qos_jax.policies.net_gain import margin_of_late, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import FleetProfile

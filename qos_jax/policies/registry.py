@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from qos_jax.errors import input_error
 from qos_jax.policies import heuristics, oracles
-from qos_jax.policies.net_gain import GreedyParams, greedy_params, load_aware_params
+from qos_jax.policies.greedy_params import GreedyParams, greedy_params, load_aware_params
 from qos_jax.policies.types import Policy
 
 HEURISTICS = (
@@ -91,3 +91,6 @@ def unknown_policy(name: str) -> Exception:
 
 def _summary(function: object) -> str:
     return (function.__doc__ or "").strip().split("\n")[0]
+
+
+GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}

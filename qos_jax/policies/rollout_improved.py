@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.policies.action_values import action_values
+from qos_jax.policies.greedy_params import GreedyParams, greedy_params
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import GreedyParams, greedy_params
 from qos_jax.policies.types import Policy, Router
 from qos_jax.routing.demand import no_demand
 from qos_jax.routing.environment import EnvState, RoutingEnvironment

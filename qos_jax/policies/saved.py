@@ -13,7 +13,7 @@ import jax
 from qos_jax.errors import input_error
 from qos_jax.files import sha256
 from qos_jax.policies import Policy
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
 from qos_jax.runs.checkpoint import load_policy
 from qos_jax.runs.checkpoint_record import CHECKPOINTS, SUMMARY

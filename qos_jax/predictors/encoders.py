@@ -11,7 +11,6 @@ from scipy import sparse
 from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.minilm import MINILM_SIZE, sentence_embeddings
 from qos_jax.predictors.ngrams import NgramEncoder, fit_ngrams, hashed_counts
-from qos_jax.predictors.surface import surface_features
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,3 +108,25 @@ def _embedding(ngrams: NgramEncoder | None, raw: Raw) -> tuple[sparse.csr_matrix
         return weighed, projected
     text = sparse.hstack([weighed, sparse.csr_matrix(raw.sentences)], format="csr", dtype=np.float32)
     return text, np.concatenate([projected, raw.sentences], axis=1)
+
+
+_COUNTED = ("\n", "?", "\\", "$", "`", "{", "=", ",", ".", '"')
+
+
+SURFACE_FEATURES = 5 + len(_COUNTED)
+
+
+def surface_features(prompts: Sequence[str]) -> np.ndarray:
+    """Return [M, SURFACE_FEATURES] float32: logs of lengths and counts, shares of kinds of character."""
+    rows = np.empty((len(prompts), SURFACE_FEATURES), np.float64)
+    for row, prompt in zip(rows, prompts, strict=True):
+        size = max(len(prompt), 1)
+        digits = sum(map(str.isdigit, prompt))
+        capitals = sum(map(str.isupper, prompt))
+        letters = sum(map(str.isalpha, prompt))
+        row[:5] = len(prompt), len(prompt.split()), digits, capitals, letters
+        row[5:] = [prompt.count(mark) for mark in _COUNTED]
+        row[4] = row[4] / size
+    rows[:, :4] = np.log1p(rows[:, :4])
+    rows[:, 5:] = np.log1p(rows[:, 5:])
+    return rows.astype(np.float32)

@@ -38,7 +38,7 @@ from qos_jax.files import Path, atomic_write, read_npz
 from qos_jax.predictors.answers import check_experts
 from qos_jax.predictors.calibration import Calibration
 from qos_jax.predictors.config import PredictorConfig
-from qos_jax.predictors.encoders import Encoder, text_size
+from qos_jax.predictors.encoders import SURFACE_FEATURES, Encoder, text_size
 from qos_jax.predictors.heads import Head
 from qos_jax.predictors.minilm import MINILM_SIZE
 from qos_jax.predictors.neighbours import Neighbours
@@ -46,7 +46,6 @@ from qos_jax.predictors.networks import Targets, network_of
 from qos_jax.predictors.ngrams import NgramEncoder, hashed_columns
 from qos_jax.predictors.predictor import Predictor
 from qos_jax.predictors.ridge import Ridge, uses_ridge
-from qos_jax.predictors.surface import SURFACE_FEATURES
 
 VERSION = 3
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.errors import input_error
-from qos_jax.workload.text_table import near_match
+from qos_jax.errors import input_error, near_match
 
 PREFILL = ("prefill_base_s", "prefill_per_token_s", "prefill_per_token_sq_s")
 DECODE = ("decode_base_s", "decode_per_seq_s", "decode_per_context_token_s")

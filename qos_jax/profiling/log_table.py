@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from qos_jax.errors import input_error
-from qos_jax.workload.text_table import Path, TextTable, near_match
+from qos_jax.errors import input_error, near_match
+from qos_jax.workload.text_table import Path, TextTable
 
 
 def check_column_names(columns: Mapping[str, str], known: Sequence[str]) -> None:

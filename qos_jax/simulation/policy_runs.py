@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.evaluation.comparison_table import PolicyResult
 from qos_jax.policies import Policy, upper_bound
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
@@ -195,3 +194,16 @@ def _bound(case: Case, scheduler: str) -> PolicyResult:
     metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
     metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))
     return _result(UPPER_BOUND, case, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyResult:
+    """What one policy reached on one workload at one arrival rate, seed by seed."""
+
+    policy: str
+    workload: str
+    arrival_rate_per_s: float  # mean arrival rate of the whole fleet, requests / s
+    latency_limit_s: float  # latency limit L, s/token
+    metrics: dict[
+        str, np.ndarray
+    ]  # name in METRICS -> [S], one value per seed; the same seeds for all policies

@@ -10,15 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from qos_jax.policies.types import Policy
-from qos_jax.routing.fleet_state import FleetState, Outcome, Request, empty_fleet, remaining_outcomes
-from qos_jax.routing.fleet_step import step_fleet
-from qos_jax.routing.observation import observe, reveal
+from qos_jax.routing.fleet_state import FleetState, Request, empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.simulation.ledger import Ledger
-from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, RequestRecords, RunTotals
+from qos_jax.simulation.records import RequestRecords, RunTotals
+from qos_jax.simulation.route import Arriving, Carry, Logged, Snapshot, route_requests
 from qos_jax.workload.request_table import RequestTable
 from qos_jax.workload.trace import gaps_s
 
@@ -51,43 +49,6 @@ class Runs:
         return self.arrival_s.shape[0], self.arrival_s.shape[1]
 
 
-@struct.dataclass
-class Arriving:
-    """A chunk of C requests of one run."""
-
-    request: Request  # leaves [C] and [C, N]
-    gap_after_s: jax.Array  # [C] float32, seconds to the next arrival; the last inf = drain
-    request_id: jax.Array  # [C] int32, -1 = padding
-
-
-@struct.dataclass
-class Carry:
-    """What one step hands to the next."""
-
-    fleet: FleetState
-    busy_s: jax.Array  # [N] float32, of this chunk
-    kv_token_s: jax.Array  # [N] float32, of this chunk
-    rounds: jax.Array  # [] int32, of this chunk
-
-
-@struct.dataclass
-class Logged:
-    """What one step leaves behind."""
-
-    expert: jax.Array  # [] int32, the action
-    status: jax.Array  # [] int32; COMPLETED here means accepted: evaluation drains
-    evicted: Outcome
-
-
-@struct.dataclass
-class Snapshot:
-    """The experts right before a request is routed; for timelines."""
-
-    running: jax.Array  # [N] int32
-    waiting: jax.Array  # [N] int32
-    kv_tokens: jax.Array  # [N] int32, context of the running requests
-
-
 def cpu_block_runs(config: ServingConfig) -> int:
     """Runs to step together on a CPU: a power of two, fewer the more slots a run has. See above.
 
@@ -95,58 +56,6 @@ def cpu_block_runs(config: ServingConfig) -> int:
     """
     fitting = max(CPU_BLOCK_SLOTS // (config.num_experts * config.slots), 4)
     return min(2 ** (fitting.bit_length() - 1), CPU_BLOCK_RUNS)
-
-
-def route_requests(
-    config: ServingConfig,
-    policy_function: Callable[..., jax.Array],
-    keep_snapshots: bool,
-    policy_params: Any,
-    profile: FleetProfile,
-    latency_limit_s: jax.Array,
-    length_log_std: jax.Array,
-    seed: jax.Array,
-    fleet: FleetState,
-    arriving: Arriving,
-) -> tuple[Carry, Logged, Snapshot | None]:
-    """Step one run through C requests; pure, so ``jax.vmap`` it over any of its arrays.
-
-    Returns:
-      carry: the edge right before the arrival after the last, and the totals of these requests.
-      logged: leaves [C, ...].
-      snapshots: leaves [C, N], if kept.
-    """
-    run_key = jax.random.key(seed)
-
-    def step(carry: Carry, arrival: Arriving) -> tuple[Carry, tuple[Logged, Snapshot | None]]:
-        fleet, request = carry.fleet, arrival.request
-        seen = observe(profile, latency_limit_s, length_log_std, fleet, request, arrival.request_id)
-        key = jax.random.fold_in(run_key, arrival.request_id)
-        action = policy_function(policy_params, key, reveal(seen, fleet, request))
-        action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)
-        fleet, routed, passed = step_fleet(
-            config, profile, fleet, request, arrival.request_id, action, arrival.gap_after_s, latency_limit_s
-        )
-        status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
-        carry = Carry(
-            fleet=fleet,
-            busy_s=carry.busy_s + passed.busy_s,
-            kv_token_s=carry.kv_token_s + passed.kv_token_s,
-            rounds=carry.rounds + passed.rounds,
-        )
-        snapshot = None
-        if keep_snapshots:
-            held = jnp.where(seen.running, seen.slot_prompt_tokens + seen.slot_generated_tokens, 0)
-            snapshot = Snapshot(
-                running=jnp.sum(seen.running, axis=-1, dtype=jnp.int32),
-                waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
-                kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
-            )
-        return carry, (Logged(action, status, routed.evicted), snapshot)
-
-    zeros = jnp.zeros((config.num_experts,), jnp.float32)
-    carry, (logged, snapshots) = jax.lax.scan(step, Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)
-    return carry, logged, snapshots
 
 
 @functools.partial(jax.jit, static_argnames=("config", "policy_function", "keep_snapshots"))

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qos_jax.errors import InputError, input_error
-from qos_jax.policies.net_gain import WEIGHTS
+from qos_jax.errors import InputError, input_error, near_match
+from qos_jax.policies.greedy_params import WEIGHTS
 from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS
-from qos_jax.workload.text_table import near_match
 
 FIELD = "sweep"
 PROFILE = "profile."

@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qos_jax.errors import input_error
+from qos_jax.errors import input_error, near_match
 from qos_jax.simulation.metrics import METRICS
-from qos_jax.workload.text_table import near_match
 
 SEARCHED = ("arrival_rate", "load")
 FOUND, AT_LEAST, NONE = "found", "at_least", "none"

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.errors import InputError, input_error
-from qos_jax.policies.net_gain import GreedyParams
+from qos_jax.errors import InputError, input_error, near_match
+from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.serving import FleetProfile, ServingConfig
-from qos_jax.simulation.cases import RECORDED, CaseConfig
+from qos_jax.simulation.cases import CaseConfig
 from qos_jax.sweep.axes import Axis, multiply_out
 from qos_jax.sweep.lane import CellNumbers, LaneSource
 from qos_jax.workload import (
@@ -29,7 +29,7 @@ from qos_jax.workload import (
 from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
 from qos_jax.workload.fleet import INTEGER_COLUMNS
-from qos_jax.workload.text_table import near_match
+from qos_jax.workload.named import RECORDED
 
 DEFAULT_LOAD = 0.75  # where neither load nor arrival rate is given, and the workload has no rate of its own
 

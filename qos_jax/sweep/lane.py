@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.policies.net_gain import GreedyParams
+from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.fleet_state import Request, empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServingConfig
-from qos_jax.simulation.cases import arrival_process, start_bin
 from qos_jax.simulation.metrics import METRICS, traced_summarise
 from qos_jax.simulation.records import COMPLETED, DROPPED
-from qos_jax.simulation.simulate import Arriving, Carry, Logged, route_requests
+from qos_jax.simulation.route import Arriving, Carry, Logged, route_requests
 from qos_jax.workload import LengthHistogram, RequestTable, SyntheticParams, sample_gaps
 from qos_jax.workload.drawn_requests import draw_table
+from qos_jax.workload.named import arrival_process, start_bin
 
 
 @dataclasses.dataclass(frozen=True)

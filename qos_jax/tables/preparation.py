@@ -13,7 +13,6 @@ import numpy.typing as npt
 from qos_jax.errors import InputError, input_error
 from qos_jax.predictors import PredictorConfig
 from qos_jax.predictors.answers import check_answers
-from qos_jax.simulation.cases import TABLE_MATCHES
 from qos_jax.tables.answers.log import take_rows
 from qos_jax.tables.answers.read import LogConfig, check_tasks, read_answers
 from qos_jax.tables.answers.rows import (
@@ -26,6 +25,7 @@ from qos_jax.tables.answers.rows import (
     split_by_prompt,
 )
 from qos_jax.workload import Fleet, Trace
+from qos_jax.workload.named import TABLE_MATCHES
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import open_fleet, open_trace
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,6 +21,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.evaluation.comparison_table import Comparison
+from qos_jax.learning.search import SEARCHED
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.simulation.cases import CaseConfig
@@ -25,12 +29,160 @@ from qos_jax.training.plan import load_plan
 from qos_jax.training.presets import PRESETS
 from qos_jax.training.run import execute_training, open_training
 from qos_jax.training.train_config import TrainConfig
-from qos_jax.training.variants import FULL, VARIANTS, variants
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 COMPARED = "comparison"  # folder of the comparison, beside those of the variants
 
 _say = functools.partial(tqdm.write, file=sys.stderr)
+
+
+FULL = "full"  # the run itself, which the others are variants of
+
+
+def trained_decisions(config: TrainConfig) -> int:
+    """Decisions that a run takes in all, tried ones included: its budget."""
+    total = config.search.updates * _of_search(config) + config.distil.updates * _of_distil(config)
+    if config.agent == "ppo":
+        total += config.ppo.total_updates * config.ppo.num_envs * config.ppo.rollout_steps
+    elif config.agent == "sac":
+        total += config.sac.total_updates * config.sac.num_envs * config.sac.steps_per_update
+    return total
+
+
+def _of_search(config: TrainConfig) -> int:
+    """Decisions of one update."""
+    return config.search.candidates * config.search.num_envs * config.search.steps
+
+
+def _of_distil(config: TrainConfig) -> int:
+    """The same."""
+    distil = config.distil
+    return distil.num_envs * (distil.steps + distil.candidates * distil.horizon)
+
+
+def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
+    """Return the configurations of the named variants of ``full``, by name.
+
+    Raises:
+      InputError: none, an unknown or a repeated name; a variant that ``full`` leaves no budget for.
+    """
+    if not names:
+        raise input_error("is empty", field="variants", remedy=f"name some of {', '.join(VARIANTS)}")
+    found: dict[str, TrainConfig] = {}
+    for name in names:
+        if name not in VARIANTS:
+            near = difflib.get_close_matches(name, VARIANTS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise input_error(
+                f"variant {name!r} is unknown",
+                field="variants",
+                remedy=f"{hint}use some of {', '.join(VARIANTS)}",
+            )
+        if name in found:
+            raise input_error(f"names {name!r} twice", field="variants", remedy="name each once")
+        found[name] = VARIANTS[name][1](full)
+    return found
+
+
+def _search_of(numbers: tuple[str, ...]) -> Callable[[TrainConfig], TrainConfig]:
+    """The full run, but only these numbers are searched."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
+
+    return change
+
+
+def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
+    """Distillation from the start, of a network with these choices: the search trains no network."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        updates = _updates(full, "distil", _of_distil(full))
+        network = dataclasses.replace(full.network, **choices)
+        return dataclasses.replace(_alone(full, "none", full.reward, updates, updates), network=network)
+
+    return change
+
+
+def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
+    """PPO from the start, for as many decisions as the full run takes."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        updates = _updates(full, "ppo", full.ppo.num_envs * full.ppo.rollout_steps)
+        ppo = dataclasses.replace(full.ppo, total_updates=updates)
+        return dataclasses.replace(_alone(full, "ppo", reward, updates), ppo=ppo)
+
+    return change
+
+
+def _sac_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
+    """The same with SAC."""
+
+    def change(full: TrainConfig) -> TrainConfig:
+        updates = _updates(full, "sac", full.sac.num_envs * full.sac.steps_per_update)
+        sac = dataclasses.replace(full.sac, total_updates=updates)
+        return dataclasses.replace(_alone(full, "sac", reward, updates), sac=sac)
+
+    return change
+
+
+def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
+    """Updates of ``decisions`` each that the full run's budget allows."""
+    budget = trained_decisions(full)
+    if budget < decisions:
+        raise input_error(
+            f"{budget:,} decisions are less than one update of {agent}",
+            field="variants",
+            remedy=f"train longer, or lower {agent}.num_envs",
+        )
+    return budget // decisions
+
+
+def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_updates: int = 0) -> TrainConfig:
+    """Without search, evaluated and saved as often in its ``updates`` as the full run is in its own."""
+    pace = updates / max(full.search.updates + full.distil.updates, 1)
+
+    def paced(every: int) -> int:
+        return max(1, round(every * pace))
+
+    return dataclasses.replace(
+        full,
+        agent=agent,
+        reward=reward,
+        search=dataclasses.replace(full.search, updates=0),
+        distil=dataclasses.replace(full.distil, updates=distil_updates),
+        log_every=paced(full.log_every),
+        checkpoint_every=paced(full.checkpoint_every),
+        evaluation=dataclasses.replace(full.evaluation, every=paced(full.evaluation.every)),
+    )
+
+
+_CONSTANTS = tuple(name for name in SEARCHED if "_by_" not in name or name == "price_by_occupancy")
+_OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_burst")))
+
+
+# What each variant is, in words, and how to make it of the full run.
+VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
+    FULL: ("the run as configured", lambda full: full),
+    "constants": ("search of constants: nothing new follows load, request or place", _search_of(_CONSTANTS)),
+    "loads": ("search of those and of what follows the load", _search_of((*_CONSTANTS, *_OF_LOAD))),
+    "distil": ("no search: distillation alone, from load_aware_greedy", _distil_alone()),
+    "sets": ("distillation without attention and slots: experts as a set", _distil_alone(encoder="sets")),
+    "flat": ("distillation without a graph: an MLP on all features in a row", _distil_alone(encoder="flat")),
+    "no_residual": ("distillation of scores that start from nothing", _distil_alone(residual=False)),
+    "no_impact": (
+        "distillation with nothing from the action impact estimator, neither features nor residual",
+        _distil_alone(impact_features=False, residual=False),
+    ),
+    "no_calibration": (
+        "distillation, predicted qualities as they are",
+        _distil_alone(calibrate_quality=False),
+    ),
+    "ppo": ("PPO alone, potential-based reward", _ppo_alone("potential")),
+    "ppo_paper": ("PPO alone, the paper's reward", _ppo_alone("paper")),
+    "sac": ("SAC alone, potential-based reward", _sac_alone("potential")),
+    "sac_paper": ("SAC alone, the paper's reward", _sac_alone("paper")),
+}
 
 
 @dataclasses.dataclass(frozen=True)

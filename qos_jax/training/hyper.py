@@ -9,9 +9,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qos_jax.errors import InputError, input_error
+from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.training.train_config import TrainConfig
-from qos_jax.workload.text_table import near_match
 
 FIELD = "vmap"
 _GROUPS = ("search", "distil", "ppo", "sac")

@@ -7,7 +7,7 @@ import dataclasses
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.training.train_config import EvaluationConfig, TrainConfig

@@ -17,13 +17,13 @@ from qos_jax.runs import checkpoint, plot_style
 from qos_jax.runs.checkpoint_record import CHECKPOINTS, step_folders
 from qos_jax.runs.folder import RunFolder
 from qos_jax.runs.whole_folder import remove_folder
+from qos_jax.training.curve import Point, render_point, seed_curve, write_seed_curve_csv
 from qos_jax.training.hyper import Together, checked
 from qos_jax.training.judge import Judge
 from qos_jax.training.log import CURVE_CSV, CURVE_PLOT, lines_until
 from qos_jax.training.loop import Place, Recorder, TrainingRun, Verdict, phase_ends, say, train
 from qos_jax.training.plan import TrainPlan, over_routers
 from qos_jax.training.run import open_training
-from qos_jax.training.seed_curve import Point, curve, render_point, write_curve_csv
 
 POLICIES = "seeds"
 
@@ -119,9 +119,9 @@ class _SeedLog:
     def judge(self, point: Point) -> None:
         self._folder.append_metrics(dataclasses.asdict(point))
         self.points.append(point)
-        write_curve_csv(self._folder.file(CURVE_CSV), self.points, self._together)
+        write_seed_curve_csv(self._folder.file(CURVE_CSV), self.points, self._together)
         if self._plot:
-            figure = curve(self.points, self._ends, self._together)
+            figure = seed_curve(self.points, self._ends, self._together)
             plot_style.save_figure(figure, self._folder.file(CURVE_PLOT))
 
 

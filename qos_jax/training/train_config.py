@@ -12,7 +12,7 @@ from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.training.scenario_config import ScenarioConfig

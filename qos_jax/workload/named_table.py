@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.errors import input_error
+from qos_jax.errors import input_error, near_match
 from qos_jax.workload.request_table import RequestTable
-from qos_jax.workload.text_table import near_match
 
 SPLITS = ("train", "validation", "test")  # by number in a table's file
 ALL_ROWS = "all"

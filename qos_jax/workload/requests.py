@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
-from qos_jax.errors import input_error
+from qos_jax.errors import input_error, near_match
 from qos_jax.files import atomic_write
 from qos_jax.workload import text_table
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.request_table import RequestTable
-from qos_jax.workload.text_table import Path, TextTable, near_match
+from qos_jax.workload.text_table import Path, TextTable
 from qos_jax.workload.trace_readers import check_order
 
 DROPPED = -1  # the value of ``Requests.expert`` for a request that is refused

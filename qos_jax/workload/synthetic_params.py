@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from qos_jax.errors import input_error
+from qos_jax.errors import input_error, near_match
 from qos_jax.files import atomic_write
-from qos_jax.workload.text_table import Path, near_match, open_error
+from qos_jax.workload.text_table import Path, open_error
 
 NUM_LEVELS = 5  # qualities are 0, 0.25, 0.5, 0.75, 1; a task marked right or wrong uses only the ends
 

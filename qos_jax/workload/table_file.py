@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.errors import input_error
+from qos_jax.errors import input_error, near_match
 from qos_jax.files import atomic_write, read_npz
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.named_table import SPLITS, NamedTable
 from qos_jax.workload.request_table import RequestTable, measure_prediction_error
 from qos_jax.workload.requests import MIN_PREDICTED_TOKENS
-from qos_jax.workload.text_table import MAX_INT32, Path, near_match
+from qos_jax.workload.text_table import MAX_INT32, Path
 
 VERSION = 1
 MAX_LENGTH_LOG_STD = 10.0  # more is no log of tokens

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.errors import InputError, input_error
+from qos_jax.errors import InputError, input_error, near_match
 
 CHUNK_ROWS = 65_536  # rows held as text at once, so that a trace of any length reads in bounded memory
 MAX_INT32 = 2**31 - 1
@@ -37,13 +36,6 @@ class TextTable:
     def num_rows(self) -> int:
         """Number of rows R."""
         return len(self.line)
-
-
-def near_match(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'X'?)"`` for the known name nearest to ``name``, or ``""``."""
-    folded = {k.casefold(): k for k in known}
-    found = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
-    return f" (did you mean {folded[found[0]]!r}?)" if found else ""
 
 
 def open_error(path: Path, error: OSError | UnicodeDecodeError | csv.Error) -> InputError:

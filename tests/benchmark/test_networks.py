@@ -14,8 +14,8 @@ from qos_jax.benchmark.work import busy_observations, draw_work
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.policies import policy
-from qos_jax.policies.actor_critic import NetworkConfig
 from qos_jax.policies.compiled import compile_router
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.training.train_config import TrainConfig

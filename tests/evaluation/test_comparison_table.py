@@ -7,12 +7,12 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.evaluation.comparison_table import (
-    PolicyResult,
     comparison_table,
+    render_text,
     write_comparison_csv,
     write_comparison_json,
 )
-from qos_jax.evaluation.table_text import render_text
+from qos_jax.simulation.policy_runs import PolicyResult
 
 
 def _result(policy: str, qos: list[float], rate: float = 5.0, **metrics: float) -> PolicyResult:

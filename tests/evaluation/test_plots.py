@@ -7,8 +7,8 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.evaluation import plots
-from qos_jax.evaluation.comparison_table import PolicyResult
 from qos_jax.runs import plot_style
+from qos_jax.simulation.policy_runs import PolicyResult
 
 POLICIES = ("random", "round_robin", "shortest_queue", "least_work", "power_of_two", "best_quality")
 

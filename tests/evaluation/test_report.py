@@ -5,12 +5,11 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.evaluation import report
-from qos_jax.evaluation.comparison_table import PolicyResult
 from qos_jax.evaluation.report import best_policy, write_plots, write_tables
 from qos_jax.policies import policy
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.simulation.metrics import METRICS
-from qos_jax.simulation.policy_runs import Compared
+from qos_jax.simulation.policy_runs import Compared, PolicyResult
 
 CASE = ("poisson", 2.0)
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.greedy_params import load_aware_params
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.learned import parameter_shapes
-from qos_jax.policies.net_gain import load_aware_params
 from qos_jax.runs import checkpoint
 
 TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from qos_jax.learning.distil import DistilConfig, Trials, _kept, _value_loss, make_distil
-from qos_jax.policies.actor_critic import NetworkConfig, router_input
-from qos_jax.policies.net_gain import greedy_params
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.greedy_params import greedy_params
+from qos_jax.policies.router_input import router_input
 from qos_jax.workload import poisson
 from tests.routing import scenes, seen
 

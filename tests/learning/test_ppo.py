@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.learning.ppo import PPOConfig, make_ppo, scheduled
-from qos_jax.learning.ppo_loss import entropy, normalised, policy_loss, value_loss
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.learning.ppo import PPOConfig, entropy, make_ppo, normalised, policy_loss, scheduled, value_loss
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.routing import make_params
 from qos_jax.workload import poisson

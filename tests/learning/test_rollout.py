@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qos_jax.learning.rollout import renew_lanes, rollout, start_lanes
-from qos_jax.policies.actor_critic import router_input
-from qos_jax.policies.net_gain import greedy_params
+from qos_jax.policies.greedy_params import greedy_params
+from qos_jax.policies.router_input import router_input
 from qos_jax.routing import make_params
 from qos_jax.workload import poisson
 from tests.routing.scenes import LENGTH_LOG_STD, environment, episode, process_params, profile, table

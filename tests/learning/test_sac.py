@@ -21,7 +21,8 @@ from qos_jax.learning.sac_step import (
     policy_entropy,
     soft_value,
 )
-from qos_jax.policies.actor_critic import NetworkConfig, action_mask
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.router_input import action_mask
 from qos_jax.routing import make_params
 from qos_jax.workload import poisson
 from tests.routing.scenes import EXPERTS, LENGTH_LOG_STD, environment, roomy, table

@@ -17,8 +17,9 @@ from qos_jax.learning.search import (
     moved_numbers,
     utilities,
 )
-from qos_jax.policies.actor_critic import GREEDY, NetworkConfig, greedy_of
-from qos_jax.policies.net_gain import LEARNED_NUMBERS, load_aware_params
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.greedy_params import LEARNED_NUMBERS, load_aware_params
+from qos_jax.policies.router_input import GREEDY, greedy_of
 from qos_jax.workload import poisson
 from tests.routing import scenes
 

@@ -12,7 +12,7 @@ from qos_jax.learning.sac import make_sac
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig, make_search
 from qos_jax.learning.spread import state_shardings
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.routing import make_params
 from qos_jax.workload import poisson
 from tests.routing.scenes import LENGTH_LOG_STD, environment, profile, table

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qos_jax.policies.action_values import action_values, with_expected_quality
+from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.heuristics import power_of_two, projected_greedy
-from qos_jax.policies.net_gain import greedy_params
 from qos_jax.routing.believed_quality import expected_quality, quality_fit
 from qos_jax.routing.fleet_state import pass_time
 from qos_jax.workload import poisson

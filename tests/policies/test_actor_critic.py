@@ -8,21 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.policies.actor_critic import (
-    IMPACT_FEATURES,
-    MASKED_LOGIT,
-    ActorCritic,
-    LearnedPrices,
-    NetworkConfig,
-    TwinCritic,
-    action_mask,
-    actor_function,
-    router_input,
-)
+from qos_jax.policies.actor_critic import MASKED_LOGIT, ActorCritic, LearnedPrices, TwinCritic, actor_function
+from qos_jax.policies.encoders import IMPACT_FEATURES, NetworkConfig
+from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.heuristics import best_of
 from qos_jax.policies.learned import parameter_shapes
-from qos_jax.policies.net_gain import greedy_params, impact_of_each, net_gain
+from qos_jax.policies.net_gain import impact_of_each, net_gain
+from qos_jax.policies.router_input import action_mask, router_input
 from qos_jax.routing.graph import PAIR_FEATURES
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen, reordered
 

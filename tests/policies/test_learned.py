@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 
 from qos_jax.policies import policy
-from qos_jax.policies.actor_critic import (
-    NetworkConfig,
-    actor_function,
-    init_router,
-    router_input,
-)
+from qos_jax.policies.actor_critic import actor_function, init_router
+from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.greedy_params import load_aware_params
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
-from qos_jax.policies.net_gain import load_aware_params
+from qos_jax.policies.router_input import router_input
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen
 
 SCENES, TRAINED = 32, 6

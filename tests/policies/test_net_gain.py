@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qos_jax.policies.greedy_params import LEARNED_NUMBERS, WEIGHTS, greedy_params, load_aware_params
 from qos_jax.policies.heuristics import load_aware_greedy
 from qos_jax.policies.net_gain import (
-    LEARNED_NUMBERS,
-    WEIGHTS,
     crowding_cost,
     crowding_price,
-    greedy_params,
     impact_of_each,
-    load_aware_params,
     load_of_late,
     margin_of_late,
     net_gain,

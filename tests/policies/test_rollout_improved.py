@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import greedy_params
 from qos_jax.policies.rollout_improved import RolloutConfig, imagined, rollout_improved
 from qos_jax.workload import poisson
 from tests.routing import scenes, seen

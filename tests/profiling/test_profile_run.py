@@ -7,8 +7,8 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.profiling.profile_files import append_expert, fleet_of_one, write_profile_csv
+from qos_jax.profiling.profile_plan import ProfileConfig
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
-from qos_jax.profiling.profile_run import ProfileConfig
 from qos_jax.runs import plot_style
 from qos_jax.workload import fleet_path, read_fleet
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import greedy_params, impact_of_each
+from qos_jax.policies.net_gain import impact_of_each
 from qos_jax.routing.believed_quality import believed_quality, expected_quality, quality_fit
 from qos_jax.routing.params import as_good_as_expected
 from qos_jax.workload import RequestTable, poisson

@@ -6,9 +6,9 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.learning.search import SEARCHED
+from qos_jax.training.ablation import FULL, VARIANTS, trained_decisions, variants
 from qos_jax.training.plan import load_plan
 from qos_jax.training.presets import PRESETS
-from qos_jax.training.variants import FULL, VARIANTS, trained_decisions, variants
 
 EDGE6 = PRESETS["edge6"]
 

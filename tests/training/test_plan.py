@@ -11,7 +11,7 @@ from qos_jax.errors import InputError
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.search import SearchConfig
-from qos_jax.policies.actor_critic import NetworkConfig
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.training.hyper import Together
 from qos_jax.training.plan import load_plan, over_routers
 from qos_jax.training.train_config import TrainConfig

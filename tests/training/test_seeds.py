@@ -20,11 +20,11 @@ from qos_jax.runs import checkpoint
 from qos_jax.runs.checkpoint import load_policy
 from qos_jax.runs.checkpoint_record import checkpoints
 from qos_jax.training import seeds as seed_training
+from qos_jax.training.curve import render_points
 from qos_jax.training.hyper import Together, grid
 from qos_jax.training.judge import CaseScore, Judgement
 from qos_jax.training.plan import Phase, load_plan, phase_key
 from qos_jax.training.run import open_training
-from qos_jax.training.seed_curve import render_points
 from qos_jax.training.seeds import open_seed_training, train_seeds
 from qos_jax.training.train_config import EvaluationConfig, TrainConfig
 

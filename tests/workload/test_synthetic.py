@@ -22,8 +22,8 @@ from qos_jax.workload import (
     table_for_trace,
     validate_request_table,
 )
+from qos_jax.workload.fit_figures import table_figures
 from qos_jax.workload.synthetic_params import runaway_share
-from qos_jax.workload.table_figures import table_figures
 
 GOLDEN = pathlib.Path(__file__).parent / "golden_table.json"
 PARAMS = load_calibration()

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from qos_jax.errors import near_match
 from qos_jax.tables.answers.log_builder import LogBuilder, check_fields
 from qos_jax.tables.answers.records import Record, read_records
 from qos_jax.tables.answers.token_count import TokenCount
-from qos_jax.workload.text_table import near_match
 
 BERTSCORE = "bertscore"
 

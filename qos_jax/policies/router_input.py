@@ -1,0 +1,70 @@
+"""What a learned router's network reads of an observation, and the actions that it may take."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.policies.greedy_params import GreedyParams, load_aware_params
+from qos_jax.policies.net_gain import as_believed, crowding_price, impact_of_each, net_gain
+from qos_jax.routing.graph import (
+    GraphFeatures,
+    graph_features,
+)
+from qos_jax.routing.observation import Observation
+
+GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
+
+
+@struct.dataclass
+class RouterInput:
+    """What a network reads of one observation; N experts, K slots."""
+
+    graph: GraphFeatures
+    gain: jax.Array  # [N] float32, the greedy router's net gain, QoS; 0 where the expert is not available
+    crowding: jax.Array  # [N] float32, the price of crowding in it, QoS
+
+
+def router_input(
+    seen: Observation, greedy: GreedyParams, expert_mask: jax.Array | None = None
+) -> RouterInput:
+    """Return what the networks read of ``seen``, its predicted qualities as ``greedy`` believes them.
+
+    The projection is computed once for all of it.
+
+    Args:
+      seen: the observation, of one environment; ``jax.vmap`` it over many.
+      greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
+      expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
+    """
+    impact = impact_of_each(greedy, seen, expert_mask)
+    graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
+    gain = net_gain(greedy, seen, impact, expert_mask)
+    return RouterInput(
+        graph=graph,
+        gain=jnp.where(graph.available, gain, 0.0),
+        crowding=jnp.where(graph.expert_mask, crowding_price(greedy, seen, expert_mask), 0.0),
+    )
+
+
+def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
+    """Actions that make sense, [A] bool: experts that can take the request, and dropping it if allowed.
+
+    No mask is ever empty: where no expert can and dropping is not allowed, all that exist are valid, and
+    the request will be rejected.
+    """
+    graph = inputs.graph
+    some = jnp.any(graph.available, axis=-1, keepdims=True)
+    if allow_drop:
+        return jnp.concatenate([graph.available, jnp.ones_like(some)], axis=-1)
+    return jnp.where(some, graph.available, graph.expert_mask)
+
+
+def greedy_of(params: Any | None, allow_drop: bool) -> GreedyParams:
+    """Parameters of the net gain in those of a learned router; of ``load_aware_greedy`` if there are none."""
+    start = load_aware_params(allow_drop=allow_drop)
+    return start if params is None else dataclasses.replace(start, **params[GREEDY])

@@ -1,0 +1,218 @@
+"""A fit of an expert's profile, checked: its files read, its settings known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qos_jax.errors import input_error
+from qos_jax.files import sha256
+from qos_jax.profiling import (
+    COEFFICIENTS,
+    IterationLog,
+    RequestLog,
+    RooflineConfig,
+    SearchConfig,
+    ServerLimits,
+    read_iterations,
+    read_request_log,
+)
+from qos_jax.profiling.coefficients import check_fixed
+from qos_jax.profiling.iteration_fit import (
+    check_iterations,
+    iteration_subset,
+)
+from qos_jax.profiling.profile_files import check_new_expert, fleet_of_one
+from qos_jax.profiling.request_fit import (
+    check_requests,
+    num_replays,
+)
+from qos_jax.profiling.roofline import roofline_kv_tokens
+from qos_jax.serving import SCHEDULERS
+
+SOURCES = ("iterations", "requests", "roofline")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """What to fit a profile to, and the columns of its row that are given.
+
+    Raises:
+      InputError: a value out of its range, naming the field, which is also the flag's name.
+    """
+
+    expert: str  # its name in the fleet
+    iterations: str | None = None  # an iteration log; one of the three sources
+    requests: str | None = None  # a request log
+    roofline: RooflineConfig | None = None
+    column: tuple[str, ...] = ()  # OURS=THEIRS: names of the log's columns
+    fix: tuple[str, ...] = ()  # NAME=VALUE: coefficients that are given, not fitted
+    scheduler: str = "chunked_prefill"  # of the server whose requests were logged
+    max_running: int = 256  # requests
+    max_waiting: int = 256  # requests, of the row alone
+    max_batched_tokens: int = 2048  # tokens of an iteration
+    kv_capacity_tokens: int | None = None  # tokens; None = what a roofline's memory holds
+    network_rtt_s: float = 0.0  # of the row alone, as the next two
+    busy_power_w: float = 0.0
+    idle_power_w: float = 0.0
+    test_share: float = 0.0  # kept out of a second fit that predicts it: the last requests, any iterations
+    seed: int = 0  # of the starting points and the choice of test iterations
+    append_to: str | None = None  # a fleet CSV that gets the row too
+
+    def __post_init__(self) -> None:
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise input_error(
+                f"{' and '.join(given)} are given" if given else "no source is given",
+                field=given[-1] if given else "iterations",
+                remedy="give one of --iterations=FILE, --requests=FILE and --roofline",
+            )
+        if self.scheduler not in SCHEDULERS:
+            raise input_error(
+                f"{self.scheduler!r} is unknown",
+                field="scheduler",
+                remedy=f"use one of {', '.join(SCHEDULERS)}",
+            )
+        if not 0 <= self.test_share < 1:
+            raise input_error(
+                f"{self.test_share} is out of range", field="test_share", remedy="give 0 to below 1"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise input_error(f"{self.seed} is out of range", field="seed", remedy="use 0 to 2^32 - 1")
+        if self.roofline is None:
+            if self.kv_capacity_tokens is None:
+                raise input_error(
+                    "is missing",
+                    field="kv_capacity_tokens",
+                    remedy="give what the server logged at its start",
+                )
+            return
+        for name, none in (("column", ()), ("fix", ()), ("test_share", 0.0)):
+            if getattr(self, name) != none:
+                raise input_error(
+                    "a roofline fits no log", field=name, remedy=f"leave out --{name}, or give a log"
+                )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProfilePlan:
+    """A profile that has passed every check, ready to fit; make one with :func:`load_profile`."""
+
+    config: ProfileConfig
+    settings: dict[str, Any]  # all that determines the results, the content of config.json
+    fixed: dict[str, float]
+    log: IterationLog | RequestLog | None  # None for a roofline
+    kv_capacity_tokens: int
+    search: SearchConfig
+
+    @property
+    def limits(self) -> ServerLimits:
+        """How the server batches."""
+        c = self.config
+        return ServerLimits(c.scheduler, c.max_running, c.max_batched_tokens, self.kv_capacity_tokens)
+
+    @property
+    def replays(self) -> int:
+        """How many replays of the log the fits take at most; 0 without a request log."""
+        if not isinstance(self.log, RequestLog):
+            return 0
+        return num_replays(self.search, self.fixed) * (2 if self.config.test_share else 1)
+
+    @property
+    def fitted_rows(self) -> np.ndarray:
+        """[R] bool, the rows that the second fit sees: the first requests, or iterations at random."""
+        assert self.log is not None
+        if isinstance(self.log, RequestLog):
+            rows = self.log.num_requests
+            return np.arange(rows) < round(rows * (1 - self.config.test_share))
+        rows = len(self.log.duration_s)
+        order = np.random.default_rng(self.config.seed).permutation(rows)
+        return order < round(rows * (1 - self.config.test_share))
+
+
+def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> ProfilePlan:
+    """Read the files of a profile and check that they fit together; nothing is fitted or written.
+
+    Raises:
+      InputError: naming file, row, field and remedy of the first fault found.
+    """
+    columns = _pairs(config.column, "column", "OURS=THEIRS")
+    fixed = _numbers(_pairs(config.fix, "fix", "NAME=VALUE"))
+    check_fixed(fixed)
+    kv_capacity_tokens = config.kv_capacity_tokens
+    if kv_capacity_tokens is None:
+        assert config.roofline is not None
+        kv_capacity_tokens = roofline_kv_tokens(config.roofline)
+    # The row but for the coefficients, so that a limit that no fleet takes is refused before the fit.
+    row = profile_row(config, kv_capacity_tokens, dict.fromkeys(COEFFICIENTS, 1e-3) | fixed)
+    fleet_of_one(config.expert, row)
+    if config.append_to is not None:
+        check_new_expert(config.append_to, config.expert)
+    log: IterationLog | RequestLog | None = None
+    if config.iterations is not None:
+        log = read_iterations(config.iterations, columns)
+    elif config.requests is not None:
+        log = read_request_log(config.requests, columns)
+    source = config.iterations or config.requests
+    plan = ProfilePlan(
+        config=config,
+        settings={
+            "launcher": "calibrate",
+            **dataclasses.asdict(config),
+            "sha256": sha256(source) if source else None,
+            "kv_capacity_tokens": kv_capacity_tokens,
+        },
+        fixed=fixed,
+        log=log,
+        kv_capacity_tokens=kv_capacity_tokens,
+        search=dataclasses.replace(search or SearchConfig(), seed=config.seed),
+    )
+    if isinstance(log, IterationLog):
+        check_iterations(log, fixed)
+        if config.test_share:
+            check_iterations(iteration_subset(log, plan.fitted_rows), fixed)
+    elif log is not None:
+        check_requests(log, plan.limits, fixed, plan.fitted_rows)
+    return plan
+
+
+def profile_row(
+    config: ProfileConfig, kv_capacity_tokens: int, coefficients: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the columns of the fleet's row but the name."""
+    names = (
+        "max_running",
+        "max_waiting",
+        "max_batched_tokens",
+        "network_rtt_s",
+        "busy_power_w",
+        "idle_power_w",
+    )
+    return {
+        **{name: getattr(config, name) for name in names},
+        "kv_capacity_tokens": kv_capacity_tokens,
+        **coefficients,
+    }
+
+
+def _pairs(items: tuple[str, ...], field: str, form: str) -> dict[str, str]:
+    """Return ``A=B`` items as a mapping."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not (name and equals and value):
+            raise input_error(f"{item!r} is not {form}", field=field, remedy=f"write --{field}={form}")
+        if name in pairs:
+            raise input_error(f"{name} is given twice", field=field, remedy="give it once")
+        pairs[name] = value
+    return pairs
+
+
+def _numbers(pairs: Mapping[str, str]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in pairs.items()}
+    except ValueError as error:
+        raise input_error(str(error), field="fix", remedy="give seconds, such as 0.01") from None

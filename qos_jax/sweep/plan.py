@@ -1,0 +1,246 @@
+"""A sweep, checked: its files read, its cells worked out, its memory planned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from qos_jax.errors import InputError, input_error, near_match
+from qos_jax.files import sha256
+from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
+from qos_jax.policies.greedy_params import LEARNED_NUMBERS
+from qos_jax.policies.registry import GROUPS
+from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
+from qos_jax.simulation.cases import CaseConfig
+from qos_jax.simulation.metrics import METRICS
+from qos_jax.sweep.axes import check_axes, parse_axis
+from qos_jax.sweep.capacity import Search, parse_search
+from qos_jax.sweep.grid import CellGroup, Grid, SweptFleet, build_grid
+from qos_jax.sweep.lane import LaneConfig
+from qos_jax.sweep.plots import CAPACITY
+from qos_jax.sweep.program import ChunkPlan, plan_chunks
+from qos_jax.workload import split_rows
+from qos_jax.workload.named import TRACE
+from qos_jax.workload.named_table import ALL_ROWS
+from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table
+
+# Who reads a parameter that not everyone reads: a workload, or some policies.
+_OF_WORKLOAD = {
+    "gap_cv": "gamma",
+    "burst_factor": "mmpp",
+    "burst_mean_s": "mmpp",
+    "calm_mean_s": "mmpp",
+    "diurnal_swing": "diurnal",
+}
+
+
+_BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
+_OF_POLICIES = {
+    **dict.fromkeys(LEARNED_NUMBERS, _BY_NET_GAIN),
+    "impact_weight": ("impact_greedy",),
+}
+
+
+_OF_FIGURES = ("error_level", "quality_bias", "length_log_bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """What to sweep, over what."""
+
+    fleets: tuple[str, ...] = ("edge6",)  # fleet CSVs, or names of shipped fleets
+    policies: tuple[str, ...] = ("shortest_queue", "projected_greedy")  # of the registry, or groups
+    checkpoint: tuple[str, ...] = ()  # learned routers: DIR or NAME=DIR each
+    stochastic: bool = False  # whether learned routers draw their actions
+    scheduler: str = "prefill_first"  # or "chunked_prefill"
+    allow_drop: bool = False  # whether greedy and learned routers may drop requests
+    sweep: tuple[str, ...] = ()  # NAME=VALUES each, see ``sweep_grid.parse_axis``
+    workload: str = "poisson"  # one of ``cases.WORKLOADS`` but "trace"
+    table: str | None = None  # table file whose rows are the requests
+    table_split: str = ALL_ROWS
+    seeds: int = 4  # independent draws per cell, the same for all cells and policies
+    seed: int = 0  # of them all
+    num_requests: int = 512  # of a run
+    capacity: str | None = None  # what to search the largest value of: "arrival_rate" or "load"
+    target: str | None = None  # that the largest value must meet: METRIC>=VALUE
+    capacity_range: tuple[float, ...] = ()  # LOW,HIGH of the search; by default 0.02 to 4 of the capacity
+    capacity_tolerance: float = 0.02  # relative
+    plot_metrics: tuple[str, ...] = ("average_qos", "share_within_limit")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SweepPlan:
+    """A sweep that has passed every check; see :func:`load_sweep`."""
+
+    settings: dict[str, Any]  # all that determines the results, the content of config.json
+    grid: Grid
+    policies: list[Policy]
+    workload: str
+    seeds: int
+    seed: int
+    num_requests: int
+    search: Search | None
+    search_ends: tuple[np.ndarray, np.ndarray] | None  # [C] each, requests / s
+    plot_metrics: tuple[str, ...]
+
+    def lane_config(self, group: CellGroup) -> LaneConfig:
+        """Return the static part of a group's program."""
+        return LaneConfig(group.serving, self.workload, self.num_requests, self.seeds)
+
+    @property
+    def cell_requests(self) -> int:
+        """Requests that a cell takes of one policy, all seeds and rounds of a search counted."""
+        return self.seeds * self.num_requests * (self.search.rounds if self.search else 1)
+
+    @property
+    def total_requests(self) -> int:
+        """Requests of the whole sweep."""
+        return self.grid.num_cells * len(self.policies) * self.cell_requests
+
+
+def load_sweep(config: SweepConfig) -> SweepPlan:
+    """Read the files of a sweep, check that they and the parameters fit, and work out its cells.
+
+    Raises:
+      InputError: naming file, row, field and remedy of the first fault found.
+    """
+    axes = [parse_axis(text) for text in config.sweep]
+    check_axes(axes)
+    given = {axis.name for axis in axes}
+    search = parse_search(
+        config.capacity, config.target, config.capacity_range or (0.02, 4.0), config.capacity_tolerance
+    )
+    names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
+    if any(item in GROUPS for item in config.policies):
+        names = [name for name in names if name not in BOUNDS]
+    policies = [policy(name, allow_drop=config.allow_drop) for name in names]
+    folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
+    if not policies and not folders:
+        raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
+    if config.workload == TRACE:
+        raise input_error(
+            "a recorded trace is not drawn from", field="workload", remedy="use launch.evaluate for traces"
+        )
+    draws = CaseConfig(
+        workloads=(config.workload,), seeds=config.seeds, seed=config.seed, num_requests=config.num_requests
+    )
+    _check_readers(config, given, names)
+    if search is not None:
+        for name in {"load", "arrival_rate"} & given:
+            raise input_error(
+                "is what the search is for", field=name, remedy="leave out its --sweep, or --capacity"
+            )
+    for name in config.plot_metrics:
+        if name not in METRICS:
+            raise input_error(
+                f"metric {name!r} is unknown{near_match(name, METRICS)}",
+                field="plot_metrics",
+                remedy=f"use some of {', '.join(METRICS)}",
+            )
+    if not config.fleets or len(set(config.fleets)) < len(config.fleets):
+        raise input_error("names no fleet, or one twice", field="fleet", remedy="name each once")
+    fleets = [_open_fleet(name, config, "latency_limit_s" in given) for name in config.fleets]
+    grid = build_grid(fleets, axes, config.scheduler, draws)
+    routers: dict[str, LearnedRouter] = {}
+    for name, folder in folders.items():
+        for group in grid.groups:  # it must fit them all
+            routers[name] = load_router(
+                name, folder, group.serving, allow_drop=config.allow_drop, stochastic=config.stochastic
+            )
+    ends = None
+    if search is not None:
+        relative = search.name == "load" or not config.capacity_range
+        unit = grid.capacity_per_s if relative else np.ones(grid.num_cells)
+        ends = (search.low * unit, search.high * unit)
+    return SweepPlan(
+        settings={
+            "launcher": "sweep",
+            **{name: value for name, value in dataclasses.asdict(config).items() if name != "plot_metrics"},
+            "sweep": {axis.name: axis.values for axis in axes},
+            "fleet_sha256": {fleet.name: sha256(fleet.file) for fleet in fleets},
+            "table_sha256": sha256(config.table) if config.table else None,
+            "policies": names,
+            "checkpoint": {name: router.record for name, router in routers.items()},
+            "latency_limits_s": {fleet.name: fleet.latency_limit_s for fleet in fleets},
+        },
+        grid=grid,
+        policies=[*policies, *(router.policy for router in routers.values())],
+        workload=config.workload,
+        seeds=config.seeds,
+        seed=config.seed,
+        num_requests=config.num_requests,
+        search=search,
+        search_ends=ends,
+        plot_metrics=(CAPACITY,) if search else config.plot_metrics,
+    )
+
+
+def plan_memory(
+    plan: SweepPlan, mesh: Mesh, max_bytes: float, chunk_requests: int | None = None
+) -> list[ChunkPlan]:
+    """Return how each group is cut to stay within ``max_bytes`` on this process' devices; see plan_chunks."""
+    return [
+        plan_chunks(
+            plan.lane_config(group),
+            group,
+            mesh,
+            max_bytes,
+            cell_requests=plan.cell_requests,
+            chunk_requests=chunk_requests,
+        )
+        for group in plan.grid.groups
+    ]
+
+
+def describe(plan: SweepPlan, mesh: Mesh, chunks: Sequence[ChunkPlan]) -> str:
+    """Return what a sweep will do and what memory it takes, for the user to read before it starts."""
+    grid = plan.grid
+    rounds = f" x {plan.search.rounds} rounds" if plan.search else ""
+    lines = [
+        f"{grid.num_cells:,} cells x {len(plan.policies)} policies x {plan.seeds} seeds{rounds} of "
+        f"{plan.num_requests:,} requests = {plan.total_requests:,} requests, on {mesh.size} device(s)"
+    ]
+    for group, cut in zip(grid.groups, chunks, strict=True):
+        lines.append(
+            f"{group.serving.num_experts} experts x {group.serving.slots} slots: {len(group.cell):,} cells "
+            f"in {cut.chunks} chunk(s) of {cut.chunk_cells:,}, blocks of {cut.block_runs} runs, about "
+            f"{cut.run_bytes / 1e3:,.0f} kB a run in a block, {cut.chunk_bytes / 1e6:,.0f} MB in all"
+        )
+    return "\n".join(lines)
+
+
+def _open_fleet(name: str, config: SweepConfig, limit_is_swept: bool) -> SweptFleet:
+    file, fleet = open_fleet(name)
+    limit_s = None if limit_is_swept else limit_of(file, None)
+    if config.table is None:
+        if config.table_split != ALL_ROWS:
+            raise input_error(
+                f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
+            )
+        figures, drawn = figures_for(fleet, config.seed)
+        return SweptFleet(name, file, fleet, figures, drawn, limit_s)
+    table = split_rows(open_table(config.table, fleet), config.table_split)
+    return SweptFleet(name, file, fleet, table, False, limit_s)
+
+
+def _check_readers(config: SweepConfig, given: set[str], policies: Sequence[str]) -> None:
+    """Refuse to sweep what nothing in this sweep reads: every cell would be the same."""
+
+    def unread(name: str, reader: str, remedy: str) -> InputError:
+        return input_error(f"is read by {reader} alone", field=name, remedy=remedy)
+
+    for name in sorted(given):
+        workload = _OF_WORKLOAD.get(name, config.workload)
+        if workload != config.workload:
+            raise unread(name, f"workload {workload!r}", f"give --workload={workload}")
+        readers = _OF_POLICIES.get(name)
+        if readers and not set(readers) & set(policies):
+            raise unread(name, " and ".join(readers), f"add {readers[0]} to --policies")
+        if config.table is not None and name in _OF_FIGURES:
+            raise input_error(
+                "is of synthetic predictions, and a table has its own", field=name, remedy="leave it out"
+            )
