@@ -1,4 +1,4 @@
-"""The one error that tells a user how to mend what they gave."""
+"""The one error for bad input: it names the file, row and field, the fault, and what to do instead."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ def _python(code, *arguments, **environment):
 _SAVE_UNTIL_KILLED = """
 import os, re, signal, sys
 import numpy as np
-from qos_jax.learning import checkpoint
+from qos_jax.runs import checkpoint
 run, operation, path = sys.argv[1:]
 def watch(event, arguments):
     if event == operation and re.search(path, str(arguments[0])):
@@ -349,9 +349,9 @@ import os, sys, threading
 from pathlib import Path
 import jax
 from absl import app
-from qos_jax.learning import checkpoint
-from tests.learning.states import assert_same, state
-from tests.learning.test_checkpoint import Config, restore
+from qos_jax.runs import checkpoint
+from tests.runs.states import assert_same, state
+from tests.runs.test_checkpoint import Config, restore
 assert "orbax" not in sys.modules, "orbax is imported before it is needed"
 def main(_):
     run = Path(os.environ["RUN"])
