@@ -40,7 +40,7 @@ class Interval:
 
 
 COUNT = Interval(1, 2**31 - 1, whole=True)
-COUNT_OR_NONE = Interval(0, 2**31 - 1, whole=True)
+COUNT_OR_ZERO = Interval(0, 2**31 - 1, whole=True)
 SEED = Interval(0, 2**32 - 1, whole=True)
 POSITIVE = Interval(0, above=True)
 NON_NEGATIVE = Interval(0)

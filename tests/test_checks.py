@@ -37,7 +37,7 @@ def test_out_of_range(value):
 
 
 def test_each_of_a_tuple():
-    with pytest.raises(InputError, match="'shares': 1.5 is out of range; give a finite number from 0 to 1$"):
+    with pytest.raises(InputError, match=r"'shares': 1.5 is out of range; give a finite number from 0 to 1$"):
         check_range(Settings(shares=(0.5, 1.5)), ["shares"], SHARE)
 
 
@@ -55,7 +55,7 @@ def test_names():
     check_some_of("agents", ("sac", "ppo"), ("ppo", "sac"))
     with pytest.raises(InputError, match=r"'agent': 'pp0' is unknown \(did you mean 'ppo'\?\); use one of"):
         check_one_of("agent", "pp0", ("ppo", "sac"))
-    with pytest.raises(InputError, match="'agents': is empty; give some of ppo, sac"):
+    with pytest.raises(InputError, match=r"'agents': is empty; give some of ppo, sac"):
         check_some_of("agents", (), ("ppo", "sac"))
-    with pytest.raises(InputError, match="'loads': 0.5 is given twice; give each once"):
+    with pytest.raises(InputError, match=r"'loads': 0.5 is given twice; give each once"):
         check_distinct("loads", (0.5, 1.0, 0.5))
