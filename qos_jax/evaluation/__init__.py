@@ -10,7 +10,7 @@ from qos_jax.evaluation.comparison_table import (
 )
 from qos_jax.runs.folder import RunFolder, check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
-from qos_jax.runs.statistics import Estimate, iqm, iqm_ci, mean_ci, paired_difference
+from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
 from qos_jax.simulation.metrics import METRICS, Metric, summarise
 from qos_jax.simulation.policy_runs import PolicyResult
 from qos_jax.simulation.records import (
@@ -37,8 +37,6 @@ __all__ = [
     "RunTotals",
     "check_run_folder",
     "comparison_table",
-    "iqm",
-    "iqm_ci",
     "mean_ci",
     "open_run_folder",
     "paired_difference",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from qos_jax.runs.statistics import iqm, iqm_ci, mean_ci, paired_difference
+from qos_jax.runs.statistics import mean_ci, paired_difference
 
 
 @pytest.mark.parametrize("method", ["BCa", "percentile"])
@@ -83,14 +83,6 @@ def test_many_figures_keep_their_shape_and_bounded_memory():
     estimate = mean_ci(samples, resamples=9999)  # more than one batch of rows
     assert estimate.mean.shape == estimate.low.shape == (3, 50)
     np.testing.assert_allclose(mean_ci(samples[2, 49], resamples=9999).low, estimate.low[2, 49])
-
-
-def test_iqm_is_the_mean_of_the_middle_half():
-    values = np.array([100.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, -100.0])
-    assert iqm(values) == np.mean([2, 3, 4, 5])
-    estimate = iqm_ci(np.stack([values, values]), resamples=200)
-    assert estimate.mean.shape == (2,)
-    assert (estimate.low <= estimate.mean).all()
 
 
 def test_wrong_calls_are_refused():
