@@ -45,6 +45,7 @@ SEED = Interval(0, 2**32 - 1, whole=True)
 POSITIVE = Interval(0, above=True)
 NON_NEGATIVE = Interval(0)
 SHARE = Interval(0, 1)
+DISCOUNT = Interval(0, 1, below=True)
 
 
 def check_range(config: Any, fields: Iterable[str], interval: Interval) -> None:

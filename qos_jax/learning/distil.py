@@ -30,7 +30,7 @@ from qos_jax.policies.actor_critic import RouterOutput, actor_function, init_rou
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import crowding_cost, margin_of_late
+from qos_jax.policies.net_gain import crowding_cost, latency_margin
 from qos_jax.policies.router_input import RouterInput, action_mask, greedy_of, router_input
 from qos_jax.routing import EnvParams, RoutingEnvironment
 from qos_jax.routing.fleet_state import empty_fleet
@@ -181,7 +181,7 @@ def make_distil(
                 greedy,
                 config.horizon,
                 later=lambda seen: (
-                    expected_qos_in_flight(seen, margin_of_late(greedy, seen))
+                    expected_qos_in_flight(seen, latency_margin(greedy, seen))
                     - price * crowding_cost(greedy, seen)
                 ),
             )

@@ -1,13 +1,14 @@
-"""Search for the net gain's numbers: candidates route whole episodes, and the better ones are followed.
+"""Search for the net gain's numbers: candidates route whole episodes, and the mean moves to the better ones.
 
-What a place costs those to come depends on the fleet, the load and the requests at hand, and shows only over
-hundreds of arrivals: too far for trials of some actions, too little in each decision for a gradient of the
-policy. Seventeen numbers say most of it. Each update draws candidates about the present ones, in pairs to
-both sides, lets all of them route the same episodes (equal requests at equal times), and moves towards the
-better by rank, every episode counting alike: separable natural evolution strategies. An episode starts from
-an empty fleet and is drained, each request paying the quality that its predictions let expect, which halves
-the noise. Source: Wierstra et al., "Natural evolution strategies", JMLR 15, 2014,
-section 3.5 and table 1; pairs: Salimans et al., arXiv 1703.03864.
+What a slot costs later arrivals depends on the fleet, the load and the requests, and shows only over hundreds
+of arrivals: too far ahead for trials of single actions, and too little in each decision for a policy
+gradient. Seventeen numbers say most of it. Each update draws candidates about the mean, in antithetic pairs,
+lets all of them route the same episodes (equal requests at equal times), and moves mean and spread by the
+candidates' ranks, every episode counting alike. An episode starts from an empty fleet and is drained at its
+end. Each request pays the quality that its predictions let expect, which halves the noise.
+
+Source: separable natural evolution strategies, Wierstra et al., JMLR 15, 2014, section 3.5 and table 1;
+antithetic pairs: Salimans et al., arXiv 1703.03864.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.checks import COUNT, COUNT_OR_ZERO, DISCOUNT, POSITIVE, check_range, check_some_of
 from qos_jax.devices import vmap_lanes
-from qos_jax.errors import near_match
-from qos_jax.learning.types import Learner, Metrics, SampleParams
+from qos_jax.errors import input_error
+from qos_jax.learning.types import Learner, Metrics, SampleParams, paying_expected_quality
 from qos_jax.policies.actor_critic import init_router
 from qos_jax.policies.encoders import NetworkConfig
-from qos_jax.policies.greedy_params import GreedyParams
+from qos_jax.policies.greedy_params import SEARCHED, GreedyParams, Number
 from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.router_input import GREEDY, greedy_of, router_input
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
-from qos_jax.routing.params import as_good_as_expected
+
+# Added to the standard deviation of candidates in an episode, QoS: smaller differences hardly count.
+SPREAD_FLOOR = 0.005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,83 +43,37 @@ class SearchConfig:
     """Hyper-parameters of the search.
 
     Raises:
-      ValueError: a number out of range.
+      InputError: a value out of its range, naming the field.
     """
 
     updates: int = 20  # in all; 0 = a training run leaves this phase out
-    candidates: int = 12  # tried in an update, half of them mirror images of the others
-    num_envs: int = 32  # episodes that each of them routes
-    steps: int = 1024  # decisions of an episode; short ones, from an empty fleet, underprice a place
-    spread: float = 0.5  # of the candidates at the start, in steps of SEARCHED
-    average: float = 0.95  # of the numbers so far in their running mean, per update; 0 = the last ones alone
+    candidates: int = 12  # C of an update, half of them mirror images of the others
+    num_envs: int = 32  # B, episodes that each of them routes
+    steps: int = 1024  # T, decisions of an episode; short ones, from an empty fleet, underprice a slot
+    spread: float = 0.5  # std of the candidates at the start, in steps of the numbers
+    average: float = 0.95  # decay per update of the running mean of the numbers; 0 = the last ones alone
     numbers: tuple[str, ...] = ()  # that are searched, the others staying as they are; empty = all
     expected_quality: bool = True  # pay what predictions let expect, with half the noise, not the true one
 
     def __post_init__(self) -> None:
-        for name in self.numbers:
-            if name not in SEARCHED:
-                raise ValueError(
-                    f"numbers: {name!r} is not searched{near_match(name, SEARCHED)}; choose from "
-                    f"{', '.join(SEARCHED)}"
-                )
-        if len(set(self.numbers)) < len(self.numbers):
-            raise ValueError(f"numbers = {self.numbers}: name each once")
-        if self.updates < 0:
-            raise ValueError(f"updates = {self.updates}: must be at least 0")
-        for name in ("num_envs", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.candidates < 2 or self.candidates % 2:
-            raise ValueError(f"candidates = {self.candidates}: must be even, they are tried in pairs")
-        if not 0 < self.spread < math.inf:
-            raise ValueError(f"spread = {self.spread}: must be above 0")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average = {self.average}: must be in [0, 1)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Searched:
-    """How a number is searched."""
-
-    step: float  # a change of it that is felt; of its logarithm, if it is searched so
-    low: float  # its bounds
-    high: float
-    log: bool = False
-
-
-# Average QoS of an episode; candidates that differ by less than this in it are hardly told apart by it.
-SPREAD_FLOOR = 0.005
-
-# A step of each cost or gained about as much, where the price of load_aware_greedy matters.
-SEARCHED = {
-    "congestion_price": Searched(0.4, 0.01, 2.0, log=True),
-    "price_by_occupancy": Searched(1.0, 0.25, 8.0),
-    "price_by_load": Searched(0.3, 0.0, 3.0),
-    "price_by_burst": Searched(0.3, -2.0, 2.0),
-    "price_by_length": Searched(0.3, 0.0, 3.0),
-    "price_by_level": Searched(0.3, -2.0, 2.0),
-    "price_by_prefill": Searched(0.5, -2.0, 4.0),
-    "price_by_pace": Searched(0.8, -4.0, 4.0),
-    "price_by_slowness": Searched(0.6, -4.0, 4.0),
-    "price_by_fleet": Searched(0.6, -4.0, 4.0),
-    "margin": Searched(0.3, 0.03, 2.0, log=True),
-    "margin_by_load": Searched(0.3, -2.0, 2.0),
-    "margin_by_level": Searched(0.2, -2.0, 2.0),
-    "margin_of_others": Searched(0.4, 0.1, 5.0, log=True),
-    "penalty_weight": Searched(0.4, 0.1, 10.0, log=True),
-    "penalty_by_load": Searched(0.4, -2.0, 2.0),
-    "quality_slope": Searched(0.4, 0.0, 1.5),
-}
+        if self.numbers:
+            check_some_of("numbers", self.numbers, SEARCHED)
+        check_range(self, ("updates",), COUNT_OR_ZERO)
+        check_range(self, ("candidates", "num_envs", "steps"), COUNT)
+        if self.candidates % 2:
+            raise input_error(f"{self.candidates} is odd", field="candidates", remedy="give an even number")
+        check_range(self, ("spread",), POSITIVE)
+        check_range(self, ("average",), DISCOUNT)
 
 
 @struct.dataclass
 class SearchState:
-    """All there is; vectors [D] are in steps of ``SEARCHED``, from the numbers that the search began with."""
+    """The state of a search over D numbers; vectors are in steps of the numbers, from those at the start."""
 
-    params: Any  # of a router, its greedy numbers those that the search began with
-    centre: jax.Array  # [D] float32, the present ones of the numbers searched
-    average: jax.Array  # [D] float32, their running mean
-    log_spread: jax.Array  # [D] float32, log std of the candidates about the centre
+    params: Any  # of a router, its net gain's numbers those that the search began with
+    centre: jax.Array  # [D] float32, mean of the candidates
+    average: jax.Array  # [D] float32, its running mean: the result
+    log_spread: jax.Array  # [D] float32, log std of the candidates about the mean
     key: jax.Array  # [] key
     update: jax.Array  # [] int32, updates done
 
@@ -123,18 +81,17 @@ class SearchState:
 def make_search(
     env: RoutingEnvironment, sample_params: SampleParams, network: NetworkConfig, config: SearchConfig
 ) -> Learner:
-    """Return the learner. It trains no weights: those of the network stay as they are.
+    """Return the search as a learner, which leaves the network's weights as they are.
 
     Args:
       env: the environment.
       sample_params: draws the parameters of one episode, with an arrival process.
       network: of the router whose parameters the numbers are part of.
-      config: the learner's numbers.
+      config: hyper-parameters.
     """
     searched = {name: SEARCHED[name] for name in config.numbers or SEARCHED}
-    size = len(searched)
-    rank_weights = jnp.asarray(utilities(config.candidates), jnp.float32)
-    spread_rate = (3.0 + math.log(size)) / (5.0 * math.sqrt(size))
+    if config.expected_quality:
+        sample_params = paying_expected_quality(sample_params)
 
     def init(key: jax.Array, params: Any | None = None) -> SearchState:
         key, network_key, env_key = jax.random.split(key, 3)
@@ -144,9 +101,9 @@ def make_search(
             params = init_router(network, network_key, example)
         return SearchState(
             params=jax.tree.map(jnp.copy, params),  # of its own: the state is donated
-            centre=jnp.zeros((size,), jnp.float32),
-            average=jnp.zeros((size,), jnp.float32),
-            log_spread=jnp.full((size,), jnp.log(jnp.float32(config.spread))),
+            centre=jnp.zeros((len(searched),), jnp.float32),
+            average=jnp.zeros((len(searched),), jnp.float32),
+            log_spread=jnp.full((len(searched),), jnp.log(jnp.float32(config.spread))),
             key=key,
             update=jnp.int32(0),
         )
@@ -155,30 +112,22 @@ def make_search(
         start = greedy_of(params, network.allow_drop)
         return dataclasses.replace(start, **moved_numbers(params[GREEDY], change, searched))
 
-    def paying(key: jax.Array) -> EnvParams:
-        params = sample_params(key)
-        return as_good_as_expected(params) if config.expected_quality else params
-
     def update(state: SearchState) -> tuple[SearchState, Metrics]:
         key, draw_key, params_key, episode_key = jax.random.split(state.key, 4)
-        half = jax.random.normal(draw_key, (config.candidates // 2, size))
+        half = jax.random.normal(draw_key, (config.candidates // 2, len(searched)))
         drawn = jnp.concatenate([half, -half])
-        spread = jnp.exp(state.log_spread)
-        changes = state.centre[None] + spread[None] * drawn
-        tried = jax.vmap(lambda change: moved(state.params, change))(changes)
-        params_keys = jax.random.split(params_key, config.num_envs)
-        params = vmap_lanes(paying)(params_keys)
+        changes = state.centre[None] + jnp.exp(state.log_spread)[None] * drawn
+        candidates = jax.vmap(moved, (None, 0))(state.params, changes)
+        params = vmap_lanes(sample_params)(jax.random.split(params_key, config.num_envs))
         keys = jax.random.split(episode_key, config.num_envs)
 
-        def average_qos(greedy: GreedyParams) -> jax.Array:
-            routed = vmap_lanes(lambda key, params: _episode_qos(env, params, greedy, key, config.steps))
+        def episodes_qos(greedy: GreedyParams) -> jax.Array:
+            routed = vmap_lanes(lambda key, params: episode_qos(env, params, greedy, key, config.steps))
             return routed(keys, params)
 
-        qos = jax.lax.map(average_qos, tried)  # [C, B]; one after the other: memory for one of them
+        qos = jax.lax.map(episodes_qos, candidates)  # [C, B], one candidate at a time to save memory
+        centre, log_spread = natural_step(state.centre, state.log_spread, drawn, balanced(qos))
         reached = jnp.mean(qos, axis=-1)
-        weights = rank_weights[jnp.argsort(jnp.argsort(-balanced(qos)))]
-        centre = state.centre + spread * (weights @ drawn)
-        log_spread = state.log_spread + 0.5 * spread_rate * (weights @ (jnp.square(drawn) - 1.0))
         metrics = {
             "qos": jnp.mean(reached),
             "qos_of_best": jnp.max(reached),
@@ -186,33 +135,44 @@ def make_search(
             "spread": jnp.exp(jnp.mean(log_spread)),
             **moved_numbers(state.params[GREEDY], state.average, searched),
         }
-        # Candidates differ by less than chance does, so the centre wanders, and the mean of many is nearer:
-        # at first of what there is, the later the more.
-        step = state.update.astype(jnp.float32)
-        follow = jnp.maximum(1.0 - config.average, 2.0 / (step + 2.0))
-        new = SearchState(
-            params=state.params,
-            centre=centre,
-            average=state.average + follow * (centre - state.average),
-            log_spread=log_spread,
-            key=key,
-            update=state.update + 1,
-        )
-        return new, metrics
+        # Candidates differ by less than chance does, so the mean wanders and its running mean is nearer: at
+        # first over all updates so far, weighted towards the later ones.
+        count = state.update.astype(jnp.float32)
+        follow = jnp.maximum(1.0 - config.average, 2.0 / (count + 2.0))
+        average = state.average + follow * (centre - state.average)
+        return SearchState(state.params, centre, average, log_spread, key, state.update + 1), metrics
 
-    def found(state: SearchState) -> Any:
+    def result(state: SearchState) -> Any:
         return {**state.params, GREEDY: moved_numbers(state.params[GREEDY], state.average, searched)}
 
     return Learner(
         init=init,
         update=update,
-        params=found,
+        params=result,
         decisions_per_update=config.candidates * config.num_envs * config.steps,
     )
 
 
+def natural_step(
+    centre: jax.Array, log_spread: jax.Array, drawn: jax.Array, score: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return mean and log spread after a natural-gradient step towards the candidates that rank higher.
+
+    Args:
+      centre: [D] float32, mean of the candidates.
+      log_spread: [D] float32, log std of the candidates.
+      drawn: [C, D] float32, standard normal draws of the candidates.
+      score: [C] float32, higher is better.
+    """
+    count, size = drawn.shape
+    weights = jnp.asarray(utilities(count), jnp.float32)[jnp.argsort(jnp.argsort(-score))]
+    rate = (3.0 + math.log(size)) / (5.0 * math.sqrt(size))
+    moved = centre + jnp.exp(log_spread) * (weights @ drawn)
+    return moved, log_spread + 0.5 * rate * (weights @ (jnp.square(drawn) - 1.0))
+
+
 def balanced(qos: jax.Array) -> jax.Array:
-    """What candidates are ranked by, [C]: their lead in each episode, in its own spread, mean over episodes.
+    """Return each candidate's lead in units of the episode's spread, mean over episodes, [C] float32.
 
     Under load candidates differ by several hundredths, else by thousandths: by the plain mean, what is best
     for light loads would not count.
@@ -225,27 +185,42 @@ def balanced(qos: jax.Array) -> jax.Array:
 
 
 def utilities(candidates: int) -> list[float]:
-    """Weight of each candidate by its rank, best first; they add up to 0, and follow the better half."""
+    """Return the weight of each candidate by its rank, best first; their sum is 0."""
     raw = [max(0.0, math.log(candidates / 2 + 1) - math.log(rank)) for rank in range(1, candidates + 1)]
     return [weight / sum(raw) - 1.0 / candidates for weight in raw]
 
 
 def moved_numbers(
-    numbers: dict[str, jax.Array], change: jax.Array, searched: Mapping[str, Searched]
+    numbers: dict[str, jax.Array], change: jax.Array, searched: Mapping[str, Number]
 ) -> dict[str, jax.Array]:
-    """The numbers after a change of those searched, [D] float32 in their steps, within their bounds."""
-    found = dict(numbers)
-    for index, (name, how) in enumerate(searched.items()):
-        step = how.step * change[index]
-        value = numbers[name] * jnp.exp(step) if how.log else numbers[name] + step
-        found[name] = jnp.clip(value, how.low, how.high)
-    return found
+    """Return the net gain's numbers after a change of those searched, clipped to their bounds.
+
+    Args:
+      numbers: by name, [] float32.
+      change: [D] float32, in steps of the numbers searched.
+      searched: D numbers by name.
+    """
+    moved = dict(numbers)
+    for index, (name, number) in enumerate(searched.items()):
+        assert number.step is not None
+        step = number.step * change[index]
+        value = numbers[name] * jnp.exp(step) if number.logarithmic else numbers[name] + step
+        moved[name] = jnp.clip(value, number.low, number.high)
+    return moved
 
 
-def _episode_qos(
+def episode_qos(
     env: RoutingEnvironment, params: EnvParams, greedy: GreedyParams, key: jax.Array, steps: int
 ) -> jax.Array:
-    """Average QoS of ``steps`` requests that the greedy router routes from an empty fleet on, drained, []."""
+    """Return the average QoS of ``steps`` requests routed by the net gain from an empty fleet, [] float32.
+
+    Args:
+      env: the environment.
+      params: of the episode.
+      greedy: of the net gain.
+      key: [] key.
+      steps: decisions; the fleet is drained after the last.
+    """
     reset_key, steps_key = jax.random.split(key)
     start = (*env.reset(reset_key, params), jnp.float32(0.0))
 

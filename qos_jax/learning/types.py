@@ -1,4 +1,4 @@
-"""What a learning algorithm is made of: three pure functions over a state that holds everything."""
+"""The interface of learning algorithms: three pure functions over a state that holds everything."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from qos_jax.routing import EnvParams
+from qos_jax.routing.params import as_good_as_expected
 
 # (key) -> parameters of one environment: the domain randomisation. Every draw has the same shapes.
 SampleParams = Callable[[jax.Array], EnvParams]
@@ -20,18 +21,26 @@ Metrics = dict[str, jax.Array]
 class Learner:
     """A learning algorithm on a given environment and network.
 
-    A state is a pytree of arrays that holds all there is: parameters, optimiser, environments, random
-    key and counters. So saving and restoring it continues bit for bit, and a state with a leading axis
-    is so many independent runs: ``jax.vmap(learner.update)``.
+    A state is a pytree of arrays that holds everything: parameters, optimiser, environments, random key and
+    counters. So a run continues from a saved state bit for bit, and a state with a leading axis [R] is R
+    independent runs: ``jax.vmap(learner.update)``.
 
     Attributes:
       init: (key, parameters of a router to start from, or None for fresh ones) -> state.
       update: state -> (state, metrics): one iteration, pure and jittable.
-      params: state -> those parameters, see ``init_router``, for evaluation and checkpoints.
-      decisions_per_update: environment decisions that one update takes.
+      params: state -> the router's parameters, as of ``init_router``, for evaluation and checkpoints.
+      decisions_per_update: environment decisions of one update.
     """
 
     init: Callable[[jax.Array, Any | None], Any]
     update: Callable[[Any], tuple[Any, Metrics]]
     params: Callable[[Any], Any]
     decisions_per_update: int
+
+
+def paying_expected_quality(sample_params: SampleParams) -> SampleParams:
+    """Return ``sample_params`` with the expected quality of each request in place of the true one.
+
+    The expectation is given the request's predictions. It halves the noise of rewards.
+    """
+    return lambda key: as_good_as_expected(sample_params(key))

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from qos_jax.policies.encoders import NetworkConfig, Trunk, pooled
-from qos_jax.policies.greedy_params import LEARNED_NUMBERS, load_aware_params
+from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
 from qos_jax.policies.han_star import StarEmbedding
 from qos_jax.policies.router_input import GREEDY, RouterInput, action_mask
 from qos_jax.routing.graph import (
@@ -112,7 +112,7 @@ def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> 
     """
     return {
         **ActorCritic(config).init(key, example),
-        GREEDY: {name: getattr(load_aware_params(), name) for name in LEARNED_NUMBERS},
+        GREEDY: {name: getattr(load_aware_params(), name) for name in SEARCHED},
     }
 
 

@@ -1,108 +1,124 @@
-"""The numbers of the net gain that greedy routers maximise."""
+"""The numbers of the net gain that greedy routers maximise: one table, which sweeps and the search read."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.checks import NON_NEGATIVE, Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number of the net gain: its defaults, what a sweep may set, and how the search moves it."""
+
+    default: float  # of projected_greedy and impact_greedy
+    load_aware: float  # of load_aware_greedy, which learned routers start from
+    help: str
+    step: float | None = None  # of the search, of the logarithm if ``logarithmic``; None = not searched
+    low: float = 0.0  # bounds of the search
+    high: float = 0.0
+    logarithmic: bool = False
+    allowed: Interval = NON_NEGATIVE  # what a sweep may set
+
+
+def _number(*row: Any, **columns: Any) -> Any:
+    """Return the field of a :class:`Number`."""
+    return struct.field(metadata={"number": Number(*row, **columns)})
+
+
+def _power(help: str, step: float, low: float, high: float, load_aware: float = 0.0) -> Any:
+    """Return the field of a power, by default 0: without effect."""
+    return _number(0.0, load_aware, help, step, low, high, allowed=Interval(-10.0, 10.0))
+
 
 @struct.dataclass
 class GreedyParams:
-    """Parameters of the net gain, leaves [] float32; ``WEIGHTS`` says what the powers are of.
+    """Parameters of the net gain, leaves [] float32.
 
-    By :func:`greedy_params` those from ``price_by_burst`` on have no effect.
+    A power ``TERM_by_QUANTITY`` multiplies a term (price, penalty or margin) by the quantity to that power.
+    The search draws its changes in the order of these fields, so a new one goes last. Its steps are sized
+    to cost or gain about as much QoS each, where the price of load_aware_greedy matters.
     """
 
     drop_below: jax.Array  # drop if no expert's net gain exceeds this; -inf = never drop
-    impact_weight: jax.Array  # of the paper's penalty, as in its reward; of impact_greedy alone
-    margin: jax.Array  # std of log latency per token for what the projection cannot know
-    congestion_price: jax.Array  # QoS charged for a place on an expert whose batch is full
-    penalty_weight: jax.Array  # of the QoS that others are projected to lose
-    price_by_occupancy: jax.Array  # power of the share of the batch that is taken
-    price_by_load: jax.Array
-    price_by_length: jax.Array
-    margin_by_load: jax.Array
-    price_by_burst: jax.Array
-    price_by_level: jax.Array
-    price_by_prefill: jax.Array
-    price_by_pace: jax.Array
-    price_by_slowness: jax.Array
-    price_by_fleet: jax.Array
-    margin_by_level: jax.Array
-    margin_of_others: jax.Array  # factor on the margin of the requests in flight
-    penalty_by_load: jax.Array
-    quality_slope: jax.Array  # how far predicted qualities are believed, see ``believed_quality``
+    congestion_price: jax.Array = _number(
+        0.15, 0.11, "QoS charged for a slot of a full batch", 0.4, 0.01, 2.0, True
+    )
+    price_by_occupancy: jax.Array = _number(
+        3.0, 3.0, "share of the batch that is taken", 1.0, 0.25, 8.0, allowed=Interval(0.0, 10.0)
+    )
+    price_by_load: jax.Array = _power("recent offered load", 0.3, 0.0, 3.0, load_aware=1.0)
+    price_by_burst: jax.Array = _power("load by the shortest window over that by the longest", 0.3, -2.0, 2.0)
+    price_by_length: jax.Array = _power(
+        "predicted output tokens over their recent mean", 0.3, 0.0, 3.0, load_aware=0.9
+    )
+    price_by_level: jax.Array = _power("recent mean of predicted output tokens", 0.3, -2.0, 2.0)
+    price_by_prefill: jax.Array = _power("time alone on the expert over that of its decoding", 0.5, -2.0, 4.0)
+    price_by_pace: jax.Array = _power("the expert's time per token over the mean of all", 0.8, -4.0, 4.0)
+    price_by_slowness: jax.Array = _power("the expert's time per token over L", 0.6, -4.0, 4.0)
+    price_by_fleet: jax.Array = _power("mean occupancy of all experts", 0.6, -4.0, 4.0)
+    margin: jax.Array = _number(
+        0.3, 0.3, "std of log latency per token for what the projection cannot know", 0.3, 0.03, 2.0, True
+    )
+    margin_by_load: jax.Array = _power("recent offered load", 0.3, -2.0, 2.0, load_aware=0.35)
+    margin_by_level: jax.Array = _power("recent mean of predicted output tokens", 0.2, -2.0, 2.0)
+    margin_of_others: jax.Array = _number(
+        1.0, 1.0, "factor on the margin of the requests in flight", 0.4, 0.1, 5.0, True
+    )
+    penalty_weight: jax.Array = _number(
+        1.0, 1.5, "weight of the QoS that others are projected to lose", 0.4, 0.1, 10.0, True
+    )
+    penalty_by_load: jax.Array = _power("recent offered load", 0.4, -2.0, 2.0)
+    quality_slope: jax.Array = _number(
+        1.0, 1.0, "how far predicted qualities are believed", 0.4, 0.0, 1.5, allowed=Interval(0.0, 1.5)
+    )
+    impact_weight: jax.Array = _number(1.0, 1.0, "weight of the paper's penalty, for impact_greedy alone")
 
 
-# What price, weight of the penalty and margin are times powers of. ``load``: offered of late; ``burst``: load
-# by the shortest window over that by the longest; ``length``: predicted output tokens of the request over the
-# mean of late; ``level``: that mean; ``prefill``: time that the request takes alone on the expert, whole over
-# decode; ``pace``: the expert's time per token over the mean of all; ``slowness``: the same over L;
-# ``fleet``: mean occupancy. Also tried, and found to be noise: a bent power of the load, the load over 512
-# arrivals, the variation of the rate over them, how long those in flight will stay, penalty by burst, length
-# and level, margin by burst.
-WEIGHTS = {
-    "price": ("load", "burst", "length", "level", "prefill", "pace", "slowness", "fleet"),
-    "penalty": ("load",),
-    "margin": ("load", "level"),
+NUMBERS: dict[str, Number] = {
+    field.name: field.metadata["number"]
+    for field in dataclasses.fields(GreedyParams)
+    if "number" in field.metadata
+}
+
+# What the search may change, and what a learned router keeps beside its weights.
+SEARCHED = {name: number for name, number in NUMBERS.items() if number.step is not None}
+
+# The quantities of each term's powers; occupancy is apart, for the price is a power of it, not times one.
+POWERS = {
+    term: tuple(
+        name.removeprefix(f"{term}_by_")
+        for name in NUMBERS
+        if name.startswith(f"{term}_by_") and name != "price_by_occupancy"
+    )
+    for term in ("price", "penalty", "margin")
 }
 
 
-def greedy_params(
-    margin: float = 0.3,
-    congestion_price: float = 0.15,
-    allow_drop: bool = False,
-    price_by_load: float = 0.0,
-    impact_weight: float = 1.0,
-    price_by_length: float = 0.0,
-    margin_by_load: float = 0.0,
-    penalty_weight: float = 1.0,
-    quality_slope: float = 1.0,
-) -> GreedyParams:
-    """Parameters of a greedy router; with ``allow_drop`` it drops what no expert gains from.
+def greedy_params(allow_drop: bool = False, **changes: float) -> GreedyParams:
+    """Return parameters of ``projected_greedy`` and ``impact_greedy``.
 
-    The defaults were chosen on synthetic load (Poisson at 40, 75 and 110% of capacity, 8 seeds from 100
-    on, which no reported figure uses): without the price, greed fills the best expert up to the brink
-    of L and pays at the next burst.
+    Args:
+      allow_drop: drop a request that no expert gains from.
+      **changes: numbers that differ from their defaults, by name.
     """
-    numbers = {
-        "drop_below": 0.0 if allow_drop else -jnp.inf,
-        "impact_weight": impact_weight,
-        "margin": margin,
-        "congestion_price": congestion_price,
-        "penalty_weight": penalty_weight,
-        "price_by_occupancy": 3.0,
-        "price_by_load": price_by_load,
-        "price_by_length": price_by_length,
-        "margin_by_load": margin_by_load,
-        "margin_of_others": 1.0,
-        "quality_slope": quality_slope,
-    }
-    return GreedyParams(
-        **{name: jnp.float32(numbers.get(name, 0.0)) for name in GreedyParams.__dataclass_fields__}
-    )
+    return _params(allow_drop, {name: number.default for name, number in NUMBERS.items()} | changes)
 
 
 def load_aware_params(allow_drop: bool = False) -> GreedyParams:
-    """Parameters of ``load_aware_greedy``, whose net gain the learned routers start from.
+    """Return parameters of ``load_aware_greedy``, whose net gain the learned routers start from.
 
-    Rounded from the best of 384 draws by average QoS on scenarios such as routers are trained on (six
-    experts, loads of 0.3 to 1.2, bursts; 128 and 192 episodes of 512 requests, of keys that nothing else
-    uses). Most of the gain is in ``price_by_length``, and the more so the higher the load.
+    Args:
+      allow_drop: drop a request that no expert gains from.
     """
-    return greedy_params(
-        margin=0.3,
-        congestion_price=0.11,
-        allow_drop=allow_drop,
-        price_by_load=1.0,
-        price_by_length=0.9,
-        margin_by_load=0.35,
-        penalty_weight=1.5,
-    )
+    return _params(allow_drop, {name: number.load_aware for name, number in NUMBERS.items()})
 
 
-# What training may change: the rest says what is allowed, or is another router's.
-LEARNED_NUMBERS = tuple(
-    name for name in GreedyParams.__dataclass_fields__ if name not in ("drop_below", "impact_weight")
-)
+def _params(allow_drop: bool, numbers: dict[str, float]) -> GreedyParams:
+    leaves = {name: jnp.float32(value) for name, value in numbers.items()}
+    return GreedyParams(drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf), **leaves)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.heuristics import best_of
-from qos_jax.policies.net_gain import margin_of_late, net_gain
+from qos_jax.policies.net_gain import latency_margin, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import FleetProfile
@@ -17,7 +17,7 @@ from qos_jax.workload.request_table import RequestTable
 
 def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservation) -> jax.Array:
     """``load_aware_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
-    margin = margin_of_late(params, truth.seen)
+    margin = latency_margin(params, truth.seen)
     impact = true_impact(truth, margin, params.margin_of_others * margin)
     return best_of(net_gain(params, truth.seen, impact), params.drop_below)
 

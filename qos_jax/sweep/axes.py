@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qos_jax.checks import NON_NEGATIVE, POSITIVE, Interval
 from qos_jax.errors import InputError, input_error, near_match
-from qos_jax.policies.greedy_params import WEIGHTS
+from qos_jax.policies.greedy_params import NUMBERS
 from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS
 
 FIELD = "sweep"
@@ -17,48 +18,20 @@ PROFILE = "profile."
 MAX_CELLS = 10_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """The numbers a parameter may have."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False  # whether ``low`` itself is refused
-    open_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        return above and (value < self.high if self.open_high else value <= self.high)
-
-    def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"from {self.low:g} to {'below ' if self.open_high else ''}{self.high:g}"
-        return f"{'above' if self.open_low else 'from'} {self.low:g}"
-
-
-_POSITIVE, _FROM_ZERO = Range(0.0, open_low=True), Range(0.0)
-
 # Every parameter with one number per cell; those of the fleet's profile come on top.
 SCALARS = {
-    "load": _POSITIVE,
-    "arrival_rate": _POSITIVE,
-    "latency_limit_s": _POSITIVE,
-    "gap_cv": _POSITIVE,
-    "burst_factor": _POSITIVE,
-    "burst_mean_s": _POSITIVE,
-    "calm_mean_s": _POSITIVE,
-    "diurnal_swing": Range(0.0, 1.0, open_high=True),
-    "error_level": _FROM_ZERO,
-    "quality_bias": Range(-1.0, 1.0),
-    "length_log_bias": Range(-10.0, 10.0),
-    "margin": _FROM_ZERO,
-    "congestion_price": _FROM_ZERO,
-    "margin_of_others": _FROM_ZERO,
-    "penalty_weight": _FROM_ZERO,
-    "price_by_occupancy": Range(0.0, 10.0),
-    **{f"{what}_by_{name}": Range(-10.0, 10.0) for what, names in WEIGHTS.items() for name in names},
-    "impact_weight": _FROM_ZERO,
-    "quality_slope": Range(0.0, 1.5),
+    "load": POSITIVE,
+    "arrival_rate": POSITIVE,
+    "latency_limit_s": POSITIVE,
+    "gap_cv": POSITIVE,
+    "burst_factor": POSITIVE,
+    "burst_mean_s": POSITIVE,
+    "calm_mean_s": POSITIVE,
+    "diurnal_swing": Interval(0.0, 1.0, below=True),
+    "error_level": NON_NEGATIVE,
+    "quality_bias": Interval(-1.0, 1.0),
+    "length_log_bias": Interval(-10.0, 10.0),
+    **{name: number.allowed for name, number in NUMBERS.items()},
 }
 PROFILE_FIELDS = COLUMNS[1:]
 
@@ -199,12 +172,12 @@ def _check_name(axis: Axis) -> None:
 
 def _check_values(axis: Axis) -> None:
     field = axis.profile_field
-    allowed = _FROM_ZERO if field else SCALARS[axis.name]
+    allowed = NON_NEGATIVE if field else SCALARS[axis.name]
     if field and (axis.is_scale or field == "decode_base_s"):
-        allowed = _POSITIVE
+        allowed = POSITIVE
     for value in axis.values:
         if value not in allowed:
-            raise input_error(f"{value:g} is out of range", field=axis.name, remedy=f"give values {allowed}")
+            raise input_error(f"{value:g} is out of range", field=axis.name, remedy=f"give {allowed} each")
         if field in INTEGER_COLUMNS and not axis.is_scale and not (value.is_integer() and value < 2**31):
             raise input_error(
                 f"{value:g} is not a whole number", field=axis.name, remedy="give whole numbers"

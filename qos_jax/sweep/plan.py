@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.files import sha256
 from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
-from qos_jax.policies.greedy_params import LEARNED_NUMBERS
+from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.policies.registry import GROUPS
 from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
 from qos_jax.simulation.cases import CaseConfig
@@ -40,7 +40,7 @@ _OF_WORKLOAD = {
 
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
 _OF_POLICIES = {
-    **dict.fromkeys(LEARNED_NUMBERS, _BY_NET_GAIN),
+    **dict.fromkeys(SEARCHED, _BY_NET_GAIN),
     "impact_weight": ("impact_greedy",),
 }
 

@@ -21,7 +21,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.evaluation.comparison_table import Comparison
-from qos_jax.learning.search import SEARCHED
+from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.simulation.cases import CaseConfig

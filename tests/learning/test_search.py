@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qos_jax.errors import InputError
 from qos_jax.learning.search import (
-    SEARCHED,
     SPREAD_FLOOR,
     SearchConfig,
-    _episode_qos,
     balanced,
+    episode_qos,
     make_search,
     moved_numbers,
     utilities,
 )
 from qos_jax.policies.encoders import NetworkConfig
-from qos_jax.policies.greedy_params import LEARNED_NUMBERS, load_aware_params
+from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
 from qos_jax.policies.router_input import GREEDY, greedy_of
 from qos_jax.workload import poisson
 from tests.routing import scenes
@@ -66,7 +66,7 @@ def test_every_episode_counts_by_its_own_spread():
 
 
 def test_a_change_is_in_steps_and_stays_within_bounds():
-    numbers = {name: getattr(load_aware_params(), name) for name in LEARNED_NUMBERS}
+    numbers = {name: getattr(load_aware_params(), name) for name in SEARCHED}
     none = moved_numbers(numbers, jnp.zeros((len(SEARCHED),), jnp.float32), SEARCHED)
     jax.tree.map(np.testing.assert_array_equal, none, numbers)
     one = moved_numbers(numbers, jnp.ones((len(SEARCHED),), jnp.float32), SEARCHED)
@@ -89,7 +89,7 @@ def test_an_update_moves_the_numbers_alone_and_repeats_itself(learner, update, s
     assert all(np.isfinite(value) for value in jax.tree.leaves(jax.device_get(metrics)))
     before, after = learner.params(start), learner.params(two)
     jax.tree.map(np.testing.assert_array_equal, before["params"], after["params"])
-    changed = {name for name in LEARNED_NUMBERS if float(before[GREEDY][name]) != float(after[GREEDY][name])}
+    changed = {name for name in SEARCHED if float(before[GREEDY][name]) != float(after[GREEDY][name])}
     assert changed == set(SEARCHED)
     # The running mean is of what there is, the second twice the first.
     np.testing.assert_allclose(one.average, one.centre, rtol=1e-6)
@@ -108,7 +108,7 @@ def test_numbers_that_are_not_searched_stay():
     state = jax.jit(learner.init)(jax.random.key(0))
     moved, _ = jax.jit(learner.update)(state)
     before, after = learner.params(state)[GREEDY], learner.params(moved)[GREEDY]
-    assert {name for name in LEARNED_NUMBERS if float(before[name]) != float(after[name])} == set(few)
+    assert {name for name in SEARCHED if float(before[name]) != float(after[name])} == set(few)
 
 
 def test_it_starts_from_the_parameters_given(learner, start):
@@ -133,7 +133,7 @@ def test_it_leaves_a_price_that_keeps_requests_from_the_better_expert(learner, u
     def qos(params):
         greedy = greedy_of(params, allow_drop=False)
         params = sample_params(keys[0])
-        return jax.vmap(lambda key: _episode_qos(env, params, greedy, key, 48))(keys)
+        return jax.vmap(lambda key: episode_qos(env, params, greedy, key, 48))(keys)
 
     gain = np.asarray(qos(learner.params(state)) - qos(given))  # on episodes that it was not searched on
     assert gain.mean() > 0.01
@@ -168,13 +168,14 @@ def test_it_pays_what_is_to_be_expected_or_what_is_true():
     [("updates", -1), ("candidates", 5), ("num_envs", 0), ("steps", 0), ("spread", 0.0), ("average", 1.0)],
 )
 def test_bad_settings_are_refused(field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(InputError, match=f"field '{field}'"):
         dataclasses.replace(CONFIG, **{field: value})
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"), [(("margi",), "did you mean 'margin'"), (("margin", "margin"), "each once")]
+    ("numbers", "told"),
+    [(("margi",), "did you mean 'margin'"), (("margin", "margin"), "twice; give each once")],
 )
 def test_numbers_to_search_are_checked(numbers, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(InputError, match=told):
         SearchConfig(numbers=numbers)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.policies import heuristics, net_gain, policy
+from qos_jax.policies import heuristics, policy
+from qos_jax.policies.greedy_params import greedy_params
 from tests.routing.seen import observation, with_slots
 
 KEYS = jax.random.split(jax.random.key(0), 400)
@@ -145,7 +146,7 @@ def test_projected_greedy_weighs_own_qos_against_what_others_lose():
         slot_predicted_quality=[[0, 0, 0], [1, 0, 0]],
         age_s=[[0, 0, 0], [0.49, 0, 0]],
     )
-    params = dataclasses.replace(net_gain.greedy_params(), margin=jnp.float32(0.05))
+    params = dataclasses.replace(greedy_params(), margin=jnp.float32(0.05))
     impact = jax.jit(heuristics.projected_impact)(brink, params.margin)
     assert float(impact.penalty[1]) > 0.4
     greedy = program("projected_greedy")

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.policies.greedy_params import LEARNED_NUMBERS, WEIGHTS, greedy_params, load_aware_params
+from qos_jax.policies.greedy_params import NUMBERS, POWERS, SEARCHED, greedy_params, load_aware_params
 from qos_jax.policies.heuristics import load_aware_greedy
 from qos_jax.policies.net_gain import (
     crowding_cost,
     crowding_price,
     impact_of_each,
-    load_of_late,
-    margin_of_late,
+    latency_margin,
     net_gain,
+    recent_load,
 )
 from tests.routing.seen import observation, with_slots
 
@@ -66,7 +66,7 @@ def test_what_others_lose_counts_by_its_weight_and_the_margin_follows_the_load()
     plain, heavy = greedy_params(congestion_price=0.0), load_aware_params()
     heavy = dataclasses.replace(heavy, congestion_price=jnp.float32(0.0))
     for params, weight, margin in ((plain, 1.0, 0.3), (heavy, 1.5, 0.3 * 0.25**0.35)):
-        assert float(margin_of_late(params, seen)) == pytest.approx(margin)
+        assert float(latency_margin(params, seen)) == pytest.approx(margin)
         impact = impact_of_each(params, seen)
         gain = net_gain(params, seen, impact)
         np.testing.assert_allclose(gain, impact.own_qos - weight * impact.penalty, rtol=1e-6)
@@ -124,11 +124,11 @@ def test_experts_that_only_pad_the_fleet_do_not_move_the_price():
     assert float(with_pad[0]) != float(crowding_price(params, taken)[0])
 
 
-def test_the_load_of_late_is_the_mean_of_the_windows_and_1_before_any():
+def test_the_recent_load_is_the_mean_of_the_windows_and_1_before_any():
     seen = observation()
     for windows, load in (([1.6, 0.4], 1.0), ([0.0, 0.0], 1.0), ([9.0, 9.0], 2.0), ([0.01, 0.01], 0.1)):
         view = dataclasses.replace(seen, offered_load=jnp.array(windows, jnp.float32))
-        assert float(load_of_late(view)) == pytest.approx(load)
+        assert float(recent_load(view)) == pytest.approx(load)
 
 
 def test_every_power_multiplies_what_it_is_named_after():
@@ -168,7 +168,7 @@ def test_every_power_multiplies_what_it_is_named_after():
         "slowness": pace_s / (0.5 * 0.098),
         "fleet": (2 / 3 + 0.01) / 0.3,
     }
-    assert set(factors) == set(WEIGHTS["price"])
+    assert set(factors) == set(POWERS["price"])
     plain = greedy_params(congestion_price=0.5)
     impact = impact_of_each(plain, seen)
 
@@ -179,9 +179,9 @@ def test_every_power_multiplies_what_it_is_named_after():
     measured = {
         "price": lambda params: crowding_price(params, seen),
         "penalty": penalty_weight,
-        "margin": lambda params: margin_of_late(params, seen),
+        "margin": lambda params: latency_margin(params, seen),
     }
-    for what, names in WEIGHTS.items():
+    for what, names in POWERS.items():
         for name in names:
             moved = dataclasses.replace(plain, **{f"{what}_by_{name}": jnp.float32(0.7)})
             ratio = np.asarray(measured[what](moved)) / np.asarray(measured[what](plain))
@@ -200,6 +200,12 @@ def test_the_margin_of_others_is_theirs_alone():
     assert float(ours.penalty[0]) != float(theirs.penalty[0])
 
 
-def test_the_numbers_that_may_be_learned_are_all_but_what_others_decide():
-    others = {"drop_below", "impact_weight"}
-    assert set(LEARNED_NUMBERS) == set(load_aware_params().__dataclass_fields__) - others
+def test_the_search_starts_within_its_bounds_and_they_are_within_what_a_sweep_may_set():
+    assert set(NUMBERS) - set(SEARCHED) == {"impact_weight"}
+    for name, number in SEARCHED.items():
+        assert number.low <= number.load_aware <= number.high, name
+        assert all(value in number.allowed for value in (number.low, number.high, number.default)), name
+    assert float(load_aware_params().penalty_weight) == 1.5
+    assert float(greedy_params(penalty_weight=2.0).penalty_weight) == 2.0
+    with pytest.raises(TypeError, match="penalty"):
+        greedy_params(penalty=2.0)

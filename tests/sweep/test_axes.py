@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qos_jax.errors import InputError
-from qos_jax.sweep.axes import SCALARS, Axis, Range, check_axes, multiply_out, parse_axis
+from qos_jax.sweep.axes import SCALARS, Axis, check_axes, multiply_out, parse_axis
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,3 @@ def test_every_combination_once_the_last_axis_fastest(values):
     axes = [Axis(name, tuple(mine)) for name, mine in zip(SCALARS, values, strict=False)]
     points = multiply_out(axes)
     assert [tuple(point) for point in points.tolist()] == list(itertools.product(*values))
-
-
-def test_ranges_tell_their_ends():
-    assert 0.0 in Range(0.0)
-    assert 0.0 not in Range(0.0, open_low=True)
-    assert 1.0 in Range(0.0, 1.0)
-    assert 1.0 not in Range(0.0, 1.0, open_high=True)

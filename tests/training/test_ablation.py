@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.learning.search import SEARCHED
+from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.training.ablation import FULL, VARIANTS, trained_decisions, variants
 from qos_jax.training.plan import load_plan
 from qos_jax.training.presets import PRESETS
