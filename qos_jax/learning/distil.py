@@ -7,9 +7,8 @@ look alike, so what is learned is the expectation given what is seen. Trials are
 difference grows with every arrival. Those in flight at the end count by their chance to meet L, with the
 heuristic's margin for what is still to come (drained without company, they would flatter crowded
 fleets); what they cost later arrivals is charged by its price of crowding, times the lane's load.
-Beside it the calibration of predicted qualities is fitted to the rows of the tables. Source: DESIGN
-section 5, rollout_improved and its imitation; after Tesauro and Galperin, "On-line policy improvement using
-Monte-Carlo search", NeurIPS 1996.
+Beside it the calibration of predicted qualities is fitted to the rows of the tables.
+Source: after Tesauro and Galperin, "On-line policy improvement using Monte-Carlo search", NeurIPS 1996.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def iteration_design(log: IterationLog) -> Array:
 
     A decode iteration is ``decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * S``; one with
     T > 0 prompt tokens is ``prefill_base_s + prefill_per_token_s * (T + B) + prefill_per_token_sq_s * Q +
-    decode_per_context_token_s * S`` (B = S = 0 but under chunked prefill): DESIGN section 3.
+    decode_per_context_token_s * S`` (B = S = 0 but under chunked prefill): see serving/README.md,
+    rules 3, 4 and 8.
     """
     prefill = log.is_prefill.astype(np.float64)
     decode = 1.0 - prefill

@@ -66,7 +66,7 @@ class RoutingEnvironment:
     - Randomness: only arrivals and request contents are random, and neither depends on the actions, so
       equal keys give every policy the same requests at the same times.
 
-    Source: arXiv 2508.00234, problem formulation; DESIGN section 4.
+    Source: arXiv 2508.00234, problem formulation; see routing/README.md, rules 1 to 8.
     """
 
     config: EnvConfig

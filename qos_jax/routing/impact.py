@@ -24,7 +24,7 @@ class Impact:
 def projected_impact(
     seen: Observation, margin: jax.Array, margin_of_others: jax.Array | None = None
 ) -> Impact:
-    """Impact by the closed form with predicted lengths, without and with the newcomer (DESIGN section 4).
+    """Project the newcomer's effect at each expert by predicted lengths (see README.md, rule 10).
 
     A request meets L with the chance that its latency per token, log-normal about the projected one,
     stays below L. Two errors make its spread: its own length (std ``length_log_std``), weighed by how
@@ -127,7 +127,7 @@ def paper_impact(seen: Observation) -> jax.Array:
     ``[k1 p + k2 sum_{k=1}^{min(left_j, d) - 1} (p + k)] / output_j``, k1 = prefill_per_token_s,
     k2 = decode_per_context_token_s, p the newcomer's prompt, d its predicted length; j is pushed past
     L if (elapsed / generated) <= L < that + extra. Lost: the sum of their predicted qualities.
-    Source: arXiv 2508.00234, action impact estimator, as in DESIGN section 4.
+    Source: arXiv 2508.00234, action impact estimator, see routing/README.md, rule 9.
     """
     profile = seen.profile
     prompt = seen.prompt_tokens.astype(jnp.float32)
@@ -149,7 +149,7 @@ def left_or_one(predicted_tokens: jax.Array, generated_tokens: jax.Array) -> jax
 
 
 def qos_in_flight(truth: TrueObservation) -> jax.Array:
-    """Phi of DESIGN section 4: QoS all requests in flight reach if nothing else arrives, [] float32."""
+    """Return Phi, the QoS all in flight reach if nothing else arrives, [] float32 (README.md, rule 8)."""
     outlook = true_outlook(truth)
     per_token_s = project(outlook).latency_s / jnp.maximum(outlook.output_tokens, 1.0)
     good = outlook.live & (per_token_s <= truth.seen.latency_limit_s)

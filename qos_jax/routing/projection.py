@@ -45,7 +45,7 @@ def left_given_survival(
 ) -> jax.Array:
     """Median tokens left of an answer that has already reached ``generated_tokens``.
 
-    The length is log-normal about the prediction, conditioned on having got so far (DESIGN section 4):
+    The length is log-normal about the prediction, conditioned on the tokens generated (README.md, rule 12):
     an answer that outlived its prediction is not about to end, it is one of the long ones. With
     z = log(generated / predicted) / std, the conditional median is at the normal quantile of
     1 - SF(z) / 2; beyond z = 3, where float32 has no digits left, it is z + log(2) / hazard with the
@@ -99,7 +99,7 @@ def _outlook(seen: Observation, left: jax.Array, new_output: jax.Array) -> Outlo
 
 
 def project(outlook: Outlook) -> Projection:
-    """Project completions from the closed form of DESIGN section 3, over a whole queue at once.
+    """Project completions by the closed form over a whole queue at once (see README.md, rule 11).
 
     Waiting requests that fit at the next boundary are taken in one prefill iteration; each of the
     others takes the place of the next request to end, FIFO. That is the simulator's own course while
@@ -204,7 +204,7 @@ def _decode_s(
     context: jax.Array,
     live: jax.Array,
 ) -> jax.Array:
-    """T(m) of DESIGN section 3 at m = ``until``, each request present from its start for its need.
+    """T(m) of serving/README.md, rule 9, at m = ``until``, each request present from its start for its need.
 
     Args:
       profile: the fleet, leaves [N].

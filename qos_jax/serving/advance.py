@@ -61,7 +61,7 @@ class _Gap(NamedTuple):
 def advance(
     config: ServingConfig, profile: FleetProfile, state: ServingState, gap_s: jax.Array
 ) -> tuple[ServingState, Progress]:
-    """Let ``gap_s`` seconds pass (DESIGN section 3, exact but for float32 rounding).
+    """Let ``gap_s`` seconds pass (see README.md, rules 9 and 12; exact but for float32 rounding).
 
     Iterations that end within the gap end, its last instant included; one begins at every boundary
     BEFORE the end of the gap. A boundary at the very end waits for the arrivals of that instant.

@@ -32,7 +32,7 @@ def place(
     prompt_tokens: jax.Array,
     output_tokens: jax.Array,
 ) -> Placement:
-    """Decide whether ``expert`` takes a request, and where (DESIGN section 3, rule 1).
+    """Decide whether ``expert`` takes a request, and where (see README.md, rules 1 and 11).
 
     It is rejected if ``max_waiting`` requests wait there now (preempted ones counted), or if
     prompt + output tokens exceed the KV cache.

@@ -12,7 +12,7 @@ _FAR_S = 1e12
 
 
 def prefill_s(profile: FleetProfile, tokens: jax.Array, tokens_sq: jax.Array) -> jax.Array:
-    """Seconds of a prefill iteration over prompts of c tokens (DESIGN section 3, rule 3).
+    """Seconds of a prefill iteration over prompts of c tokens (see README.md, rules 3 and 8).
 
     Args:
       profile: the fleet, leaves [N].
@@ -32,7 +32,7 @@ def prefill_s(profile: FleetProfile, tokens: jax.Array, tokens_sq: jax.Array) ->
 def decode_run_s(
     profile: FleetProfile, iterations: jax.Array, batch: jax.Array, held_tokens: jax.Array
 ) -> jax.Array:
-    """Seconds of m decode iterations of an unchanging batch: T(m) of DESIGN section 3 while m <= min r.
+    """Seconds of m decode iterations of an unchanging batch: T(m) of README.md, rule 9.
 
     The context grows by ``batch`` tokens an iteration, so
     ``T(m) = m (decode_base_s + decode_per_seq_s B + decode_per_context_token_s (held + B (m - 1) / 2))``.

@@ -10,8 +10,8 @@ from flax import struct
 class FleetProfile:
     """Limits, iteration-time coefficients and power of N experts; every leaf is traced, so sweepable.
 
-    Iteration times are affine (DESIGN section 3): a prefill iteration over prompts of c tokens takes
-    ``prefill_base_s + prefill_per_token_s * sum(c) + prefill_per_token_sq_s * sum(c^2)``; a decode
+    Iteration times are affine (see README.md, rules 3, 4 and 8): a prefill iteration over prompts of
+    c tokens takes ``prefill_base_s + prefill_per_token_s * sum(c) + prefill_per_token_sq_s * sum(c^2)``; a decode
     iteration over B requests takes
     ``decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * sum(context)``.
     """

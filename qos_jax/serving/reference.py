@@ -1,8 +1,8 @@
 """The arbiter: one expert served iteration by iteration, in plain Python floats, to be read.
 
 Nothing here is clever on purpose. The fast simulator skips over iterations in closed form; this module
-steps through every one of them, following the rules of the serving model (DESIGN section 3) in their own
-order, so that a disagreement between the two is settled by reading.
+steps through every one of them, following the rules of README.md in their own order, so that a
+disagreement between the two is settled by reading.
 
 One iteration is: queue the arrivals, let the scheduler plan (preempt, admit, price), let the time pass,
 hand out tokens. Only the plan differs between the two schedulers.
@@ -267,7 +267,7 @@ def simulate_expert(
     Raises:
       InputError: an unknown scheduler, unsorted arrivals, a length below 1, or impossible limits.
 
-    Source: the serving model of DESIGN section 3; vLLM (Kwon et al., SOSP 2023) and, for chunks,
+    Source: rules 1 to 8 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
     Sarathi-Serve (Agrawal et al., OSDI 2024).
     """
     _check_limits(profile)

@@ -93,7 +93,7 @@ def prefix_sum(values: jax.Array) -> jax.Array:
 
 
 def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> PromptPhase:
-    """Rules 2 to 4 of DESIGN section 3: admit and prefill if the head fits, else preempt to decode.
+    """Admit and prefill if the head fits, else preempt to decode (see README.md, rules 2 to 4).
 
     Every test is on a prefix of the slots, since the running requests precede the waiting ones: with
     ``footprint`` the inclusive prefix sum of context + 1 over live slots and ``rank`` of their number,
@@ -132,7 +132,7 @@ def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> Pro
 
 
 def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> PromptPhase:
-    """DESIGN section 3, vLLM v1: memory first, then a token for each decoding request, then prompts.
+    """Preempt first, then a token for each decoding request, then prompts (see README.md, rules 6 to 8).
 
     With the prefix sums of :func:`prefill_first`, memory and admission share one KV test,
     ``footprint <= kv``: a running request that fails it is preempted, a waiting one not admitted.
@@ -184,7 +184,7 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
 def head_fits(profile: FleetProfile, batch: Batch, phase: PromptPhase) -> jax.Array:
     """Whether the first waiting request might be admitted at the boundary after a prompt iteration.
 
-    Rule 2 of DESIGN section 3; chunked prefill, which also keeps a token free for each running request,
+    See README.md, rule 2; chunked prefill, which also keeps a token free for each running request,
     may then still refuse it.
 
     Args:
