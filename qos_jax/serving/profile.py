@@ -10,17 +10,13 @@ from flax import struct
 class FleetProfile:
     """Limits, iteration-time coefficients and power of N experts; every leaf is traced, so sweepable.
 
-    Iteration times are affine (see README.md, rules 3, 4 and 8): a prefill iteration over prompts of
-    c tokens takes ``prefill_base_s + prefill_per_token_s * sum(c) + prefill_per_token_sq_s * sum(c^2)``; a decode
-    iteration over B requests takes
-    ``decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * sum(context)``.
+    Iteration times are affine in tokens, requests and context: see README.md, rules 3, 4 and 8.
     """
 
     max_running: jax.Array  # [N] int32, requests batched at once, >= 1
     max_waiting: jax.Array  # [N] int32, requests queued before rejection, >= 1
-    max_batched_tokens: (
-        jax.Array
-    )  # [N] int32, prompt tokens (chunked: all tokens) an iteration, >= max_running
+    # [N] int32, prompt tokens (chunked: all tokens) of an iteration, >= max_running
+    max_batched_tokens: jax.Array
     kv_capacity_tokens: jax.Array  # [N] int32, tokens the KV cache holds
     prefill_base_s: jax.Array  # [N] float32, seconds
     prefill_per_token_s: jax.Array  # [N] float32, seconds / token
