@@ -149,7 +149,7 @@ def main() -> None:
     check_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value)
     cases = draw_cases(plan)
     folder = open_run_folder(_OUT.value, plan.settings, overwrite=_OVERWRITE.value, resume=_RESUME.value)
-    if plan.source_is_drawn:
+    if plan.setting.source_is_drawn:
         print(
             "note: the fleet's models have no figures; qualities and lengths of drawn experts stand in",
             file=sys.stderr,

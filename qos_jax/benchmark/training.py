@@ -72,8 +72,8 @@ def measure_search(plan: TrainPlan, repeats: int) -> Speed:
         what=phase.name,
         name=f"{config.search.candidates} candidates",
         environments=config.search.num_envs,
-        experts=plan.serving.num_experts,
-        slots=plan.serving.running_slots,
+        experts=plan.setting.serving.num_experts,
+        slots=plan.setting.serving.running_slots,
         decisions=learner.decisions_per_update,
         wall_s=wall_s,
         cpu_s=cpu_s,
@@ -128,8 +128,8 @@ def measure_training(plan: TrainPlan, repeats: int) -> Speed:
         what=phase.name,
         name=f"{config.network.encoder} {phase.name}",
         environments=environments,
-        experts=plan.serving.num_experts,
-        slots=plan.serving.running_slots,
+        experts=plan.setting.serving.num_experts,
+        slots=plan.setting.serving.running_slots,
         decisions=learner.decisions_per_update,
         wall_s=wall_s,
         cpu_s=cpu_s,
@@ -155,7 +155,7 @@ def _parts(
     """Processor seconds of each part, by name."""
     config = plan.config
     env = RoutingEnvironment(
-        EnvConfig(plan.serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
+        EnvConfig(plan.setting.serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
     )
     greedy = greedy_params(allow_drop=config.network.allow_drop)
     actor = actor_function(config.network)

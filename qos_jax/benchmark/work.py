@@ -24,18 +24,9 @@ from qos_jax.routing import (
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.simulate import Runs, cpu_block_runs
-from qos_jax.workload import (
-    Fleet,
-    Trace,
-    default_latency_limit_s,
-    experts_named,
-    fleet_path,
-    gaps_s,
-    load_calibration,
-    read_fleet,
-    take,
-)
+from qos_jax.workload import Fleet, Trace, gaps_s, select_experts, take
 from qos_jax.workload.named import TRACE
+from qos_jax.workload.setting import open_setting
 
 _FLEET = "edge6"
 _STRETCHES = 64  # different ones; more environments replay them again
@@ -82,7 +73,8 @@ def draw_work(
     Raises:
       InputError: what ``build_cases`` raises, or a trace shorter than a stretch.
     """
-    fleet = _equal_fleet(experts, slots)
+    setting = open_setting(_FLEET)
+    fleet = _equal_fleet(setting.fleet, experts, slots)
     config = CaseConfig(
         workloads=("azure_conv",) if trace is None else (TRACE,),
         arrival_rates=() if arrival_rate_per_s is None else (arrival_rate_per_s,),
@@ -90,15 +82,15 @@ def draw_work(
         num_requests=num_requests,
         seed=seed,
     )
-    calibration = experts_named(load_calibration(), fleet.names)
-    (case,) = build_cases(config, fleet, calibration, default_latency_limit_s(_FLEET), trace)
-    serving = ServingConfig(experts, fleet.running_slots, fleet.waiting_slots, scheduler=scheduler)
+    figures = select_experts(setting.figures, (0,) * experts)
+    (case,) = build_cases(config, fleet, figures, setting.latency_limit_s, trace)
     runs = case.runs if trace is None else cut_stretches(case.runs, _STRETCHES, num_requests)
-    return Work(serving, runs)
+    return Work(fleet.serving(scheduler), runs)
 
 
-def _equal_fleet(experts: int, slots: int | None) -> Fleet:
-    fleet = take(read_fleet(fleet_path(_FLEET)), [0] * experts)
+def _equal_fleet(fleet: Fleet, experts: int, slots: int | None) -> Fleet:
+    """Return copies of a fleet's first expert, with ``slots`` running and as many waiting slots."""
+    fleet = take(fleet, [0] * experts)
     if slots is None:
         return fleet
     places = np.full((experts,), slots, np.int32)

@@ -16,19 +16,14 @@ from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
 from qos_jax.policies.registry import GROUPS
 from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
 from qos_jax.runs.folder import RunFolder
-from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
-from qos_jax.workload import (
-    Fleet,
-    Trace,
-    split_rows,
-)
+from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.named import TRACE
 from qos_jax.workload.named_table import ALL_ROWS
-from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
+from qos_jax.workload.setting import Setting, open_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +53,11 @@ class ComparisonPlan:
 
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     cases: CaseConfig
-    fleet: Fleet
+    setting: Setting
     sources: dict[str, Source]  # by predictions: a table of the fleet's experts, or figures of its models
-    source_is_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
-    latency_limit_s: float
-    trace: Trace | None
     policies: list[Policy]
     with_upper_bound: bool
     baseline: str
-    serving: ServingConfig
 
 
 def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
@@ -76,6 +67,12 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
       InputError: naming file, row, field and remedy of the first fault found.
     """
     _check_predictions(config)
+    if config.table is not None and config.cases.error_level != 1.0:
+        raise input_error(
+            f"{config.cases.error_level} is of synthetic predictions, and a table has its own",
+            field="error_level",
+            remedy="leave out error_level, or the table",
+        )
     names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
     policies = [policy(name, allow_drop=config.allow_drop) for name in names if name not in BOUNDS]
     folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
@@ -98,15 +95,21 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     if TRACE in workloads and not config.trace:
         raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
     cases = dataclasses.replace(config.cases, workloads=tuple(workloads))
-    file, fleet = open_fleet(config.fleet)
-    limit_s = limit_of(file, config.latency_limit_s)
-    trace = open_trace(config.trace, config.trace_start_s, config.trace_end_s) if config.trace else None
-    sources, drawn = _load_sources(config, fleet)
-    serving = ServingConfig(
-        fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
+    setting = open_setting(
+        config.fleet,
+        scheduler=config.scheduler,
+        latency_limit_s=config.latency_limit_s,
+        table=config.table,
+        table_split=config.table_split,
+        trace=config.trace or None,
+        trace_start_s=config.trace_start_s,
+        trace_end_s=config.trace_end_s,
+        seed=cases.seed,
     )
     learned: dict[str, LearnedRouter] = {
-        name: load_router(name, folder, serving, allow_drop=config.allow_drop, stochastic=config.stochastic)
+        name: load_router(
+            name, folder, setting.serving, allow_drop=config.allow_drop, stochastic=config.stochastic
+        )
         for name, folder in folders.items()
     }
     return ComparisonPlan(
@@ -114,48 +117,31 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             "launcher": "evaluate",
             **{field: value for field, value in dataclasses.asdict(config).items() if field != "cases"},
             **dataclasses.asdict(cases),
-            "fleet": str(file),
-            "fleet_sha256": sha256(file),
+            "fleet": str(setting.file),
+            "fleet_sha256": sha256(setting.file),
             "trace_sha256": sha256(config.trace) if config.trace else None,
             "table_sha256": sha256(config.table) if config.table else None,
             "policies": names,
             "checkpoint": {name: router.record for name, router in learned.items()},
-            "latency_limit_s": limit_s,
+            "latency_limit_s": setting.latency_limit_s,
         },
         cases=cases,
-        fleet=fleet,
-        sources=sources,
-        source_is_drawn=drawn,
-        latency_limit_s=limit_s,
-        trace=trace,
+        setting=setting,
+        sources=_sources(config, setting),
         policies=[*policies, *(router.policy for router in learned.values())],
         with_upper_bound=UPPER_BOUND in names,
         baseline=config.baseline,
-        serving=serving,
     )
 
 
-def _load_sources(config: ComparisonConfig, fleet: Fleet) -> tuple[dict[str, Source], bool]:
-    """Return what requests are drawn from, and whether its experts are drawn for want of figures."""
-    if config.table is not None:
-        if config.cases.error_level != 1.0:
-            raise input_error(
-                f"{config.cases.error_level} is of synthetic predictions, and a table has its own",
-                field="error_level",
-                remedy="leave out error_level, or the table",
-            )
-        named = open_table(config.table, fleet)
-        sources: dict[str, Source] = {
-            kind: split_rows(with_predictions(named, kind, config.cases.seed), config.table_split)
-            for kind in config.predictions
-        }
-        return sources, False
-    if config.table_split != ALL_ROWS:
-        raise input_error(
-            f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
-        )
-    figures, drawn = figures_for(fleet, config.cases.seed)
-    return {FITTED: figures}, drawn
+def _sources(config: ComparisonConfig, setting: Setting) -> dict[str, Source]:
+    """Return what requests are drawn from, by predictions."""
+    if setting.table is None:
+        return {FITTED: setting.figures}
+    return {
+        kind: split_rows(with_predictions(setting.table, kind, config.cases.seed), config.table_split)
+        for kind in config.predictions
+    }
 
 
 def _check_predictions(config: ComparisonConfig) -> None:
@@ -191,9 +177,15 @@ def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
 
     The errors are those of :func:`build_cases`.
     """
+    setting = plan.setting
     return {
         kind: build_cases(
-            plan.cases, plan.fleet, source, plan.latency_limit_s, plan.trace, shuffled=kind == SHUFFLED
+            plan.cases,
+            setting.fleet,
+            source,
+            setting.latency_limit_s,
+            setting.trace,
+            shuffled=kind == SHUFFLED,
         )
         for kind, source in plan.sources.items()
     }
@@ -227,7 +219,7 @@ def execute_comparison(
         if len(cases) > 1:
             policies = [dataclasses.replace(p, name=named_under(p.name, kind)) for p in policies]
         compared = compare(
-            plan.serving,
+            plan.setting.serving,
             policies,
             each,
             with_upper_bound=plan.with_upper_bound and not parts,
@@ -243,7 +235,7 @@ def execute_comparison(
     )
     comparison = write_tables(folder, compared, plan.baseline)
     if plot:
-        write_plots(folder, compared, first, parts[0][0], plan.serving, plan.fleet.names)
+        write_plots(folder, compared, first, parts[0][0], plan.setting.serving, plan.setting.fleet.names)
     return comparison
 
 

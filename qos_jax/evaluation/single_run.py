@@ -17,7 +17,7 @@ from qos_jax.evaluation import plots
 from qos_jax.policies import REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
-from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import COMPLETED, REJECTED, RequestRecords, write_records_csv
 from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
@@ -130,12 +130,6 @@ def simulate_requests(
     Returns:
       The result of one run: records [1, T], totals [1, N].
     """
-    config = ServingConfig(
-        num_experts=fleet.num_experts,
-        running_slots=fleet.running_slots,
-        waiting_slots=fleet.waiting_slots,
-        scheduler=scheduler,
-    )
     error = measure_prediction_error(requests.table)
     runs = Runs(
         profile=fleet.profile,
@@ -145,7 +139,9 @@ def simulate_requests(
         requests=jax.tree.map(lambda x: np.asarray(x)[None], requests.table),
         seed=np.array([seed], np.uint32),
     )
-    return simulate(config, router, runs, keep_snapshots=keep_snapshots, on_progress=on_progress)
+    return simulate(
+        fleet.serving(scheduler), router, runs, keep_snapshots=keep_snapshots, on_progress=on_progress
+    )
 
 
 def execute_run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,20 +29,9 @@ from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
 from qos_jax.workload.fleet import INTEGER_COLUMNS
 from qos_jax.workload.named import RECORDED
+from qos_jax.workload.setting import Setting
 
 DEFAULT_LOAD = 0.75  # where neither load nor arrival rate is given, and the workload has no rate of its own
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SweptFleet:
-    """A fleet of a sweep, opened."""
-
-    name: str  # as given
-    file: Path
-    fleet: Fleet
-    source: Source  # figures or a table of its experts
-    source_is_drawn: bool  # its models have no figures: those of drawn experts stand in
-    latency_limit_s: float | None  # L where it is not swept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +48,7 @@ class CellGroup:
 class Grid:
     """All cells: every fleet at every combination of the axes' values, fleets slowest."""
 
-    fleets: tuple[SweptFleet, ...]
+    fleets: tuple[Setting, ...]
     axes: tuple[Axis, ...]
     values: np.ndarray  # [C, A] float64, by cell and axis
     fleet: np.ndarray  # [C] int64, index of the cell's fleet
@@ -75,11 +63,11 @@ class Grid:
         return len(self.fleet)
 
 
-def build_grid(fleets: Sequence[SweptFleet], axes: Sequence[Axis], scheduler: str, draws: CaseConfig) -> Grid:
+def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, draws: CaseConfig) -> Grid:
     """Work out the numbers of every cell; requests are not drawn but for what is known of their lengths.
 
     Args:
-      fleets: one or more.
+      fleets: one or more, each with its limit for where it is not swept.
       axes: checked by ``check_axes``.
       scheduler: of all experts.
       draws: one workload, the seeds, and the numbers of what is not swept.
@@ -135,7 +123,7 @@ class _Part:
 
 def _numbers_of(
     place: int,
-    swept: SweptFleet,
+    swept: Setting,
     axes: Sequence[Axis],
     points: np.ndarray,
     draws: CaseConfig,
@@ -185,7 +173,7 @@ def _numbers_of(
     return _Part(numbers, np.asarray(rate, np.float64), capacity)
 
 
-def _profiles(swept: SweptFleet, axes: Sequence[Axis], points: np.ndarray) -> FleetProfile:
+def _profiles(swept: Setting, axes: Sequence[Axis], points: np.ndarray) -> FleetProfile:
     """Return the profile of each cell, leaves [C, N], each checked as a fleet's file is."""
     fleet, count = swept.fleet, len(points)
     leaves: dict[str, Any] = {

@@ -19,14 +19,13 @@ from qos_jax.simulation.cases import CaseConfig
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.sweep.axes import check_axes, parse_axis
 from qos_jax.sweep.capacity import Search, parse_search
-from qos_jax.sweep.grid import CellGroup, Grid, SweptFleet, build_grid
+from qos_jax.sweep.grid import CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.plots import CAPACITY
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
-from qos_jax.workload import split_rows
 from qos_jax.workload.named import TRACE
 from qos_jax.workload.named_table import ALL_ROWS
-from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table
+from qos_jax.workload.setting import open_setting
 
 # Who reads a parameter that not everyone reads: a workload, or some policies.
 _OF_WORKLOAD = {
@@ -143,7 +142,18 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
             )
     if not config.fleets or len(set(config.fleets)) < len(config.fleets):
         raise input_error("names no fleet, or one twice", field="fleet", remedy="name each once")
-    fleets = [_open_fleet(name, config, "latency_limit_s" in given) for name in config.fleets]
+    limits_s = next((axis.values for axis in axes if axis.name == "latency_limit_s"), None)
+    fleets = [
+        open_setting(
+            name,
+            scheduler=config.scheduler,
+            latency_limit_s=limits_s[0] if limits_s else None,
+            table=config.table,
+            table_split=config.table_split,
+            seed=config.seed,
+        )
+        for name in config.fleets
+    ]
     grid = build_grid(fleets, axes, config.scheduler, draws)
     routers: dict[str, LearnedRouter] = {}
     for name, folder in folders.items():
@@ -165,7 +175,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
             "table_sha256": sha256(config.table) if config.table else None,
             "policies": names,
             "checkpoint": {name: router.record for name, router in routers.items()},
-            "latency_limits_s": {fleet.name: fleet.latency_limit_s for fleet in fleets},
+            "latency_limits_s": {fleet.name: None if limits_s else fleet.latency_limit_s for fleet in fleets},
         },
         grid=grid,
         policies=[*policies, *(router.policy for router in routers.values())],
@@ -211,20 +221,6 @@ def describe(plan: SweepPlan, mesh: Mesh, chunks: Sequence[ChunkPlan]) -> str:
             f"{cut.run_bytes / 1e3:,.0f} kB a run in a block, {cut.chunk_bytes / 1e6:,.0f} MB in all"
         )
     return "\n".join(lines)
-
-
-def _open_fleet(name: str, config: SweepConfig, limit_is_swept: bool) -> SweptFleet:
-    file, fleet = open_fleet(name)
-    limit_s = None if limit_is_swept else limit_of(file, None)
-    if config.table is None:
-        if config.table_split != ALL_ROWS:
-            raise input_error(
-                f"{config.table_split!r} needs a table", field="table_split", remedy="give --table=FILE"
-            )
-        figures, drawn = figures_for(fleet, config.seed)
-        return SweptFleet(name, file, fleet, figures, drawn, limit_s)
-    table = split_rows(open_table(config.table, fleet), config.table_split)
-    return SweptFleet(name, file, fleet, table, False, limit_s)
 
 
 def _check_readers(config: SweepConfig, given: set[str], policies: Sequence[str]) -> None:

@@ -72,7 +72,7 @@ class Judge:
         )
 
     def _run(self, router: Policy) -> list[np.ndarray]:
-        compared = compare(self._plan.serving, [router], self._cases, workers=1)
+        compared = compare(self._plan.setting.serving, [router], self._cases, workers=1)
         return [result.metrics["average_qos"] for result in compared.results]
 
 
@@ -81,9 +81,9 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
 
     A trace that it trains on, whole, is one of them.
     """
-    source = plan.figures if plan.held_out_table is None else plan.held_out_table
+    setting = plan.setting
     cases = CaseConfig(
-        workloads=config.workloads if plan.trace is None else (*config.workloads, TRACE),
+        workloads=config.workloads if setting.trace is None else (*config.workloads, TRACE),
         loads=config.loads,
         arrival_rates=config.arrival_rates,
         seeds=config.seeds,
@@ -91,7 +91,7 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
         num_requests=config.num_requests,
         table_match="even",  # as in training
     )
-    return build_cases(cases, plan.fleet, source, plan.latency_limit_s, plan.trace)
+    return build_cases(cases, setting.fleet, plan.held_out, setting.latency_limit_s, setting.trace)
 
 
 def judgement_line(judgement: Judgement) -> dict[str, Any]:

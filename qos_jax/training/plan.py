@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +21,9 @@ from qos_jax.serving import ServingConfig
 from qos_jax.training.hyper import Together, unchecked
 from qos_jax.training.scenario import Scenario, recorded_of, sample_params
 from qos_jax.training.train_config import TrainConfig
-from qos_jax.workload import Fleet, NamedTable, SyntheticParams, Trace, split_rows
-from qos_jax.workload.named_table import SPLITS
-from qos_jax.workload.setting import figures_for, limit_of, open_fleet, open_table, open_trace
+from qos_jax.workload.drawn_requests import Source
+from qos_jax.workload.named_table import ALL_ROWS, SPLITS, split_rows
+from qos_jax.workload.setting import Setting, open_setting
 
 # Of the experts drawn for a fleet without figures: the models must not change with the seed of training, and
 # are those that a comparison draws by default.
@@ -47,15 +47,8 @@ class TrainPlan:
     """A training run that has passed every check; see :func:`load_plan`."""
 
     config: TrainConfig
-    fleet_file: pathlib.Path
-    fleet: Fleet
-    latency_limit_s: float
-    figures: SyntheticParams
-    figures_are_drawn: bool  # the fleet's models have none: those of drawn experts stand in
-    table: NamedTable | None  # to train on
-    held_out_table: NamedTable | None  # to evaluate on: the validation rows, if there are any
-    trace: Trace | None  # to train and evaluate on
-    serving: ServingConfig
+    setting: Setting  # the fleet, and the requests to train on
+    held_out: Source  # what requests are drawn from to evaluate on: a table's validation rows, if it has any
     phases: tuple[Phase, ...]
     phases_of: Callable[[TrainConfig], tuple[Phase, ...]]  # the same of a run with other hyper-parameters
 
@@ -71,48 +64,39 @@ def load_plan(config: TrainConfig) -> TrainPlan:
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    file, fleet = open_fleet(config.fleet)
-    limit_s = limit_of(file, config.latency_limit_s)
-    figures, drawn = figures_for(fleet, _FIGURES_SEED)
-    table = held_out = None
-    if config.table is not None:
-        whole = open_table(config.table, fleet)
-        table = split_rows(whole, config.table_split)
-        try:
-            held_out = split_rows(whole, SPLITS[1])
-        except InputError:  # it has no such rows
-            held_out = table
-    trace = None
-    if config.trace is not None:
-        trace = open_trace(config.trace, config.trace_start_s, config.trace_end_s)
-    serving = ServingConfig(
-        fleet.num_experts, fleet.running_slots, fleet.waiting_slots, scheduler=config.scheduler
+    setting = open_setting(
+        config.fleet,
+        scheduler=config.scheduler,
+        latency_limit_s=config.latency_limit_s,
+        table=config.table,
+        table_split=ALL_ROWS if config.table is None else config.table_split,
+        trace=config.trace,
+        trace_start_s=config.trace_start_s,
+        trace_end_s=config.trace_end_s,
+        seed=_FIGURES_SEED,
     )
+    held_out = setting.source
+    if setting.table is not None:
+        with contextlib.suppress(InputError):  # it has no such rows
+            held_out = split_rows(setting.table, SPLITS[1])
     scenario = Scenario(
-        profile=jax.tree.map(jnp.asarray, fleet.profile),
-        latency_limit_s=jnp.float32(limit_s),
-        calibration=figures,
-        table=None if table is None else table.table,
-        recorded=None if trace is None else recorded_of(trace),
+        profile=jax.tree.map(jnp.asarray, setting.fleet.profile),
+        latency_limit_s=jnp.float32(setting.latency_limit_s),
+        calibration=setting.figures,
+        table=None if setting.rows is None else setting.rows.table,
+        recorded=None if setting.trace is None else recorded_of(setting.trace),
     )
 
     def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
         paid = dataclasses.replace(
             scenario, impact_weight=config.impact_weight, discount=config.reward_discount
         )
-        return _phases(config, serving, paid)
+        return _phases(config, setting.serving, paid)
 
     return TrainPlan(
         config=config,
-        fleet_file=file,
-        fleet=fleet,
-        latency_limit_s=limit_s,
-        figures=figures,
-        figures_are_drawn=drawn,
-        table=table,
-        held_out_table=held_out,
-        trace=trace,
-        serving=serving,
+        setting=setting,
+        held_out=held_out,
         phases=phases_of(config),
         phases_of=phases_of,
     )

@@ -96,7 +96,7 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
     log = TrainingLog(run.folder, run.update, phase_ends(plan), plot=plot)
     try:
         if is_left:
-            if plan.figures_are_drawn and plan.table is None:
+            if plan.setting.source_is_drawn:
                 say("note: the fleet's models have no figures; those of drawn experts stand in")
             if mesh.size > 1:
                 say(f"training on {mesh.size} devices")
@@ -118,11 +118,11 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
 def training_settings(plan: TrainPlan, together: Together | None = None) -> dict[str, Any]:
     """Return all that determines a run, the content of its config.json."""
     config = plan.config
-    files = {"fleet_sha256": plan.fleet_file, "table_sha256": config.table, "trace_sha256": config.trace}
+    files = {"fleet_sha256": plan.setting.file, "table_sha256": config.table, "trace_sha256": config.trace}
     return {
         "launcher": "train",
         **config_dict(checkpoint_config(plan, together)),
-        "latency_limit_s": plan.latency_limit_s,
+        "latency_limit_s": plan.setting.latency_limit_s,
         **{name: None if file is None else sha256(file) for name, file in files.items()},
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import atomic_write
-from qos_jax.serving.profile import FleetProfile
+from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload import text_table
 from qos_jax.workload.text_table import Path
 
@@ -58,6 +58,10 @@ class Fleet:
     def waiting_slots(self) -> int:
         """Size of the waiting arrays: the largest ``max_waiting``."""
         return int(np.max(self.profile.max_waiting))
+
+    def serving(self, scheduler: str) -> ServingConfig:
+        """Return the static sizes of the fleet under a scheduler, one of ``SCHEDULERS``."""
+        return ServingConfig(self.num_experts, self.running_slots, self.waiting_slots, scheduler)
 
 
 def read_fleet(path: Path) -> Fleet:

@@ -1,4 +1,4 @@
-"""Open what a user names: a fleet, its latency limit, a trace, and what requests are drawn from."""
+"""Open what a user names: a fleet with its latency limit, a trace, and what requests are drawn from."""
 
 from __future__ import annotations
 
@@ -9,14 +9,94 @@ import pathlib
 import jax
 import numpy as np
 
+from qos_jax.checks import check_one_of
 from qos_jax.errors import InputError, input_error
+from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.fleet import Fleet, read_fleet
-from qos_jax.workload.named_table import NamedTable, table_for_experts
+from qos_jax.workload.named_table import ALL_ROWS, SPLITS, NamedTable, split_rows, table_for_experts
 from qos_jax.workload.profiles import default_latency_limit_s, fleet_path, load_calibration
 from qos_jax.workload.synthetic_params import SyntheticParams, experts_named, sample_experts
 from qos_jax.workload.table_file import read_table
 from qos_jax.workload.trace import Trace, window
 from qos_jax.workload.trace_readers import read_trace
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """A fleet of N experts, its latency limit, and the requests it gets; see :func:`open_setting`."""
+
+    name: str  # of the fleet, as given
+    file: pathlib.Path  # the fleet's CSV file
+    fleet: Fleet  # N experts
+    latency_limit_s: float  # L, seconds per output token
+    serving: ServingConfig  # static sizes and the scheduler
+    figures: SyntheticParams  # of synthetic requests, of the same N experts
+    figures_are_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
+    table: NamedTable | None  # all rows of the table, of the same N experts
+    rows: NamedTable | None  # those of the split alone
+    trace: Trace | None  # its window, whose name is the file's path
+
+    @property
+    def source(self) -> Source:
+        """What requests are drawn from: the table's rows if there is one, else the figures."""
+        return self.figures if self.rows is None else self.rows
+
+    @property
+    def source_is_drawn(self) -> bool:
+        """Whether requests are drawn from figures of experts that are not the fleet's own."""
+        return self.rows is None and self.figures_are_drawn
+
+
+def open_setting(
+    fleet: str,
+    *,
+    scheduler: str = "prefill_first",
+    latency_limit_s: float | None = None,
+    table: str | None = None,
+    table_split: str = ALL_ROWS,
+    trace: str | None = None,
+    trace_start_s: float = 0.0,
+    trace_end_s: float = math.inf,
+    seed: int = 0,
+) -> Setting:
+    """Open a fleet and all that its requests come from, and check that they fit; nothing is drawn yet.
+
+    Args:
+      fleet: path of a fleet CSV, or the name of a shipped fleet.
+      scheduler: of every expert, one of ``serving.SCHEDULERS``.
+      latency_limit_s: L, seconds per output token; None = the shipped fleet's.
+      table: table file whose rows are the requests, in place of synthetic ones.
+      table_split: which of its rows, one of ``SPLITS`` or ``ALL_ROWS``.
+      trace: trace file.
+      trace_start_s: first second of the trace to use, counted from its first arrival.
+      trace_end_s: second to stop before.
+      seed: of the experts drawn where the fleet's models have no figures.
+
+    Raises:
+      InputError: naming file, row, field and remedy of the first fault found.
+    """
+    check_one_of("scheduler", scheduler, SCHEDULERS)
+    check_one_of("table_split", table_split, (ALL_ROWS, *SPLITS))
+    if table is None and table_split != ALL_ROWS:
+        raise input_error(f"{table_split!r} needs a table", field="table_split", remedy="give --table=FILE")
+    file, experts = open_fleet(fleet)
+    limit_s = limit_of(file, latency_limit_s)
+    arriving = open_trace(trace, trace_start_s, trace_end_s) if trace is not None else None
+    whole = open_table(table, experts) if table is not None else None
+    figures, drawn = figures_for(experts, seed)
+    return Setting(
+        name=fleet,
+        file=file,
+        fleet=experts,
+        latency_limit_s=limit_s,
+        serving=experts.serving(scheduler),
+        figures=figures,
+        figures_are_drawn=drawn,
+        table=whole,
+        rows=None if whole is None else split_rows(whole, table_split),
+        trace=arriving,
+    )
 
 
 def open_fleet(name: str) -> tuple[pathlib.Path, Fleet]:

@@ -1,7 +1,6 @@
 """The cells of a sweep: numbers by hand, groups by shape, the load of each cell's own fleet."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,17 +9,19 @@ import pytest
 from qos_jax.errors import InputError
 from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.sweep.axes import parse_axis
-from qos_jax.sweep.grid import SweptFleet, build_grid
+from qos_jax.sweep.grid import build_grid
 from qos_jax.workload import fleet_path, load_calibration, read_fleet, take
 from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.drawn_requests import draw_contents
+from qos_jax.workload.setting import open_setting
 
 DRAWS = CaseConfig(workloads=("poisson",), seeds=3, num_requests=20)
 
 
 def swept(name="all", experts=range(6), limit_s=0.07):
     fleet = take(read_fleet(fleet_path("edge6")), list(experts))
-    return SweptFleet(name, Path(f"{name}.csv"), fleet, figures(fleet), False, limit_s)
+    opened = open_setting("edge6", latency_limit_s=limit_s)
+    return dataclasses.replace(opened, name=name, fleet=fleet, figures=figures(fleet))
 
 
 def figures(fleet):

@@ -1,7 +1,6 @@
 """Running cells: the numbers of a comparison, whatever the chunks, blocks and memory."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,11 @@ from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.policy_runs import compare
 from qos_jax.sweep.axes import parse_axis
-from qos_jax.sweep.grid import SweptFleet, build_grid
+from qos_jax.sweep.grid import build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.program import LaneProgram, plan_chunks
 from qos_jax.workload import NamedTable, RequestTable, experts_named, load_calibration, read_fleet
+from qos_jax.workload.setting import open_setting
 from tests.launch.conftest import FLEET
 
 SEEDS, REQUESTS = 3, 24
@@ -53,7 +53,9 @@ def table_of(fleet):
 
 def grid_of(fleet, source, workload, *texts):
     draws = CaseConfig(workloads=(workload,), seeds=SEEDS, num_requests=REQUESTS, seed=5)
-    swept = SweptFleet("mine", Path("mine.csv"), fleet, source, False, 0.06)
+    opened = open_setting("edge6", latency_limit_s=0.06)
+    drawn = {"rows" if isinstance(source, NamedTable) else "figures": source}
+    swept = dataclasses.replace(opened, name="mine", fleet=fleet, **drawn)
     return build_grid([swept], [parse_axis(text) for text in texts], "prefill_first", draws)
 
 

@@ -61,13 +61,13 @@ def test_a_trace_is_cut_to_its_window_and_is_what_episodes_replay(tmp_path):
     file.write_text(TRACE)
     cut = dataclasses.replace(CONFIG, trace=str(file), trace_start_s=1.0, trace_end_s=3.0)
     found = load_plan(cut)
-    assert found.trace is not None
-    np.testing.assert_array_equal(found.trace.prompt_tokens, [102, 103, 104, 105])
+    assert found.setting.trace is not None
+    np.testing.assert_array_equal(found.setting.trace.prompt_tokens, [102, 103, 104, 105])
     learner = found.phases[0].learner
     state, metrics = learner.update(learner.init(jax.random.key(0)))
     assert np.isfinite(metrics["qos"])
     assert int(state.update) == 1
-    assert load_plan(CONFIG).trace is None
+    assert load_plan(CONFIG).setting.trace is None
 
 
 @pytest.mark.parametrize(

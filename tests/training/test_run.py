@@ -274,8 +274,8 @@ def test_other_settings_or_files_are_not_resumed(whole, tmp_path):
     ):
         open_training(plan_of(other), out, resume=True)
     fleet = tmp_path / "paper3.csv"
-    fleet.write_text(PLAN.fleet_file.read_text() + "# a remark more\n")
-    moved = dataclasses.replace(PLAN, fleet_file=fleet)
+    fleet.write_text(PLAN.setting.file.read_text() + "# a remark more\n")
+    moved = dataclasses.replace(PLAN, setting=dataclasses.replace(PLAN.setting, file=fleet))
     with pytest.raises(InputError, match="fleet_sha256"):
         open_training(moved, out, resume=True)
     assert lines_of(out) == lines_of(whole)
