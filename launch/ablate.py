@@ -7,10 +7,11 @@ import sys
 
 from absl import flags
 
-from launch import common, config_flags
 from qos_jax.evaluation.comparison_table import render_text
 from qos_jax.training.ablation import VARIANTS, AblationConfig, run_ablation
 from qos_jax.training.presets import PRESETS
+
+from . import common, config_flags
 
 _PRESET = flags.DEFINE_enum("preset", "edge6", list(PRESETS), "the full run, which --train.* flags change")
 _OUT = flags.DEFINE_string("out", "runs/ablation", "folder of all runs; run again to go on")

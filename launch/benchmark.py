@@ -6,7 +6,6 @@ import sys
 
 from absl import flags
 
-from launch import common, config_flags
 from qos_jax.benchmark.benchmark import BenchmarkConfig, execute_benchmark, load_benchmark
 from qos_jax.benchmark.compare import header, read_speeds, render_comparison, same_machine
 from qos_jax.benchmark.machine import copy_bandwidth_bytes_per_s, peak_memory_bytes
@@ -15,6 +14,8 @@ from qos_jax.benchmark.report import render_speed, render_speeds
 from qos_jax.benchmark.row import Speed
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import check_run_folder, open_run_folder
+
+from . import common, config_flags
 
 _SETTINGS = config_flags.define_config_flags(BenchmarkConfig(), sys.argv[0])
 _COMPARE = flags.DEFINE_string("compare", None, "metrics.jsonl of an earlier run: ratios to it, row by row")

@@ -7,7 +7,6 @@ from typing import Any
 
 from absl import flags
 
-from launch import common
 from qos_jax.profiling import COEFFICIENTS, RooflineConfig
 from qos_jax.profiling.profile_plan import ProfileConfig, load_profile
 from qos_jax.profiling.profile_report import render_profile
@@ -15,6 +14,8 @@ from qos_jax.profiling.profile_run import execute_profile
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
+
+from . import common
 
 _EXPERT = flags.DEFINE_string("expert", None, "Name of the expert in the fleet.", required=True)
 _ITERATIONS = flags.DEFINE_string(

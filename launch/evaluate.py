@@ -6,7 +6,6 @@ import sys
 
 from absl import flags
 
-from launch import common
 from qos_jax.evaluation.comparison import (
     ComparisonConfig,
     draw_cases,
@@ -22,6 +21,8 @@ from qos_jax.simulation.cases import CaseConfig
 from qos_jax.workload.degraded import FITTED, PREDICTIONS
 from qos_jax.workload.named import TABLE_MATCHES, WORKLOADS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
+
+from . import common
 
 _DEFAULTS = CaseConfig()
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from absl import flags
 
-from launch import common
 from qos_jax.workload import fit_figures as calibration
+
+from . import common
 
 _LOOKAHEAD = flags.DEFINE_string("lookahead_dir", None, "Folder with scores_lengths.npz of lookahead6.")
 _TRACES = flags.DEFINE_multi_string(

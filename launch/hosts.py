@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from launch import common
 from qos_jax.errors import input_error
+
+from . import common
 
 EXIT_LOST = 3  # another process of the run is gone
 

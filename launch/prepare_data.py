@@ -11,7 +11,6 @@ import sys
 
 from absl import flags
 
-from launch import common, config_flags
 from qos_jax.errors import input_error
 from qos_jax.predictors import PredictorConfig
 from qos_jax.runs.folder import check_run_folder, open_run_folder
@@ -25,6 +24,8 @@ from qos_jax.tables.preparation import PreparationConfig, load_preparation
 from qos_jax.tables.table_folder import preparation_settings, verify_table, write_prepared
 from qos_jax.workload.named import TABLE_MATCHES
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
+
+from . import common, config_flags
 
 __doc__ = f"{__doc__}\n{answers_generic.__doc__}\n{answers_public.__doc__}"  # what --help shows
 

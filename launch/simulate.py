@@ -6,7 +6,6 @@ import dataclasses
 
 from absl import flags
 
-from launch import common
 from qos_jax.evaluation.single_run import (
     MAX_SEED,
     SingleRunConfig,
@@ -18,6 +17,8 @@ from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.serving import SCHEDULERS
+
+from . import common
 
 _FLEET = flags.DEFINE_string(
     "fleet", None, "CSV file of the experts, such as data/fleets/edge6.csv.", required=True

@@ -7,7 +7,6 @@ import sys
 import jax
 from absl import flags
 
-from launch import common, hosts
 from qos_jax.devices import is_writer, lane_mesh
 from qos_jax.errors import input_error
 from qos_jax.runs.folder import check_run_folder, open_run_folder
@@ -18,6 +17,8 @@ from qos_jax.sweep.plan import SweepConfig, describe, load_sweep, plan_memory
 from qos_jax.sweep.sweep import execute_sweep, render_sweep
 from qos_jax.workload.named import TRACE, WORKLOADS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
+
+from . import common, hosts
 
 _DEFAULTS = SweepConfig()
 

@@ -6,7 +6,6 @@ import sys
 
 from absl import flags
 
-from launch import common, config_flags, hosts
 from qos_jax.devices import is_writer
 from qos_jax.errors import input_error
 from qos_jax.training.curve import render_points
@@ -15,6 +14,8 @@ from qos_jax.training.plan import load_plan
 from qos_jax.training.presets import PRESETS
 from qos_jax.training.run import execute_training, open_training
 from qos_jax.training.seeds import open_seed_training, train_seeds
+
+from . import common, config_flags, hosts
 
 _DEFAULT = "edge6"
 

@@ -1,9 +1,10 @@
-"""Write files whole or not at all, read arrays from files that may be anything, tell contents apart."""
+"""Find the shipped data, write files whole or not at all, read arrays from files of unknown content."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.resources
 import os
 import pathlib
 import tempfile
@@ -58,6 +59,22 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def data_folder() -> pathlib.Path:
+    """Return the folder of shipped fleets, rates, lengths and calibration, of an installed wheel or a clone.
+
+    A wheel carries it as ``qos_jax/data``; in a clone it lies beside the package.
+
+    Raises:
+      InputError: there is neither.
+    """
+    package = pathlib.Path(str(importlib.resources.files("qos_jax")))
+    folders = [package / "data", package.parent / "data"]
+    for folder in folders:
+        if (folder / "fleets").is_dir():
+            return folder
+    raise input_error("no such folder", file=folders[0], remedy="run: pip install . (in a clone of qos_jax)")
 
 
 def sha256(path: Path) -> str:

@@ -110,7 +110,7 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
     print(f"{render_judgement(best)}\n")
     print(
         f"best of {len(log.judged)} evaluations (update {best.update:,}), chosen on these very cases; "
-        f"for others: python -m launch.evaluate --checkpoint={run.folder.path}"
+        f"for others: qos-jax evaluate --checkpoint={run.folder.path}"
     )
     print(f"results in {run.folder.path}")
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from flax import struct
 
 from qos_jax.errors import input_error
-from qos_jax.files import atomic_write
+from qos_jax.files import atomic_write, data_folder
 from qos_jax.workload import arrivals, text_table
 from qos_jax.workload.synthetic_params import SyntheticParams, load_params
 from qos_jax.workload.text_table import Path
@@ -58,20 +58,6 @@ class LengthHistogram:
     low: jax.Array  # [C, 2] float32, tokens (prompt, output), inclusive
     high: jax.Array  # [C, 2] float32, tokens, exclusive
     log_weight: jax.Array  # [C] float32, log of the share of requests
-
-
-def data_folder() -> pathlib.Path:
-    """Return the ``data`` folder of the clone this package lies in.
-
-    Raises:
-      InputError: there is none, as when the package was installed without the repository.
-    """
-    folder = pathlib.Path(__file__).resolve().parents[2] / "data"
-    if not folder.is_dir():
-        raise input_error(
-            "no such folder", file=folder, remedy="run from a clone of the repository, or name your own files"
-        )
-    return folder
 
 
 def workload_names() -> tuple[str, ...]:
