@@ -153,7 +153,7 @@ def load_benchmark(config: BenchmarkConfig) -> BenchmarkPlan:
 def execute_benchmark(plan: BenchmarkPlan, say: Callable[[str], None]) -> Iterator[Speed]:
     """Measure, and yield each row as soon as it is there.
 
-    A combination that does not fit in memory is told of and left out.
+    A combination that does not fit in memory is reported and left out.
 
     Raises:
       RuntimeError: two computations of the same disagree: a defect.
@@ -184,7 +184,7 @@ def _measurements(
     config = plan.config
     counts = set(config.environments)
     few = reference.environments if reference is not None else 0
-    place = f"{work.serving.num_experts} experts, {work.serving.running_slots} slots"
+    sizes = f"{work.serving.num_experts} experts, {work.serving.running_slots} slots"
 
     def closed_form(router: Policy, count: int, what: str) -> Speed:
         speed = measure_closed_form(work, router, count, config.repeats, what)
@@ -196,32 +196,32 @@ def _measurements(
         first = reference is not None and work is next(iter(plan.work.values()))
         for count in sorted(counts | ({few} if first else set())):
             yield (
-                f"simulator, {count} environments, {place}",
+                f"simulator, {count} environments, {sizes}",
                 functools.partial(closed_form, plan.router, count, row.SIMULATOR),
             )
     if row.HEURISTICS in config.what:
         for name in HEURISTICS:
             for count in sorted(counts):
                 yield (
-                    f"{name} through evaluate, {count} environments, {place}",
+                    f"{name} through evaluate, {count} environments, {sizes}",
                     functools.partial(measure_evaluation, work, policy(name), count, config.repeats),
                 )
     if row.HAN_PATHS in config.what:
         network = PRESETS[config.preset].network
         yield (
-            f"HAN paths, {config.graphs} graphs, {place}",
+            f"HAN paths, {config.graphs} graphs, {sizes}",
             functools.partial(measure_han_paths, work, network.han, config.graphs, config.repeats),
         )
     if row.DECISION in config.what:
         for router in (policy(_GREEDY), plan.learned[size]):
             yield (
-                f"decision of {router.name}, {place}",
+                f"decision of {router.name}, {sizes}",
                 functools.partial(measure_decision, work, router, config.calls),
             )
     if row.ROLLOUT in config.what:
         for count in sorted(counts):
             yield (
-                f"learned rollout, {count} environments, {place}",
+                f"learned rollout, {count} environments, {sizes}",
                 functools.partial(closed_form, plan.learned[size], count, row.ROLLOUT),
             )
 

@@ -96,7 +96,7 @@ def same_machine(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> b
 def render_comparison(now: Sequence[Speed], before: Sequence[Speed]) -> str:
     """Return a table of the rows in both, with ratios now / before of decisions a second: above 1 = faster.
 
-    Rows in only one of them are counted below it, and the geometric mean of the ratios told.
+    Rows in only one of them are counted below it, with the geometric mean of the ratios.
     """
     earlier = {speed.key: speed for speed in before}
     both = [(speed, earlier[speed.key]) for speed in now if speed.key in earlier]

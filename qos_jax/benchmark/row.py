@@ -36,7 +36,7 @@ class Speed:
     moved_bytes_per_decision: float = 0.0  # at least; 0 = not counted
     floor_share: float | None = None  # time those bytes take at the copy bandwidth / wall_s
     peak_bytes: int = 0  # most memory this process has held by then
-    # What else is told of a measurement, by name: QoS, shares of time, ratios, percentiles.
+    # Further figures of a measurement, by name: QoS, shares of time, ratios, percentiles.
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property

@@ -89,7 +89,7 @@ def measure_closed_form(
 def measure_evaluation(work: Work, policy: Policy, environments: int, repeats: int) -> Speed:
     """The same requests through :func:`simulate`, as ``launch.evaluate`` runs them: each is recorded.
 
-    Arguments as of :func:`measure_closed_form`. What compiling takes is not told apart, and not counted.
+    Arguments as of :func:`measure_closed_form`. Time to compile is not counted.
     """
     runs = pick_runs(work.runs, np.arange(environments) % work.runs.shape[0])
     result, wall_s, cpu_s = timed(lambda: simulate(work.serving, policy, runs), repeats)

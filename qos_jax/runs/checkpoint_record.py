@@ -1,4 +1,4 @@
-"""What is known of a checkpoint before its arrays are read, and how one is found in a run's folder."""
+"""Find checkpoints in a run's folder, and read their settings without their arrays."""
 
 from __future__ import annotations
 

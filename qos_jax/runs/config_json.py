@@ -1,4 +1,4 @@
-"""Configurations as JSON: from nested frozen dataclasses and back, and in what two of them differ."""
+"""Convert configurations to JSON and back, and name the fields in which two differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, its metrics line by line, its tables and plots."""
+"""Open the folder of a run: its settings, its metrics line by line, its tables and plots."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int = 150) -> No
 
 
 def _cycled(colours: Sequence[str], index: int) -> Style:
-    """Return the style of a place in the cycle; colours change first, then dashes and hatches."""
+    """Return the style of an index in the cycle; colours change first, then dashes and hatches."""
     turn = index // len(colours)
     return Style(
         colours[index % len(colours)],

@@ -1,4 +1,4 @@
-"""Say how far a long job is: a bar on a terminal, plain lines elsewhere."""
+"""Report progress of a long job: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and that show when a file of theirs was damaged."""
+"""Write folders whole or not at all, and detect damage by size and hash of each file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for place, _, files in os.walk(partial):
+        for root, _, files in os.walk(partial):
             for name in files:
-                _to_disk(os.path.join(place, name))
-            _to_disk(place)
+                _to_disk(os.path.join(root, name))
+            _to_disk(root)
         os.rename(partial, target)
         _to_disk(target.parent)
     except BaseException:

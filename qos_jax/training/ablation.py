@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qos_jax.checks import check_some_of
 from qos_jax.errors import input_error
 from qos_jax.evaluation.comparison import (
     ComparisonConfig,
@@ -32,16 +32,15 @@ from qos_jax.training.train_config import TrainConfig
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 COMPARED = "comparison"  # folder of the comparison, beside those of the variants
+FULL = "full"  # the run itself, which the others are variants of
 
 _say = functools.partial(tqdm.write, file=sys.stderr)
 
 
-FULL = "full"  # the run itself, which the others are variants of
-
-
 def trained_decisions(config: TrainConfig) -> int:
-    """Decisions that a run takes in all, tried ones included: its budget."""
-    total = config.search.updates * _of_search(config) + config.distil.updates * _of_distil(config)
+    """Return the decisions that a run takes in all, trials included: its budget."""
+    search = config.search.candidates * config.search.num_envs * config.search.steps
+    total = config.search.updates * search + config.distil.updates * _distil_decisions(config)
     if config.agent == "ppo":
         total += config.ppo.total_updates * config.ppo.num_envs * config.ppo.rollout_steps
     elif config.agent == "sac":
@@ -49,13 +48,8 @@ def trained_decisions(config: TrainConfig) -> int:
     return total
 
 
-def _of_search(config: TrainConfig) -> int:
-    """Decisions of one update."""
-    return config.search.candidates * config.search.num_envs * config.search.steps
-
-
-def _of_distil(config: TrainConfig) -> int:
-    """The same."""
+def _distil_decisions(config: TrainConfig) -> int:
+    """Return the decisions of one update of distillation, trials included."""
     distil = config.distil
     return distil.num_envs * (distil.steps + distil.candidates * distil.horizon)
 
@@ -66,26 +60,12 @@ def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
     Raises:
       InputError: none, an unknown or a repeated name; a variant that ``full`` leaves no budget for.
     """
-    if not names:
-        raise input_error("is empty", field="variants", remedy=f"name some of {', '.join(VARIANTS)}")
-    found: dict[str, TrainConfig] = {}
-    for name in names:
-        if name not in VARIANTS:
-            near = difflib.get_close_matches(name, VARIANTS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise input_error(
-                f"variant {name!r} is unknown",
-                field="variants",
-                remedy=f"{hint}use some of {', '.join(VARIANTS)}",
-            )
-        if name in found:
-            raise input_error(f"names {name!r} twice", field="variants", remedy="name each once")
-        found[name] = VARIANTS[name][1](full)
-    return found
+    check_some_of("variants", names, VARIANTS)
+    return {name: VARIANTS[name][1](full) for name in names}
 
 
 def _search_of(numbers: tuple[str, ...]) -> Callable[[TrainConfig], TrainConfig]:
-    """The full run, but only these numbers are searched."""
+    """Return a variant that searches these numbers only."""
 
     def change(full: TrainConfig) -> TrainConfig:
         return dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
@@ -94,10 +74,10 @@ def _search_of(numbers: tuple[str, ...]) -> Callable[[TrainConfig], TrainConfig]
 
 
 def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
-    """Distillation from the start, of a network with these choices: the search trains no network."""
+    """Return a variant that distils a network with these choices from the start, without a search."""
 
     def change(full: TrainConfig) -> TrainConfig:
-        updates = _updates(full, "distil", _of_distil(full))
+        updates = _updates(full, "distil", _distil_decisions(full))
         network = dataclasses.replace(full.network, **choices)
         return dataclasses.replace(_alone(full, "none", full.reward, updates, updates), network=network)
 
@@ -105,7 +85,7 @@ def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
 
 
 def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
-    """PPO from the start, for as many decisions as the full run takes."""
+    """Return a variant of PPO from the start, for as many decisions as the full run takes."""
 
     def change(full: TrainConfig) -> TrainConfig:
         updates = _updates(full, "ppo", full.ppo.num_envs * full.ppo.rollout_steps)
@@ -116,7 +96,7 @@ def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
 
 
 def _sac_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
-    """The same with SAC."""
+    """Return a variant of SAC from the start, for as many decisions as the full run takes."""
 
     def change(full: TrainConfig) -> TrainConfig:
         updates = _updates(full, "sac", full.sac.num_envs * full.sac.steps_per_update)
@@ -127,7 +107,7 @@ def _sac_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
 
 
 def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
-    """Updates of ``decisions`` each that the full run's budget allows."""
+    """Return the updates of ``decisions`` each that the full run's budget allows."""
     budget = trained_decisions(full)
     if budget < decisions:
         raise input_error(
@@ -139,7 +119,7 @@ def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
 
 
 def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_updates: int = 0) -> TrainConfig:
-    """Without search, evaluated and saved as often in its ``updates`` as the full run is in its own."""
+    """Return a run without search, evaluated and saved as often as the full run, by share of updates."""
     pace = updates / max(full.search.updates + full.distil.updates, 1)
 
     def paced(every: int) -> int:
@@ -164,8 +144,11 @@ _OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_bu
 # What each variant is, in words, and how to make it of the full run.
 VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
     FULL: ("the run as configured", lambda full: full),
-    "constants": ("search of constants: nothing new follows load, request or place", _search_of(_CONSTANTS)),
-    "loads": ("search of those and of what follows the load", _search_of((*_CONSTANTS, *_OF_LOAD))),
+    "constants": (
+        "search of constants: no power of load, request or occupancy but one",
+        _search_of(_CONSTANTS),
+    ),
+    "loads": ("search of the constants and of the powers of the load", _search_of((*_CONSTANTS, *_OF_LOAD))),
     "distil": ("no search: distillation alone, from load_aware_greedy", _distil_alone()),
     "sets": ("distillation without attention and slots: experts as a set", _distil_alone(encoder="sets")),
     "flat": ("distillation without a graph: an MLP on all features in a row", _distil_alone(encoder="flat")),
@@ -229,8 +212,8 @@ def run_ablation(
         name: open_training(plan, root / name, overwrite=overwrite, resume=not overwrite)
         for name, plan in plans.items()
     }
-    for place, (name, run) in enumerate(runs.items(), start=1):
-        _say(f"variant {place} of {len(runs)}, {name}: {VARIANTS[name][0]}")
+    for number, (name, run) in enumerate(runs.items(), start=1):
+        _say(f"variant {number} of {len(runs)}, {name}: {VARIANTS[name][0]}")
         execute_training(run, plot=plot)
     trained = tuple(f"{name}={root / name}" for name in runs)
     plan = load_comparison(dataclasses.replace(comparison, checkpoint=trained))

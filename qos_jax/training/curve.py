@@ -1,4 +1,4 @@
-"""How a router got better with training: the curve as a plot and a CSV file, its best point as text."""
+"""Learning curves: plots, CSV files and text, of one router and of several seeds."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def write_learning_curve_csv(path: str | os.PathLike[str], judged: Sequence[Judg
                 gain = paired_difference(score.average_qos, score.baseline_qos)
                 numbers = [ours.mean, ours.low, ours.high, score.baseline_qos.mean()]
                 numbers += [gain.mean, gain.low, gain.high]
-                place = (judgement.update, score.workload, score.arrival_rate_per_s)
-                writer.writerow([*place, *map(_cell, numbers), ours.n, BASELINE])
+                case = (judgement.update, score.workload, score.arrival_rate_per_s)
+                writer.writerow([*case, *map(_cell, numbers), ours.n, BASELINE])
 
 
 def learning_curve(judged: Sequence[Judgement], phase_ends: Mapping[str, int]) -> Any:
@@ -62,8 +62,8 @@ def learning_curve(judged: Sequence[Judgement], phase_ends: Mapping[str, int]) -
     left, right = figure.subplots(1, 2)
     updates = [judgement.update for judgement in judged]
     names = [_case_name(score) for score in judged[0].scores]
-    for place, (name, style) in enumerate(zip(names, plot_style.expert_styles(names), strict=True)):
-        scores = [judgement.scores[place] for judgement in judged]
+    for index, (name, style) in enumerate(zip(names, plot_style.expert_styles(names), strict=True)):
+        scores = [judgement.scores[index] for judgement in judged]
         _line(left, updates, [mean_ci(score.average_qos) for score in scores], style, name)
         left.axhline(scores[0].baseline_qos.mean(), color=style.colour, linestyle=":", linewidth=1)
         gains = [paired_difference(score.average_qos, score.baseline_qos) for score in scores]
@@ -149,7 +149,7 @@ SEED_COLUMNS = ("average_qos", "ci_low", "ci_high", "difference", "diff_low", "d
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """Where all routers stand after an update; averages over the cases of the judge."""
+    """An evaluation of all routers after an update; averages over the evaluation's cases."""
 
     update: int
     average_qos: np.ndarray  # [R], in the order of ``Together``
@@ -219,7 +219,7 @@ def render_points(points: Sequence[Point], together: Together) -> str:
 
 
 def _by_setting(point: Point, together: Together) -> np.ndarray:
-    """QoS and difference, [2, settings, S]."""
+    """Return QoS and difference, [2, settings, S]."""
     both = np.stack([point.average_qos, point.difference])
     return both.reshape(2, len(together.settings), together.seeds)
 

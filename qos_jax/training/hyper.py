@@ -26,7 +26,7 @@ class Together:
 
     @property
     def count(self) -> int:
-        """R."""
+        """Number of routers, R."""
         return self.seeds * len(self.settings)
 
     @property
@@ -35,27 +35,27 @@ class Together:
         return tuple(self.settings[0])
 
     def setting(self, router: int) -> Setting:
-        """The setting of a router."""
+        """Return the setting of a router."""
         return self.settings[router // self.seeds]
 
     def label(self, router: int) -> str:
-        """What its folder is called: its seed, below its setting where there are several."""
+        """Return the name of a router's folder: its seed, below its setting where there are several."""
         seed = str(router % self.seeds)
         return f"{label(self.setting(router))}/{seed}" if self.names else seed
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint's configuration says of it."""
+        """Return the entries of a checkpoint's configuration."""
         settings = {"vmap": [dict(setting) for setting in self.settings]} if self.names else {}
         return {"vmap_seeds": self.seeds, **settings}
 
 
 def label(setting: Setting) -> str:
-    """A setting in words, ``ppo.clip=0.1,ppo.gamma=0.99``."""
+    """Return a setting as text, ``ppo.clip=0.1,ppo.gamma=0.99``."""
     return ",".join(f"{name}={value:g}" for name, value in setting.items())
 
 
 def numbers_of(config: TrainConfig) -> dict[str, float]:
-    """The hyper-parameters that may be traced, by dotted name: those with a fraction, of what trains.
+    """Return the hyper-parameters that may be traced, by dotted name: floats, of the phases that train.
 
     Whole numbers are sizes and counts, which shape the program; those of the network are what its weights are
     for.
@@ -73,7 +73,7 @@ def numbers_of(config: TrainConfig) -> dict[str, float]:
 
 
 def grid(config: TrainConfig, axes: Sequence[str]) -> tuple[Setting, ...]:
-    """Every combination of the axes' values, the last axis fastest; one empty setting of no axes.
+    """Return every combination of the axes' values, the last axis fastest; without axes one empty setting.
 
     Args:
       config: the run whose numbers are replaced.
@@ -123,7 +123,9 @@ def checked(config: TrainConfig, setting: Setting) -> TrainConfig:
             config = dataclasses.replace(config, **change)
         except (InputError, ValueError) as error:
             raise input_error(
-                f"{name} = {value:g} is refused ({error})", field=FIELD, remedy="mend it"
+                f"{name} = {value:g} is refused ({error})",
+                field=FIELD,
+                remedy="give a value that the run takes",
             ) from None
     return config
 

@@ -1,4 +1,4 @@
-"""Judge a router in training: on fixed cases, against the baseline on the very same requests."""
+"""Evaluate a router in training on fixed cases, against the baseline on the same requests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from qos_jax.training.plan import TrainPlan
 from qos_jax.training.train_config import EvaluationConfig
 from qos_jax.workload.named import TRACE
 
-BASELINE = "load_aware_greedy"  # what a router with the residual is before it has learned anything
+BASELINE = "load_aware_greedy"  # the router that training with a residual starts from
 LEARNED = "learned"
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseScore:
-    """What the router and the baseline reached on one case, seed by seed."""
+    """Average QoS of router and baseline on one case, seed by seed."""
 
     workload: str
     arrival_rate_per_s: float  # requests / s, of the whole fleet
@@ -54,7 +54,7 @@ class Judgement:
 
 
 class Judge:
-    """The cases, and what the baseline reached on them, which is simulated once."""
+    """The evaluation's cases, and the baseline's results on them, simulated once."""
 
     def __init__(self, plan: TrainPlan) -> None:
         self._plan = plan
@@ -63,7 +63,7 @@ class Judge:
         self._baseline = self._run(policy(BASELINE, allow_drop=network.allow_drop))
 
     def judge(self, update: int, params: Any) -> Judgement:
-        """Return what the parameters of the network are worth."""
+        """Return the evaluation of a network's parameters after ``update`` updates."""
         reached = self._run(learned_policy(LEARNED, self._plan.config.network, params))
         rows = zip(self._cases, reached, self._baseline, strict=True)
         return Judgement(

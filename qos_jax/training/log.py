@@ -1,4 +1,4 @@
-"""What is kept of a training run as it goes: ``metrics.jsonl``, event files for TensorBoard, the curve."""
+"""Write a training run's metrics: ``metrics.jsonl``, event files for TensorBoard, the learning curve."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ CURVE_CSV, CURVE_PLOT, BOARD = "evaluations.csv", "plots/learning_curve.png", "t
 
 
 class TrainingLog:
-    """Writes what training tells; each line is on disk before the next update begins."""
+    """Writes metrics and evaluations; each line is on disk before the next update begins."""
 
     def __init__(self, folder: RunFolder, update: int, phase_ends: Mapping[str, int], *, plot: bool) -> None:
-        """Continue after ``update``, forgetting what was written of later ones, which will be done again."""
+        """Continue after ``update``; lines of later updates, which will be done again, are removed."""
         self.judged: list[Judgement] = judgements(lines_until(folder, update))
         self._folder, self._phase_ends, self._plot = folder, phase_ends, plot
         self._board = _board(folder, update)
 
-    def train(self, place: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def train(self, progress: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Write the metrics of some updates.
 
         Args:
-          place: ``phase``, ``update`` and what else tells where the run is.
+          progress: ``phase``, ``update``, ``decisions`` and ``wall_s`` so far.
           metrics: their means over the updates since the last line.
         """
-        self._folder.append_metrics({**place, "metrics": metrics})
-        self._show(place["update"], {f"{place['phase']}/{name}": value for name, value in metrics.items()})
+        self._folder.append_metrics({**progress, "metrics": metrics})
+        self._show(
+            progress["update"], {f"{progress['phase']}/{name}": value for name, value in metrics.items()}
+        )
 
-    def judge(self, place: Mapping[str, Any], judgement: Judgement) -> None:
+    def judge(self, progress: Mapping[str, Any], judgement: Judgement) -> None:
         """Write an evaluation, and the learning curve with it."""
-        self._folder.append_metrics({**place, **judgement_line(judgement)})
+        self._folder.append_metrics({**progress, **judgement_line(judgement)})
         self.judged.append(judgement)
         figures = {
             "evaluation/average_qos": float(judgement.qos.mean),
@@ -75,7 +77,7 @@ def lines_until(folder: RunFolder, update: int) -> list[dict[str, Any]]:
 
 
 def _board(folder: RunFolder, update: int) -> Any:
-    """Return a writer of event files, which hides what earlier ones hold of later updates; None without."""
+    """Return a TensorBoard writer that hides later updates of earlier files; None without tensorboardX."""
     if importlib.util.find_spec("tensorboardX") is None:
         return None
     from tensorboardX import SummaryWriter

@@ -1,6 +1,6 @@
-"""The host's loop of a training run: chunks of updates, evaluations, checkpoints; stopped with a checkpoint.
+"""Run the host's training loop: chunks of updates, evaluations, checkpoints; Ctrl-C saves one more.
 
-All processes of a run go through it alike. Process 0 judges and writes; the others only train.
+All processes of a run call it. Process 0 evaluates and writes; the others only train.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from qos_jax.training.plan import Phase, TrainPlan, phase_key
 # (state, [] int32 number of updates) -> (state, means of their metrics, which of them first had a metric that
 # is not finite, or -1).
 Advance = Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array], jax.Array]]
-# Where a run is, for a line of metrics: its phase, update, decisions so far, seconds so far.
-Place = dict[str, Any]
+# How far a run is, for a line of metrics: phase, update, decisions, wall_s.
+RunProgress = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainingRun:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What an evaluation says."""
+    """The outcome of an evaluation."""
 
     average_qos: float | None  # by which the best checkpoint is kept; None = the last ones alone
     is_best: bool  # to be kept at once
@@ -73,11 +73,11 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Recorder:
-    """What process 0 does with what comes of training; each call returns when its files are on disk."""
+    """What process 0 records; each call returns when its files are on disk."""
 
-    # (place, metrics: means over the updates since the last line, a number each, or [R] of several routers)
-    metrics: Callable[[Place, Mapping[str, Any]], None]
-    evaluate: Callable[[Place, Any], Verdict]  # (place, parameters)
+    # (progress, metrics: means over the updates since the last line, [] or [R] of several routers)
+    metrics: Callable[[RunProgress, Mapping[str, Any]], None]
+    evaluate: Callable[[RunProgress, Any], Verdict]  # (progress, parameters)
 
 
 def train(run: TrainingRun, recorder: Recorder | None, mesh: Mesh, *, every_evaluation: bool = False) -> Any:
@@ -104,7 +104,7 @@ def train(run: TrainingRun, recorder: Recorder | None, mesh: Mesh, *, every_eval
 
 
 class _Loop:
-    """What the parts of the loop share."""
+    """The loop of one run, and how far it is."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Loop:
         with jax.set_mesh(self._mesh):
             advance = _compiled(learner, state, self._shardings(state))
         self._say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
-        with self._progress(phase, end) as tell:
+        with self._progress_bar(phase, end) as advance_bar:
             while self._update < end:
                 stop = min(end, *((self._update // pace + 1) * pace for pace in self._paces))
                 count = stop - self._update
@@ -153,11 +153,11 @@ class _Loop:
                 first, self._update = self._update, stop
                 means = {name: np.asarray(value, np.float64) for name, value in sorted(metrics.items())}
                 if self._recorder is not None:
-                    told = {name: value.tolist() for name, value in means.items()}
-                    self._recorder.metrics(self._place(phase), told)
+                    lists = {name: value.tolist() for name, value in means.items()}
+                    self._recorder.metrics(self._run_progress(phase), lists)
                 if int(bad) >= 0:
-                    raise self._diverged(phase, first + int(bad) + 1, means)
-                tell(count * learner.decisions_per_update)
+                    raise self._divergence(phase, first + int(bad) + 1, means)
+                advance_bar(count * learner.decisions_per_update)
                 self._keep(phase, state, end)
         return state
 
@@ -166,7 +166,7 @@ class _Loop:
         judged = self._update % self._config.evaluation.every == 0 or self._update == end
         verdict = self._evaluate(phase, state) if judged else None
         best = verdict is not None and verdict.is_best
-        # Process 0 alone knows what is best, and any may have been told to stop; all must do the same.
+        # Process 0 alone knows what is best, and any may have got the signal to stop; all must do the same.
         said = gather(np.array([[best, self._stopped.is_set()]]))
         best, stopped = bool(said[0, 0]), bool(said[:, 1].any())
         due = self._update % self._save_every == 0 or self._update == end
@@ -177,12 +177,12 @@ class _Loop:
             raise KeyboardInterrupt
 
     def _evaluate(self, phase: Phase, state: Any) -> Verdict | None:
-        """Judge, in process 0; None in the others, which have no more to do with it."""
+        """Return the verdict of an evaluation in process 0; None in the others."""
         params = own_copy(self._mesh, phase.learner.params(state))
         if self._recorder is None:
             return None
-        # The cases are simulated on one device, which is not to wait for the others' copies.
-        return self._recorder.evaluate(self._place(phase), jax.device_get(params))
+        # The cases are simulated on one device, which must not wait for the others' copies.
+        return self._recorder.evaluate(self._run_progress(phase), jax.device_get(params))
 
     def _save(self, phase: Phase, state: Any, verdict: Verdict | None) -> None:
         params = own_copy(self._mesh, phase.learner.params(state))
@@ -204,7 +204,7 @@ class _Loop:
         """Where each leaf of a phase's state belongs: environments shared out over the devices."""
         return state_shardings(state, self._mesh)
 
-    def _place(self, phase: Phase) -> Place:
+    def _run_progress(self, phase: Phase) -> RunProgress:
         return {
             "phase": phase.name,
             "update": self._update,
@@ -212,7 +212,9 @@ class _Loop:
             "wall_s": round(time.monotonic() - self._begun, 3),
         }
 
-    def _progress(self, phase: Phase, end: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    def _progress_bar(
+        self, phase: Phase, end: int
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
         if self._recorder is None:
             return contextlib.nullcontext(lambda _: None)
         many = "" if self._run.together is None else f" x {self._run.together.count} routers"
@@ -223,7 +225,7 @@ class _Loop:
         if self._recorder is not None:
             say(text)
 
-    def _diverged(self, phase: Phase, update: int, metrics: Mapping[str, np.ndarray]) -> Exception:
+    def _divergence(self, phase: Phase, update: int, metrics: Mapping[str, np.ndarray]) -> Exception:
         finite = np.isfinite(np.stack(list(metrics.values()))).all(axis=0)
         together = self._run.together
         which = "" if together is None else f", seed {together.label(int(np.argmin(finite)))}"

@@ -1,4 +1,4 @@
-"""A training run in its folder: opened, stopped and resumed at will, told what came of it."""
+"""Open, execute and resume a training run in its folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from qos_jax.training.hyper import Together
 from qos_jax.training.judge import Judge
 from qos_jax.training.log import TrainingLog
 from qos_jax.training.loop import (
-    Place,
     Recorder,
+    RunProgress,
     TrainingRun,
     Verdict,
     checkpoint_config,
@@ -79,7 +79,7 @@ def open_training(
 
 
 def execute_training(run: TrainingRun, *, plot: bool) -> None:
-    """Train to the end, and print what came of it, in process 0.
+    """Train to the end, and print the best evaluation, in process 0.
 
     Ctrl-C stops at the next line of metrics, with a checkpoint there; a second one stops at once.
 
@@ -130,9 +130,9 @@ def training_settings(plan: TrainPlan, together: Together | None = None) -> dict
 def _recorder(plan: TrainPlan, log: TrainingLog) -> Recorder:
     judge = Judge(plan)
 
-    def evaluate(place: Place, params: Any) -> Verdict:
-        judgement = judge.judge(place["update"], params)
-        log.judge(place, judgement)
+    def evaluate(progress: RunProgress, params: Any) -> Verdict:
+        judgement = judge.judge(progress["update"], params)
+        log.judge(progress, judgement)
         say(render_difference(judgement))
         is_best = judgement.update > 0 and log.best().update == judgement.update
         return Verdict(float(judgement.qos.mean), is_best)
@@ -153,7 +153,7 @@ def _open(
         index = phase_of(plan, find(root).step)
         like = jax.eval_shape(lambda: TrainingRun(plan, None, together=together).start(index, None))
         state, found = checkpoint.restore(root, like, checkpoint_config(plan, together))
-        # The same settings may now name other files, which the folder's config.json tells.
+        # The same settings may name files that have changed since: config.json holds their hashes.
         folder = open_run_folder(root, settings, resume=True)
         return TrainingRun(plan, folder, found.step, state, float(found.metadata["wall_s"]), together)
     if saved and not overwrite:
@@ -168,7 +168,7 @@ def _open(
 
 
 def _check_started_alike(settings: dict[str, Any]) -> None:
-    """Refuse to begin where another process would run another program: they would wait for ever."""
+    """Refuse processes with different settings: their programs would wait for each other for ever."""
     texts = [json.dumps([name, to_json(value)]).encode() for name, value in sorted(settings.items())]
     hashes = np.stack([np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts])
     everyone = gather(hashes[None])  # [processes, settings, 32]
@@ -182,9 +182,9 @@ def _check_started_alike(settings: dict[str, Any]) -> None:
 
 
 def _shared(plan: TrainPlan, together: Together | None, run: TrainingRun | None) -> TrainingRun:
-    """Give all processes the place and the state that process 0 has read."""
-    place = np.zeros(3) if run is None else np.array([run.update, run.wall_s, run.state is not None])
-    update, wall_s, begun = agree(place).tolist()
+    """Give all processes the progress and the state that process 0 has read."""
+    reached = np.zeros(3) if run is None else np.array([run.update, run.wall_s, run.state is not None])
+    update, wall_s, begun = agree(reached).tolist()
     state = None
     if begun:
         if run is None:

@@ -61,7 +61,7 @@ def recorded_of(trace: Trace) -> Recorded:
 
 @struct.dataclass
 class Scenario:
-    """What the draws vary: a fleet, its models' figures or a table of real requests, and L."""
+    """What is randomised: a fleet, its models' figures or a table of real requests, and L."""
 
     profile: FleetProfile  # leaves [N]
     latency_limit_s: jax.Array  # [] float32, seconds per output token
@@ -79,7 +79,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     ``trace_share`` and the ranges of prompt and output lengths do not matter. Of a recorded trace,
     ``replay_share`` of the episodes have the gaps, at ``replay_rate`` of its rate, and their synthetic
     requests its lengths; load, bursts and swing do not matter to them. Errors added come on top, of a table
-    and of synthetic requests; a router is told of the noise of lengths, never of a bias (``known_log_std``).
+    and of synthetic requests; routers know the noise of lengths, never a bias (``known_log_std``).
     Without a recorded trace, and by ranges that add no error, every other draw is left as it is.
     """
     keys = iter(jax.random.split(key, 12))
@@ -135,7 +135,7 @@ def _swinging(
     uniform: Callable[[tuple[float, float]], jax.Array],
     log_uniform: Callable[[tuple[float, float]], jax.Array],
 ) -> dict[str, jax.Array]:
-    """A rate that rises and falls as a sine from a phase of its own, in steps; none if it never swings.
+    """Return a rate that rises and falls as a sine from a random phase, in steps; {} if it never swings.
 
     In a ``steady`` episode, [] bool, its swing is 0.
     """
@@ -172,7 +172,7 @@ def _draw_replay(key: jax.Array, config: ScenarioConfig, recorded: Recorded) -> 
 
 
 def _draw_error(key: jax.Array, config: ScenarioConfig) -> AddedError:
-    """How much worse the predictions of one episode are, scalars."""
+    """Draw the error added to the predictions of one episode, scalars."""
     names = [field.name for field in dataclasses.fields(AddedError)]
     drawn = {}
     for name, one in zip(names, jax.random.split(key, len(names)), strict=True):
@@ -182,7 +182,7 @@ def _draw_error(key: jax.Array, config: ScenarioConfig) -> AddedError:
 
 
 def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -> FleetProfile:
-    """Speed up and slow down each expert, as a whole and coefficient by coefficient."""
+    """Draw a factor on all times of each expert, and one on each coefficient."""
     speed_key, part_key = jax.random.split(key)
     shape = profile.decode_base_s.shape
     speed = jnp.exp(config.speed_log_std * jax.random.normal(speed_key, shape))
@@ -221,7 +221,7 @@ def _draw_table(
 
 
 def _draw_lengths(key: jax.Array, config: ScenarioConfig) -> tuple[jax.Array, jax.Array]:
-    """Prompt and output tokens of an episode with log-normal lengths, two [M] int32."""
+    """Draw prompt and output tokens of an episode with log-normal lengths, two [M] int32."""
     prompt_key, output_key, range_key = jax.random.split(key, 3)
     spans = jax.random.uniform(range_key, (4,))
 
@@ -245,7 +245,7 @@ def _draw_lengths(key: jax.Array, config: ScenarioConfig) -> tuple[jax.Array, ja
 
 
 def _reordered(models: SyntheticParams, order: jax.Array) -> SyntheticParams:
-    """The models in another order over the servers; ``order`` [N] int32, traced."""
+    """Return the models in another order over the servers; ``order`` [N] int32, traced."""
     per_task = ("quality_threshold", "length_log_mean", "length_log_std", "runaway_threshold", "cap_tokens")
     moved: dict[str, Any] = {name: jnp.asarray(getattr(models, name))[:, order] for name in per_task}
     moved |= {name: jnp.asarray(getattr(models, name))[order] for name in ("quality_bias", "length_log_bias")}

@@ -1,4 +1,4 @@
-"""Train several routers at once, of every seed and setting, in one program: a run like any, with curves."""
+"""Train routers of several seeds and settings in one program, and draw their curves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qos_jax.training.curve import Point, render_point, seed_curve, write_seed_c
 from qos_jax.training.hyper import Together, checked
 from qos_jax.training.judge import Judge
 from qos_jax.training.log import CURVE_CSV, CURVE_PLOT, lines_until
-from qos_jax.training.loop import Place, Recorder, TrainingRun, Verdict, phase_ends, say, train
+from qos_jax.training.loop import Recorder, RunProgress, TrainingRun, Verdict, phase_ends, say, train
 from qos_jax.training.plan import TrainPlan, over_routers
 from qos_jax.training.run import open_training
 
@@ -36,7 +36,7 @@ def open_seed_training(
     overwrite: bool = False,
     resume: bool = False,
 ) -> TrainingRun:
-    """Open the folder of such a run, as :func:`~qos_jax.training.run.open_training` does.
+    """Open the folder of a run of several seeds, as :func:`~qos_jax.training.run.open_training` does.
 
     Raises:
       InputError: as there; fewer than one seed; a run on many hosts; trained routers in the folder, and
@@ -67,7 +67,7 @@ def open_seed_training(
 
 
 def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
-    """Train the routers to the end, and leave curves and every router's last policy in the folder.
+    """Train all routers to the end; write curves and every router's last policy to the folder.
 
     Seed s draws as a run with the key ``split(key(seed), seeds)[s]`` does, in every setting; all are judged
     on the same cases. There is a line of metrics and a checkpoint of all routers at each evaluation. Ctrl-C
@@ -103,7 +103,7 @@ def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
 
 
 class _SeedLog:
-    """Writes what training tells, as ``TrainingLog`` does for one router."""
+    """Writes metrics and evaluations of all routers, as ``TrainingLog`` does of one."""
 
     def __init__(
         self, folder: RunFolder, update: int, ends: Mapping[str, int], together: Together, *, plot: bool
@@ -112,8 +112,8 @@ class _SeedLog:
         self.points = [Point(**_arrays(line)) for line in lines if "average_qos" in line]
         self._folder, self._ends, self._together, self._plot = folder, ends, together, plot
 
-    def metrics(self, place: Place, metrics: Mapping[str, Any]) -> None:
-        line = {name: place[name] for name in ("phase", "update")}
+    def metrics(self, progress: RunProgress, metrics: Mapping[str, Any]) -> None:
+        line = {name: progress[name] for name in ("phase", "update")}
         self._folder.append_metrics({**line, "metrics": metrics})
 
     def judge(self, point: Point) -> None:
@@ -129,11 +129,11 @@ def _recorder(plan: TrainPlan, log: _SeedLog, together: Together) -> Recorder:
     say("simulating the baseline")
     judge = Judge(plan)
 
-    def evaluate(place: Place, params: Any) -> Verdict:
+    def evaluate(progress: RunProgress, params: Any) -> Verdict:
         routers = range(together.count)
-        each = [judge.judge(place["update"], _of_router(params, router)) for router in routers]
+        each = [judge.judge(progress["update"], _of_router(params, router)) for router in routers]
         point = Point(
-            place["update"],
+            progress["update"],
             np.array([float(one.qos.mean) for one in each]),
             np.array([float(one.difference.mean) for one in each]),
         )

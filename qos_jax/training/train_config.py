@@ -1,4 +1,4 @@
-"""Every choice of a training run, in one place: what the flags of ``launch.train`` are made from."""
+"""Every setting of a training run; ``launch.train`` makes its flags from them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,107 @@
+"""Run what the pages show: every command and every Python example, two pages at a time.
+
+The commands of data/results/ name the sizes that were measured; they run at the sizes of SMALLER. Files that
+a user downloads are replaced by a trace of three minutes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [ROOT / "README.md", *(p for f in ("launch", "qos_jax", "data") for p in (ROOT / f).rglob("*.md"))]
+)
+DOWNLOADED = re.compile(r"AzureLLMInferenceTrace_\w+\.csv")
+
+_NETWORK = "network.han.hidden=8 network.han.heads=2 network.hidden=8 max_steps=16"
+_EVALUATION = "evaluation.every=2 evaluation.seeds=2 evaluation.num_requests=32 evaluation.loads=0.75"
+_SEARCH = "search.updates=2 search.candidates=2 search.num_envs=4 search.steps=8"
+_SAC = (
+    "sac.total_updates=2 sac.num_envs=4 sac.steps_per_update=32 sac.gradient_steps=1 sac.warmup_decisions=32"
+)
+_TRAIN = f"{_NETWORK} {_EVALUATION}"
+SMALLER = {
+    "evaluate": "seeds=2 num_requests=32",
+    "sweep": "seeds=2 num_requests=32",
+    "ablate": "variants=flat cases.seeds=2 cases.num_requests=32 cases.loads=0.75 "
+    + " ".join(f"train.{flag}" for flag in f"{_TRAIN} {_SEARCH}".split()),
+    "benchmark": "environments=1,4 num_requests=32 repeats=1 reference_runs=1 graphs=4 calls=10 "
+    "train_environments=4",
+    "prepare_data": "folds=2 predictor.hash_bits=8 predictor.components=8 predictor.hidden=8 "
+    "predictor.members=1 predictor.max_epochs=2",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a page in a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the launchers' commands of a page, in order, each as [launcher, flag, ...]."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[2:] for line in lines if line.startswith("python -m launch.")]
+
+
+def run(page: Path, trace: Path) -> list[str]:
+    """Run all that a page shows, one after the other; return what failed."""
+    failed = []
+    todo: list[tuple[str, list[str]]] = []
+    for module, *flags in commands(page):
+        name = module.removeprefix("launch.")
+        flags = [DOWNLOADED.sub(str(trace), flag) for flag in flags]
+        if page.parent.name == "results":
+            small = SMALLER.get(name, "")
+            if name == "train":
+                small = f"{_TRAIN} {_SAC if '--preset=paper6' in flags else _SEARCH}"
+            flags += [f"--{flag}" for flag in small.split()]
+        todo.append((f"{name} {' '.join(flags)}", ["-m", module, *flags, *_replacing(name)]))
+    if python := "\n".join(blocks(page, "python")):
+        todo.append(("the Python examples", ["-c", python]))
+    for what, arguments in todo:
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        taken = time.monotonic() - start
+        print(f"{page.relative_to(ROOT)}: {what}: {done.returncode} in {taken:.0f} s", flush=True)
+        if done.returncode:
+            failed.append(f"{page.relative_to(ROOT)}: {what}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return failed
+
+
+def _replacing(name: str) -> list[str]:
+    return [] if name == "fit_tables" else ["--overwrite"]
+
+
+def main() -> None:
+    """Run all pages and exit with 1 if anything failed."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        trace = Path(folder, "trace.csv")
+        rows = (f"{second},{second % 50 + 10},{second % 30 + 5}" for second in range(180))
+        trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+        failed = [fault for faults in pool.map(lambda page: run(page, trace), PAGES) for fault in faults]
+    print("\n".join(failed), file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
