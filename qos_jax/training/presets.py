@@ -12,8 +12,8 @@ from qos_jax.policies.han import HANConfig
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.training.train_config import EvaluationConfig, TrainConfig
 
-# One layer of attention, where networks are trained: two cost three times as much. The presets edge6 and quick
-# search the numbers of the net gain alone; see data/results/ablations.md.
+# One layer of attention, where networks are trained: two cost three times as much. The presets edge6 and
+# quick search the numbers of the net gain alone; see data/results/ablations.md.
 _HAN = HANConfig(layers=1, hidden=32, heads=4)
 _EDGE6 = TrainConfig(
     agent="none",
