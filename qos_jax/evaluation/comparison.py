@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qos_jax.errors import input_error, near_match
+from qos_jax.checks import check_one_of, check_some_of
+from qos_jax.errors import input_error
 from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.files import sha256
-from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
-from qos_jax.policies.registry import GROUPS
-from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
+from qos_jax.policies import Policy
+from qos_jax.policies.registry import resolve
+from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
@@ -32,7 +33,7 @@ class ComparisonConfig:
 
     fleet: str = "edge6"  # a fleet CSV, or the name of a shipped fleet
     policies: tuple[str, ...] = ("all",)  # names of the registry, or of GROUPS
-    checkpoint: tuple[str, ...] = ()  # learned routers: DIR or NAME=DIR each, see named_checkpoints
+    checkpoint: tuple[str, ...] = ()  # learned routers: DIR or NAME=DIR each, see policies.registry
     stochastic: bool = False  # whether learned routers draw their actions, or take the most likely
     baseline: str = "shortest_queue"  # the policy that differences are taken to
     scheduler: str = "prefill_first"  # or "chunked_prefill"
@@ -73,24 +74,13 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             field="error_level",
             remedy="leave out error_level, or the table",
         )
-    names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
-    policies = [policy(name, allow_drop=config.allow_drop) for name in names if name not in BOUNDS]
-    folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
-    if config.stochastic and not folders:
-        raise input_error("only learned routers draw", field="stochastic", remedy="give --checkpoint=DIR")
-    if not policies and not folders:
-        raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
-    shown = [*names, *folders]
+    chosen = resolve(
+        config.policies, config.checkpoint, allow_drop=config.allow_drop, stochastic=config.stochastic
+    )
+    routers = list(chosen.routers)
     if len(config.predictions) > 1:
-        bounds = [name for name in shown if name in BOUNDS]
-        routers = [name for name in shown if name not in BOUNDS]
-        shown = [named_under(name, kind) for kind in config.predictions for name in routers] + bounds
-    if config.baseline not in shown:
-        raise input_error(
-            f"{config.baseline!r} is not among the policies",
-            field="baseline",
-            remedy=f"use one of {', '.join(shown)}",
-        )
+        routers = [named_under(name, kind) for kind in config.predictions for name in routers]
+    check_one_of("baseline", config.baseline, (*routers, *chosen.bounds))
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
         raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
@@ -110,7 +100,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         name: load_router(
             name, folder, setting.serving, allow_drop=config.allow_drop, stochastic=config.stochastic
         )
-        for name, folder in folders.items()
+        for name, folder in chosen.checkpoints.items()
     }
     return ComparisonPlan(
         settings={
@@ -121,15 +111,15 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             "fleet_sha256": sha256(setting.file),
             "trace_sha256": sha256(config.trace) if config.trace else None,
             "table_sha256": sha256(config.table) if config.table else None,
-            "policies": names,
+            "policies": chosen.names,
             "checkpoint": {name: router.record for name, router in learned.items()},
             "latency_limit_s": setting.latency_limit_s,
         },
         cases=cases,
         setting=setting,
         sources=_sources(config, setting),
-        policies=[*policies, *(router.policy for router in learned.values())],
-        with_upper_bound=UPPER_BOUND in names,
+        policies=[*chosen.policies, *(router.policy for router in learned.values())],
+        with_upper_bound=UPPER_BOUND in chosen.bounds,
         baseline=config.baseline,
     )
 
@@ -145,18 +135,7 @@ def _sources(config: ComparisonConfig, setting: Setting) -> dict[str, Source]:
 
 
 def _check_predictions(config: ComparisonConfig) -> None:
-    if not config.predictions or len(set(config.predictions)) < len(config.predictions):
-        fault = "names one twice" if config.predictions else "is empty"
-        raise input_error(
-            fault, field="predictions", remedy=f"give some of {', '.join(PREDICTIONS)}, each once"
-        )
-    for kind in config.predictions:
-        if kind not in PREDICTIONS:
-            raise input_error(
-                f"{kind!r} is unknown{near_match(kind, PREDICTIONS)}",
-                field="predictions",
-                remedy=f"use some of {', '.join(PREDICTIONS)}",
-            )
+    check_some_of("predictions", config.predictions, PREDICTIONS)
     if config.table is None and config.predictions != (FITTED,):
         raise input_error(
             f"{', '.join(config.predictions)} need a table",

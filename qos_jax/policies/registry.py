@@ -1,17 +1,21 @@
-"""Every policy by name."""
+"""Resolve what users call policies: registered names, groups of them, and folders of learned routers."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from qos_jax.checks import check_one_of
 from qos_jax.errors import input_error
 from qos_jax.policies import heuristics, oracles
 from qos_jax.policies.greedy_params import GreedyParams, greedy_params, load_aware_params
 from qos_jax.policies.types import Policy
+from qos_jax.runs.checkpoint_record import CHECKPOINTS
 
 HEURISTICS = (
     "random",
@@ -30,6 +34,9 @@ ORACLES = ("clairvoyant_greedy",)
 BOUNDS = ("upper_bound",)
 # Replays an assignment that comes with the requests, so it only runs where one is given.
 REPLAYS = ("assigned",)
+KNOWN = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS)
+# Names that stand for several.
+GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
 # Default parameters of those that have any.
 _PARAMS: dict[str, Callable[..., GreedyParams]] = {
     "impact_greedy": greedy_params,
@@ -37,6 +44,66 @@ _PARAMS: dict[str, Callable[..., GreedyParams]] = {
     "load_aware_greedy": load_aware_params,
     "clairvoyant_greedy": load_aware_params,
 }
+
+CHECKPOINT = "checkpoint"  # the field that learned routers are given in
+_FILE_NAME = re.compile(r"\w[\w.+@-]*")  # a learned router's name is that of a file of the run folder, too
+_STEP = re.compile(r"step_0*(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The policies of a run, in the order given; see :func:`resolve`."""
+
+    names: tuple[str, ...]  # registered ones, each once, bounds among them
+    policies: tuple[Policy, ...]  # of those that route
+    checkpoints: dict[str, Path]  # folders of learned routers, by the name that tables call them
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """The names that are bounds."""
+        return tuple(name for name in self.names if name in BOUNDS)
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The names of all that route, learned ones last."""
+        return (*(policy.name for policy in self.policies), *self.checkpoints)
+
+
+def resolve(
+    names: Sequence[str],
+    checkpoint: Sequence[str] = (),
+    *,
+    allow_drop: bool = False,
+    stochastic: bool = False,
+    with_bounds: bool = True,
+) -> Chosen:
+    """Resolve the policies that a user names.
+
+    Args:
+      names: registered names, or names of ``GROUPS``.
+      checkpoint: learned routers, ``DIR`` or ``NAME=DIR`` each; see :func:`named_checkpoints`.
+      allow_drop: whether the greedy ones may drop a request that no expert gains from.
+      stochastic: whether learned routers draw their actions, so that there must be one.
+      with_bounds: whether bounds may be named; else the groups come without them.
+
+    Raises:
+      InputError: an unknown name, with the nearest known one; nothing that routes; a fault of
+        :func:`policy` or :func:`named_checkpoints`.
+    """
+    found: list[str] = []
+    for item in names:
+        members = GROUPS.get(item, (item,))
+        found += [name for name in members if with_bounds or item not in GROUPS or name not in BOUNDS]
+    found = list(dict.fromkeys(found))
+    policies = [
+        policy(name, allow_drop=allow_drop) for name in found if name not in BOUNDS or not with_bounds
+    ]
+    folders = named_checkpoints(checkpoint, (*GROUPS, *KNOWN))
+    if stochastic and not folders:
+        raise input_error("only learned routers draw", field="stochastic", remedy="give --checkpoint=DIR")
+    if not policies and not folders:
+        raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
+    return Chosen(tuple(found), tuple(policies), folders)
 
 
 def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None = None) -> Policy:
@@ -76,21 +143,72 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
             field="policy",
             remedy=f"use one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}",
         )
-    raise unknown_policy(name)
+    check_one_of("policy", name, KNOWN)
+    raise AssertionError(f"{name} is known, but of no kind")
 
 
-def unknown_policy(name: str) -> Exception:
-    """The error for a policy name that is not in the registry."""
-    known = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return input_error(
-        f"policy {name!r} is unknown", field="policy", remedy=f"{hint}use one of {', '.join(known)}"
-    )
+def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:
+    """Return the folder of each learned router, by the name that tables call it.
+
+    Args:
+      given: ``DIR`` or ``NAME=DIR`` each; by default the name is that of the run's folder, and for one
+        checkpoint of a run, ``RUN@STEP``.
+      taken: names that it may not have: those of the registry.
+
+    Raises:
+      InputError: an empty folder name, or a name that is taken, there twice, or no file name.
+    """
+    folders: dict[str, Path] = {}
+    for text in given:
+        name, folder = _parsed(text)
+        known = {other.casefold() for other in taken}
+        if name.casefold() in known:
+            raise input_error(
+                f"{name!r} is the name of another policy",
+                field=CHECKPOINT,
+                remedy=f"name it otherwise: --{CHECKPOINT}=NAME={folder}",
+            )
+        if name.casefold() in {other.casefold() for other in folders}:
+            raise input_error(
+                f"names {name!r} twice",
+                field=CHECKPOINT,
+                remedy=f"name each once: --{CHECKPOINT}=NAME=DIR",
+            )
+        folders[name] = folder
+    return folders
+
+
+def _parsed(text: str) -> tuple[str, Path]:
+    """Return name and folder of ``DIR`` or ``NAME=DIR``; a folder may have a = in its name."""
+    name, equals, rest = text.partition("=")
+    named = bool(equals) and "/" not in name and not Path(text).is_dir()
+    if not (rest if named else text):
+        raise input_error(
+            "names no folder",
+            field=CHECKPOINT,
+            remedy=f"give --{CHECKPOINT}=DIR, a training run",
+        )
+    folder = Path(rest if named else text)
+    if not named:
+        return _default_name(folder), folder
+    if not _FILE_NAME.fullmatch(name):
+        raise input_error(
+            f"{name!r} is no name that a file can have everywhere",
+            field=CHECKPOINT,
+            remedy="use letters, digits and _.+@-, the first a letter, a digit or _",
+        )
+    return name, folder
+
+
+def _default_name(folder: Path) -> str:
+    whole = folder.absolute()
+    step = _STEP.fullmatch(whole.name)
+    if step and whole.parent.name == CHECKPOINTS:
+        name = f"{whole.parent.parent.name}@{step[1]}"
+    else:
+        name = whole.parent.name if whole.name == CHECKPOINTS else whole.name
+    return re.sub(r"[^\w.+@-]", "_", name).lstrip(".+@-") or "learned"
 
 
 def _summary(function: object) -> str:
     return (function.__doc__ or "").strip().split("\n")[0]
-
-
-GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}

@@ -1,10 +1,8 @@
-"""Learned routers of a comparison: named, read from the folders of training runs, checked for the fleet."""
+"""Read learned routers from the folders of training runs and check that they fit the fleet."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,8 @@ from qos_jax.policies import Policy
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
 from qos_jax.runs.checkpoint import load_policy
-from qos_jax.runs.checkpoint_record import CHECKPOINTS, SUMMARY
+from qos_jax.runs.checkpoint_record import SUMMARY
 from qos_jax.serving import ServingConfig
-
-FIELD = "checkpoint"
-_NAME = re.compile(r"\w[\w.+@-]*")  # it names a file of the run folder, too
-_STEP = re.compile(r"step_0*(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,35 +24,6 @@ class LearnedRouter:
 
     policy: Policy
     record: dict[str, Any]  # what config.json keeps of it; the digest says which weights it was
-
-
-def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:
-    """Return the folder of each learned router, by the name that tables call it.
-
-    Args:
-      given: ``DIR`` or ``NAME=DIR`` each; by default the name is that of the run's folder, and for one
-        checkpoint of a run, ``RUN@STEP``.
-      taken: names that it may not have: those of the registry.
-
-    Raises:
-      InputError: an empty folder name, or a name that is taken, there twice, or no file name.
-    """
-    folders: dict[str, Path] = {}
-    for text in given:
-        name, folder = _parsed(text)
-        known = {other.casefold() for other in taken}
-        if name.casefold() in known:
-            raise input_error(
-                f"{name!r} is the name of another policy",
-                field=FIELD,
-                remedy=f"name it otherwise: --{FIELD}=NAME={folder}",
-            )
-        if name.casefold() in {other.casefold() for other in folders}:
-            raise input_error(
-                f"names {name!r} twice", field=FIELD, remedy=f"name each once: --{FIELD}=NAME={folder}"
-            )
-        folders[name] = folder
-    return folders
 
 
 def load_router(
@@ -96,36 +61,6 @@ def load_router(
             "average_qos": found.average_qos,
         },
     )
-
-
-def _parsed(text: str) -> tuple[str, Path]:
-    """Return name and folder of ``DIR`` or ``NAME=DIR``; a folder may have a = in its name."""
-    name, equals, rest = text.partition("=")
-    named = bool(equals) and "/" not in name and not Path(text).is_dir()
-    if not (rest if named else text):
-        raise input_error(
-            "names no folder", field=FIELD, remedy=f"give --{FIELD}=DIR, the folder of a training run"
-        )
-    folder = Path(rest if named else text)
-    if not named:
-        return _default_name(folder), folder
-    if not _NAME.fullmatch(name):
-        raise input_error(
-            f"{name!r} is no name that a file can have everywhere",
-            field=FIELD,
-            remedy="use letters, digits and _.+@-, the first a letter, a digit or _",
-        )
-    return name, folder
-
-
-def _default_name(folder: Path) -> str:
-    whole = folder.absolute()
-    step = _STEP.fullmatch(whole.name)
-    if step and whole.parent.name == CHECKPOINTS:
-        name = f"{whole.parent.parent.name}@{step[1]}"
-    else:
-        name = whole.parent.name if whole.name == CHECKPOINTS else whole.name
-    return re.sub(r"[^\w.+@-]", "_", name).lstrip(".+@-") or "learned"
 
 
 def _check_sizes(config: NetworkConfig, weights: Any, serving: ServingConfig, path: Path) -> None:

@@ -45,7 +45,6 @@ _POLICIES = {
     "load_aware_greedy": Style(_VERMILLION, "X", "-."),
     "mlp": Style(_GREEN, "p", "--"),
     "han": Style(_GREEN, "h", "-"),
-    "rollout_improved": Style(_VERMILLION, ">", "-."),
     "clairvoyant_greedy": Style(_BLACK, "*", "--"),
     "upper_bound": Style(_BLACK, "+", ":"),
     "assigned": Style(_BLUE, "d", "-"),

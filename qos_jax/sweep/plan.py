@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from qos_jax.errors import InputError, input_error, near_match
+from qos_jax.checks import check_distinct, check_some_of
+from qos_jax.errors import InputError, input_error
 from qos_jax.files import sha256
-from qos_jax.policies import BOUNDS, REPLAYS, Policy, policy
+from qos_jax.policies import Policy
 from qos_jax.policies.greedy_params import SEARCHED
-from qos_jax.policies.registry import GROUPS
-from qos_jax.policies.saved import LearnedRouter, load_router, named_checkpoints
+from qos_jax.policies.registry import resolve
+from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.sweep.axes import check_axes, parse_axis
@@ -113,13 +114,13 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     search = parse_search(
         config.capacity, config.target, config.capacity_range or (0.02, 4.0), config.capacity_tolerance
     )
-    names = list(dict.fromkeys(name for item in config.policies for name in GROUPS.get(item, (item,))))
-    if any(item in GROUPS for item in config.policies):
-        names = [name for name in names if name not in BOUNDS]
-    policies = [policy(name, allow_drop=config.allow_drop) for name in names]
-    folders = named_checkpoints(config.checkpoint, (*GROUPS, *GROUPS["all"], *REPLAYS))
-    if not policies and not folders:
-        raise input_error("names no policy that routes", field="policies", remedy="give e.g. heuristics")
+    chosen = resolve(
+        config.policies,
+        config.checkpoint,
+        allow_drop=config.allow_drop,
+        stochastic=config.stochastic,
+        with_bounds=False,
+    )
     if config.workload == TRACE:
         raise input_error(
             "a recorded trace is not drawn from", field="workload", remedy="use launch.evaluate for traces"
@@ -127,21 +128,16 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     draws = CaseConfig(
         workloads=(config.workload,), seeds=config.seeds, seed=config.seed, num_requests=config.num_requests
     )
-    _check_readers(config, given, names)
+    _check_readers(config, given, chosen.names)
     if search is not None:
         for name in {"load", "arrival_rate"} & given:
             raise input_error(
                 "is what the search is for", field=name, remedy="leave out its --sweep, or --capacity"
             )
-    for name in config.plot_metrics:
-        if name not in METRICS:
-            raise input_error(
-                f"metric {name!r} is unknown{near_match(name, METRICS)}",
-                field="plot_metrics",
-                remedy=f"use some of {', '.join(METRICS)}",
-            )
-    if not config.fleets or len(set(config.fleets)) < len(config.fleets):
-        raise input_error("names no fleet, or one twice", field="fleet", remedy="name each once")
+    check_some_of("plot_metrics", config.plot_metrics, tuple(METRICS))
+    if not config.fleets:
+        raise input_error("names no fleet", field="fleet", remedy="give --fleet=NAME or a fleet CSV")
+    check_distinct("fleet", config.fleets)
     limits_s = next((axis.values for axis in axes if axis.name == "latency_limit_s"), None)
     fleets = [
         open_setting(
@@ -156,7 +152,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     ]
     grid = build_grid(fleets, axes, config.scheduler, draws)
     routers: dict[str, LearnedRouter] = {}
-    for name, folder in folders.items():
+    for name, folder in chosen.checkpoints.items():
         for group in grid.groups:  # it must fit them all
             routers[name] = load_router(
                 name, folder, group.serving, allow_drop=config.allow_drop, stochastic=config.stochastic
@@ -173,12 +169,12 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
             "sweep": {axis.name: axis.values for axis in axes},
             "fleet_sha256": {fleet.name: sha256(fleet.file) for fleet in fleets},
             "table_sha256": sha256(config.table) if config.table else None,
-            "policies": names,
+            "policies": chosen.names,
             "checkpoint": {name: router.record for name, router in routers.items()},
             "latency_limits_s": {fleet.name: None if limits_s else fleet.latency_limit_s for fleet in fleets},
         },
         grid=grid,
-        policies=[*policies, *(router.policy for router in routers.values())],
+        policies=[*chosen.policies, *(router.policy for router in routers.values())],
         workload=config.workload,
         seeds=config.seeds,
         seed=config.seed,

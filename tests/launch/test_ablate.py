@@ -53,7 +53,7 @@ def test_run_again_it_trains_nothing_anew(done, launch):
         ("--variants=fulll", "did you mean 'full'"),
         ("--variants=", "name some of"),
         ("--baseline=ppo", "neither a policy nor a variant"),
-        ("--policies=projected_greedy,nobody", "policy 'nobody' is unknown"),
+        ("--policies=projected_greedy,nobody", "'nobody' is unknown"),
         ("--cases.loads=0", "field 'loads'"),
         ("--train.fleet=nowhere.csv", "no such file"),
         ("--train.search.candidates=3", "search: candidates = 3: must be even"),

@@ -217,7 +217,7 @@ def stopped_copy(whole, out, policies):
 def test_resumed_after_a_kill(launch, whole, tmp_path, monkeypatch):
     """Only what was not complete is run again; the end is that of a run never stopped."""
     out = stopped_copy(whole[0], tmp_path / "run", {"projected_greedy", "upper_bound", "random"})
-    import qos_jax.evaluation.compare as module
+    import qos_jax.simulation.policy_runs as module
 
     ran, simulate = [], module.simulate
 
@@ -240,7 +240,7 @@ def test_resumed_after_a_kill(launch, whole, tmp_path, monkeypatch):
 
 def test_interrupted_in_process(launch, tmp_path, monkeypatch):
     """Nothing but the configuration is left, and it is in no other run's way."""
-    import qos_jax.evaluation.compare as module
+    import qos_jax.simulation.policy_runs as module
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

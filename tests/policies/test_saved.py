@@ -8,7 +8,8 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.policies import HEURISTICS
-from qos_jax.policies.saved import load_router, named_checkpoints
+from qos_jax.policies.registry import named_checkpoints
+from qos_jax.policies.saved import load_router
 from qos_jax.serving import ServingConfig
 from tests.launch.trained import network, save_run
 
