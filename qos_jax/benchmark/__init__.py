@@ -6,15 +6,15 @@ from qos_jax.benchmark.report import render_speed, render_speeds
 from qos_jax.benchmark.row import WHAT, Speed
 
 __all__ = [
-    "WHAT",
+    "load_benchmark",
+    "execute_benchmark",
     "BenchmarkConfig",
     "BenchmarkPlan",
     "Speed",
-    "copy_bandwidth_bytes_per_s",
-    "execute_benchmark",
-    "load_benchmark",
+    "WHAT",
+    "render_speeds",
+    "render_speed",
     "machine",
     "peak_memory_bytes",
-    "render_speed",
-    "render_speeds",
+    "copy_bandwidth_bytes_per_s",
 ]
