@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from qos_jax.workload import fit_figures as calibration
+from qos_jax.tables.fit_figures import write_figures
 
 from . import common
 
@@ -17,7 +17,7 @@ _OUT = flags.DEFINE_string("out", "data", "Folder to write calibration/, rates/ 
 
 def main() -> None:
     """Fit what the flags name."""
-    for path in calibration.write_figures(_OUT.value, _LOOKAHEAD.value, _TRACES.value):
+    for path in write_figures(_OUT.value, _LOOKAHEAD.value, _TRACES.value):
         print(f"wrote {path}")
 
 

@@ -102,3 +102,35 @@ def check_distinct(field: str, values: Sequence[Any]) -> None:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise input_error(f"{value!r} is given twice", field=field, remedy="give each once")
+
+
+def check_names(field: str, names: Sequence[Any], *, file: object | None = None, reserved: str = "") -> None:
+    """Check the names of experts: at least one, each a printable text of its own.
+
+    Args:
+      field: what holds the names, for the error.
+      names: the names.
+      file: where they come from, for the error.
+      reserved: a name that none may have, in whatever case; "" = no such name.
+
+    Raises:
+      InputError: naming the first name at fault and its index.
+    """
+    if isinstance(names, str) or not len(names):
+        raise input_error("is no list of names", file=file, field=field, remedy="give at least one name")
+    for index, name in enumerate(names):
+        text = name if isinstance(name, str) else ""
+        faults = {
+            "is empty": not text.strip(),
+            "is not printable": not text.isprintable(),
+            "is reserved": text.casefold() == reserved,
+            "appears twice": name in names[:index],
+        }
+        if any(faults.values()):
+            fault = next(fault for fault, found in faults.items() if found)
+            raise input_error(
+                f"name {name!r} at {field}[{index}] {fault}",
+                file=file,
+                field=field,
+                remedy="give every expert a name of its own",
+            )

@@ -1,22 +1,24 @@
-"""Find the shipped data, write files whole or not at all, read arrays from files of unknown content."""
+"""Find the shipped data; write files whole or not at all; read text, JSON Lines and arrays; hash contents."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import importlib.resources
+import json
 import os
 import pathlib
 import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
 
 import numpy as np
 
-from qos_jax.errors import input_error
+from qos_jax.errors import InputError, input_error
 
 Path = str | os.PathLike[str]
 
@@ -77,6 +79,69 @@ def data_folder() -> pathlib.Path:
     raise input_error("no such folder", file=folders[0], remedy="run: pip install . (in a clone of qos_jax)")
 
 
+def write_csv(
+    path: Path, header: Iterable[str], rows: Iterable[Sequence[Any]], comments: Iterable[str] = ()
+) -> None:
+    """Write a CSV file, whole or not at all.
+
+    Args:
+      path: the file.
+      header: names of the columns.
+      rows: a cell per column each, as ``csv`` writes them: floats in full, None empty.
+      comments: lines to put first, each behind ``# ``.
+    """
+    with atomic_write(path) as stream:
+        stream.writelines(f"# {comment}\n" for comment in comments)
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def unreadable(path: Path, error: OSError | UnicodeDecodeError | csv.Error) -> InputError:
+    """Return the error for a file that cannot be opened or is not UTF-8 text."""
+    if isinstance(error, FileNotFoundError):
+        return input_error("no such file", file=path, remedy="check the path")
+    if isinstance(error, OSError):
+        return input_error(
+            f"cannot be read ({error.strerror})", file=path, remedy="give a readable file, not a folder"
+        )
+    return input_error(f"is not plain text ({error})", file=path, remedy="save it as UTF-8 CSV")
+
+
+@contextlib.contextmanager
+def open_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
+    """Open a file of UTF-8 text, with or without a byte-order mark, for reading.
+
+    Raises:
+      InputError: there is no such file, it cannot be read, or it is not UTF-8 text.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline=newline) as stream:
+            yield stream
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSON Lines file with their line numbers, from 1; blank lines are skipped.
+
+    Raises:
+      InputError: an unreadable file, or a line that is not one JSON object.
+    """
+    remedy = "give one JSON object per line"
+    with open_text(path) as stream:
+        for line, text in enumerate(stream, start=1):
+            if not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except ValueError as error:
+                raise input_error(f"is no JSON ({error})", file=path, row=line, remedy=remedy) from None
+            if not isinstance(record, dict):
+                raise input_error("is no JSON object", file=path, row=line, remedy=remedy)
+            yield line, record
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, which tells whether it was changed between two runs."""
     with open(path, "rb") as stream:
@@ -96,11 +161,7 @@ def read_npz(path: Path, *, remedy: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as content:
             return {name: np.asarray(content[name]) for name in content.files}
-    except FileNotFoundError:
-        raise input_error("no such file", file=path, remedy="check the path") from None
     except OSError as error:
-        raise input_error(
-            f"cannot be read ({error.strerror})", file=path, remedy="give a readable file, not a folder"
-        ) from None
+        raise unreadable(path, error) from None
     except _BROKEN:
         raise input_error("is not a readable .npz file of plain arrays", file=path, remedy=remedy) from None

@@ -21,7 +21,7 @@ from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import COMPLETED, REJECTED, RequestRecords, write_records_csv
 from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
-from qos_jax.workload import Fleet, Requests, measure_prediction_error, read_fleet, read_requests
+from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_fleet, read_requests
 
 MAX_SEED = 2**32 - 1
 CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
@@ -130,11 +130,10 @@ def simulate_requests(
     Returns:
       The result of one run: records [1, T], totals [1, N].
     """
-    error = measure_prediction_error(requests.table)
     runs = Runs(
         profile=fleet.profile,
         latency_limit_s=np.array([latency_limit_s], np.float32),
-        length_log_std=np.asarray(error.length_log_std)[None],
+        length_log_std=np.asarray(measure_length_log_std(requests.table))[None],
         arrival_s=requests.arrival_s[None],
         requests=jax.tree.map(lambda x: np.asarray(x)[None], requests.table),
         seed=np.array([seed], np.uint32),

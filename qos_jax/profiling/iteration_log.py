@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax.checks import POSITIVE, Interval
 from qos_jax.errors import input_error
-from qos_jax.profiling.log_table import concatenated, renamed
+from qos_jax.files import Path
+from qos_jax.profiling.log_table import renamed
 from qos_jax.workload import text_table
-from qos_jax.workload.text_table import Path, TextTable
+from qos_jax.workload.text_table import TextTable
 
 COLUMNS = ("batch", "prefill_tokens", "prefill_tokens_sq", "prompt_tokens", "context_tokens", "duration_s")
 ALIASES = {"seconds": "duration_s"}
@@ -63,7 +65,7 @@ def read_iterations(path: Path, columns: Mapping[str, str] | None = None) -> Ite
     parts = [
         _read_part(renamed(part, columns or {}, COLUMNS, ALIASES)) for part in text_table.read_chunks(path)
     ]
-    return IterationLog(**concatenated(parts, "iteration", path), file=str(path))
+    return IterationLog(**text_table.concatenated(parts, "iteration", path), file=str(path))
 
 
 def _read_part(table: TextTable) -> dict[str, np.ndarray]:
@@ -82,16 +84,14 @@ def _read_part(table: TextTable) -> dict[str, np.ndarray]:
     read: dict[str, np.ndarray] = {
         "batch": text_table.integers(table, "batch").astype(np.int64),
         "context_tokens": text_table.integers(table, "context_tokens").astype(np.int64),
-        "duration_s": text_table.floats(table, "duration_s", above=0.0),
+        "duration_s": text_table.floats(table, "duration_s", POSITIVE),
     }
     rows = table.num_rows
     if by_prompt:
         read |= _sums(table)
     elif by_sum:
         read["prefill_tokens"] = text_table.integers(table, "prefill_tokens").astype(np.int64)
-        read["prefill_tokens_sq"] = text_table.floats(
-            table, "prefill_tokens_sq", minimum=0.0, maximum=MAX_TOKENS
-        )
+        read["prefill_tokens_sq"] = text_table.floats(table, "prefill_tokens_sq", Interval(0, MAX_TOKENS))
     else:
         read |= {"prefill_tokens": np.zeros(rows, np.int64), "prefill_tokens_sq": np.zeros(rows)}
     _check_rows(table, read)
@@ -104,13 +104,8 @@ def _sums(table: TextTable) -> dict[str, np.ndarray]:
     for row, cell in enumerate(table.columns["prompt_tokens"]):
         parts = cell.split()
         if not all(part.isdecimal() and len(part) < 8 and int(part) > 0 for part in parts):
-            raise input_error(
-                f"{cell!r} is no list of token counts",
-                file=table.file,
-                row=table.line[row],
-                field="prompt_tokens",
-                remedy="write whole numbers >= 1 separated by spaces, or nothing",
-            )
+            remedy = "write whole numbers >= 1 separated by spaces, or nothing"
+            raise text_table.cell_error(table, "prompt_tokens", row, "is no list of token counts", remedy)
         tokens = [int(part) for part in parts]
         total[row], squares[row] = sum(tokens), sum(token**2 for token in tokens)
     return {"prefill_tokens": total, "prefill_tokens_sq": squares}
@@ -132,9 +127,4 @@ def _check_rows(table: TextTable, read: Mapping[str, np.ndarray]) -> None:
         ),
     )
     for bad, field, fault, remedy in rules:
-        if bad.any():
-            row = int(np.argmax(bad))
-            value = f"{read[field][row]:g}"
-            raise input_error(
-                f"{value} {fault}", file=table.file, row=table.line[row], field=field, remedy=remedy
-            )
+        text_table.refuse(table, field, bad, fault, remedy)

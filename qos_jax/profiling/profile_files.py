@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.files import atomic_write
+from qos_jax.files import Path, atomic_write
 from qos_jax.serving import FleetProfile
 from qos_jax.workload import Fleet, read_fleet, text_table, validate_fleet, write_fleet
-from qos_jax.workload.fleet import FLOAT_COLUMNS, INTEGER_COLUMNS
-from qos_jax.workload.text_table import Path
+from qos_jax.workload.fleet import ALLOWED
 
 
 def fleet_of_one(expert: str, row: Mapping[str, Any]) -> Fleet:
@@ -27,15 +26,11 @@ def fleet_of_one(expert: str, row: Mapping[str, Any]) -> Fleet:
     Raises:
       InputError: a value that no fleet takes, naming its column, which is also the flag's name.
     """
-    for name in (*INTEGER_COLUMNS, *FLOAT_COLUMNS):
-        most = text_table.MAX_INT32 if name in INTEGER_COLUMNS else 1e30
-        least = 1 if name in INTEGER_COLUMNS else 0.0
-        if not least <= row[name] <= most:  # NaN fails too
-            raise input_error(
-                f"{row[name]} is out of range", field=name, remedy=f"give a number >= {least:g}"
-            )
-    leaves: dict[str, Any] = {name: np.array([row[name]], np.int32) for name in INTEGER_COLUMNS}
-    leaves |= {name: np.array([row[name]], np.float32) for name in FLOAT_COLUMNS}
+    leaves: dict[str, Any] = {}
+    for name, allowed in ALLOWED.items():
+        if row[name] not in allowed:
+            raise input_error(f"{row[name]} is out of range", field=name, remedy=f"give {allowed}")
+        leaves[name] = np.array([row[name]], np.int32 if allowed.whole else np.float32)
     fleet = Fleet((expert,), FleetProfile(**leaves))
     validate_fleet(fleet)
     return fleet

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.errors import input_error
-from qos_jax.profiling.log_table import concatenated, our_names
+from qos_jax.checks import POSITIVE, Interval
+from qos_jax.errors import input_error, near_match
+from qos_jax.files import Path, read_json_lines
+from qos_jax.profiling.log_table import our_names
 from qos_jax.workload import text_table
-from qos_jax.workload.text_table import Path, TextTable, open_error
+from qos_jax.workload.text_table import FINITE, TextTable
+from qos_jax.workload.text_table import TOKENS as AT_LEAST_ONE
 
 STAMPS = ("arrival_s", "scheduled_s", "first_token_s", "last_token_s")
 SPANS = ("ttft_s", "latency_s")  # in place of first_token_s and last_token_s
@@ -93,7 +95,7 @@ def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> Re
         tables = list(text_table.read_chunks(path))
     found = our_names(str(path), list(tables[0].columns), columns or {}, COLUMNS, ALIASES)
     parts = [_read_part(table, found) for table in tables]
-    data = concatenated(parts, "request", path)
+    data = text_table.concatenated(parts, "request", path)
     order = np.argsort(data["arrival_s"], kind="stable")
     data = {name: values[order] for name, values in data.items()}
     first_s = data["arrival_s"][0]
@@ -105,32 +107,15 @@ def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> Re
 
 def _read_json_lines(path: Path) -> TextTable:
     """Return a file of one JSON object a line as a table of text; the fields are those of the first."""
-    rows: list[dict[str, Any]] = []
-    line: list[int] = []
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            for number, text in enumerate(stream, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise input_error(
-                        f"is no JSON ({error})", file=path, row=number, remedy="give one object a line"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise input_error(
-                        "is no JSON object", file=path, row=number, remedy="give one object a line"
-                    )
-                rows.append(row)
-                line.append(number)
-    except (OSError, UnicodeDecodeError) as error:
-        raise open_error(path, error) from error
+    lines, rows = [], []
+    for line, record in read_json_lines(path):
+        lines.append(line)
+        rows.append(record)
     names = list(rows[0]) if rows else []
     if not names:
         raise input_error("holds no request", file=path, remedy="give one JSON object a line")
     columns = {name: [_cell(row.get(name)) for row in rows] for name in names}
-    return TextTable(str(path), columns, line)
+    return TextTable(str(path), columns, lines)
 
 
 def _cell(value: Any) -> str:
@@ -144,25 +129,24 @@ def _read_part(table: TextTable, found: Mapping[str, str]) -> dict[str, np.ndarr
     for name in required:
         if name not in found:
             raise input_error(
-                "column is missing" + text_table.near_match(name, table.columns),
+                "column is missing" + near_match(name, table.columns),
                 file=table.file,
                 field=name,
                 remedy=f"give {', '.join(required)}, or map your own with --column={name}=YOURS",
             )
 
-    def numbers(name: str, **bounds: float) -> np.ndarray:
-        return text_table.floats(table, found[name], **bounds)
+    def numbers(name: str, allowed: Interval = FINITE) -> np.ndarray:
+        return text_table.floats(table, found[name], allowed)
 
     arrival_s = numbers("arrival_s")
     data = {
         "arrival_s": arrival_s,
         "start_s": numbers("scheduled_s") if "scheduled_s" in found else arrival_s,
-        "prompt_tokens": text_table.integers(table, found["prompt_tokens"], minimum=1).astype(np.int64),
-        "output_tokens": text_table.integers(table, found["output_tokens"], minimum=1).astype(np.int64),
+        **{name: text_table.integers(table, found[name], AT_LEAST_ONE).astype(np.int64) for name in TOKENS},
     }
     if spans:
-        data["first_token_s"] = arrival_s + numbers("ttft_s", above=0.0)
-        data["last_token_s"] = arrival_s + numbers("latency_s", above=0.0)
+        data["first_token_s"] = arrival_s + numbers("ttft_s", POSITIVE)
+        data["last_token_s"] = arrival_s + numbers("latency_s", POSITIVE)
     else:
         data |= {name: numbers(name) for name in STAMPS[2:]}
     _check_order(table, found, data)
@@ -189,13 +173,4 @@ def _check_order(table: TextTable, found: Mapping[str, str], data: Mapping[str, 
     )
     spans = {"first_token_s": "ttft_s", "last_token_s": "latency_s"}
     for bad, name, fault, remedy in rules:
-        if bad.any():
-            row = int(np.argmax(bad))
-            column = found.get(name) or found[spans[name]]
-            raise input_error(
-                f"{table.columns[column][row]} {fault}",
-                file=table.file,
-                row=table.line[row],
-                field=column,
-                remedy=remedy,
-            )
+        text_table.refuse(table, found.get(name) or found[spans[name]], bad, fault, remedy)

@@ -9,7 +9,6 @@ which knows every answer.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +16,7 @@ import numpy as np
 from tabulate import tabulate
 
 from qos_jax.errors import input_error
-from qos_jax.files import Path, atomic_write
+from qos_jax.files import Path, write_csv
 
 PREDICTED, STATIC, TASK_ORACLE, ORACLE = "predicted", "static", "task_oracle", "oracle"
 SHARES = (1.0, 0.98)  # of the best single expert's quality: where a frontier's cost is told
@@ -152,10 +151,8 @@ def render_frontier(frontier: CostFrontier) -> str:
 
 def write_frontier_csv(path: Path, frontier: CostFrontier) -> None:
     """Write the points of the frontiers as CSV, a column per field of :class:`FrontierPoint`."""
-    with atomic_write(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(field.name for field in dataclasses.fields(FrontierPoint))
-        writer.writerows(dataclasses.astuple(point) for point in frontier.points)
+    header = [field.name for field in dataclasses.fields(FrontierPoint)]
+    write_csv(path, header, map(dataclasses.astuple, frontier.points))
 
 
 def _choices(quality: np.ndarray, cost_s: np.ndarray, prices: np.ndarray) -> np.ndarray:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tabulate import tabulate
 
 from qos_jax.errors import input_error
-from qos_jax.files import Path, atomic_write
-from qos_jax.predictors import OnProgress, Predictions, PredictorConfig, fit_predictor, mean_predictions
+from qos_jax.files import Path, write_csv
+from qos_jax.predictors import Predictions
 from qos_jax.predictors.predictions import bucket_of
+from qos_jax.tables.scores import WeightedScore, ratio, weighted_auc
 
 MEAN, POOLED = "mean", "pooled"  # in the place of an expert: mean over experts; all their answers in one
 
@@ -29,8 +29,6 @@ FIGURES = {
     "length_error_tokens": 1,
     "bucket_accuracy": 3,
 }
-
-_Figure = Callable[[np.ndarray], np.ndarray]  # weights of rows [R, M] -> [R]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,56 +118,6 @@ def predictor_report(
     return rows
 
 
-def held_out_task_report(
-    config: PredictorConfig,
-    prompts: Sequence[str],
-    quality: np.ndarray,
-    output_tokens: np.ndarray,
-    experts: Sequence[str],
-    tasks: Sequence[str],
-    task: str,
-    *,
-    resamples: int = 1000,
-    on_progress: OnProgress | None = None,
-) -> list[PredictorFigure]:
-    """Judge a predictor on a task that it was not fitted to: what happens out of distribution.
-
-    Args:
-      config: of the predictor.
-      prompts: [M] texts.
-      quality: [M, N]; NaN = missing.
-      output_tokens: [M, N]; -1 = missing.
-      experts: N names.
-      tasks: [M] names of the prompts' tasks.
-      task: the one to hold out.
-      resamples: as in :func:`predictor_report`.
-      on_progress: as in ``fit_predictor``.
-
-    Raises:
-      InputError: if there is no such task, none besides it, or as ``fit_predictor``.
-    """
-    names = np.asarray(tasks)
-    out = names == task
-    if names.shape != (len(prompts),) or not out.any() or out.all():
-        raise input_error(
-            f"{task!r} is the task of {int(out.sum())} of {len(prompts)} prompts",
-            field="task",
-            remedy=f"give one of {', '.join(sorted(set(names.astype(str))))}, of two or more",
-        )
-    seen, unseen = np.flatnonzero(~out), np.flatnonzero(out)
-    fitted = fit_predictor(
-        config, [prompts[int(i)] for i in seen], quality[seen], output_tokens[seen], experts, on_progress
-    )
-    return predictor_report(
-        fitted.predict([prompts[int(i)] for i in unseen]),
-        mean_predictions(config, quality[seen], output_tokens[seen], len(unseen)),
-        quality[unseen],
-        output_tokens[unseen],
-        experts,
-        resamples=resamples,
-    )
-
-
 def render_predictor_report(report: Sequence[PredictorFigure]) -> str:
     """Return the report as aligned text: a line per figure and expert."""
     lines = [["figure", "expert", "value [95% CI]", "each model's mean", "answers"]]
@@ -184,15 +132,13 @@ def render_predictor_report(report: Sequence[PredictorFigure]) -> str:
 
 def write_predictor_report_csv(path: Path, report: Sequence[PredictorFigure]) -> None:
     """Write the report as CSV, a column per field of :class:`PredictorFigure`."""
-    with atomic_write(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(field.name for field in dataclasses.fields(PredictorFigure))
-        writer.writerows(dataclasses.astuple(row) for row in report)
+    header = [field.name for field in dataclasses.fields(PredictorFigure)]
+    write_csv(path, header, map(dataclasses.astuple, report))
 
 
 def _figures(
     predictions: Predictions, quality: np.ndarray, output_tokens: np.ndarray
-) -> dict[tuple[str, str | int], _Figure]:
+) -> dict[tuple[str, str | int], WeightedScore]:
     """Return what computes each figure from weights of the M prompts, by figure and expert."""
     true = np.asarray(quality, np.float64)
     tokens = np.where(np.asarray(output_tokens) > 0, output_tokens, np.nan).astype(np.float64)
@@ -200,12 +146,12 @@ def _figures(
     median = predictions.output_tokens.astype(np.float64)
     likeliest = predictions.bucket_probability.argmax(-1)
     hit = likeliest == bucket_of(np.nan_to_num(tokens, nan=1.0), predictions.bucket_edges_tokens)
-    figures: dict[tuple[str, str | int], _Figure] = {}
+    figures: dict[tuple[str, str | int], WeightedScore] = {}
     places: list[tuple[str | int, slice]] = [(j, slice(j, j + 1)) for j in range(true.shape[1])]
     for place, columns in [*places, (POOLED, slice(None))]:
         rows, which = np.nonzero(~np.isnan(true[:, columns]))
         y, p = true[:, columns][rows, which], said[:, columns][rows, which]
-        figures["auc", place] = _on(rows, _auc(y >= 0.5, p))
+        figures["auc", place] = _on(rows, weighted_auc(y >= 0.5, p))
         figures["quality_r2", place] = _on(rows, _r2(y, p))
         figures["ece", place] = _on(rows, _ece(y, p))
         rows, which = np.nonzero(~np.isnan(tokens[:, columns]))
@@ -219,61 +165,42 @@ def _figures(
     return figures
 
 
-def _on(rows: np.ndarray, figure: _Figure) -> _Figure:
+def _on(rows: np.ndarray, figure: WeightedScore) -> WeightedScore:
     """Compute a figure of some rows, a row perhaps more than once, from weights of all."""
     return lambda weights: figure(weights[:, rows])
 
 
-def _mean(values: np.ndarray) -> _Figure:
-    return lambda w: _ratio(w @ values, w.sum(1))
+def _mean(values: np.ndarray) -> WeightedScore:
+    return lambda w: ratio(w @ values, w.sum(1))
 
 
-def _r2(y: np.ndarray, p: np.ndarray) -> _Figure:
+def _r2(y: np.ndarray, p: np.ndarray) -> WeightedScore:
     def figure(w: np.ndarray) -> np.ndarray:
         total = w.sum(1)
-        spread = w @ np.square(y) - _ratio(np.square(w @ y), total)
-        return 1 - _ratio(w @ np.square(y - p), np.where(spread > 1e-9 * total, spread, 0))
+        spread = w @ np.square(y) - ratio(np.square(w @ y), total)
+        return 1 - ratio(w @ np.square(y - p), np.where(spread > 1e-9 * total, spread, 0))
 
     return figure
 
 
-def _between(y: np.ndarray, p: np.ndarray) -> _Figure:
+def _between(y: np.ndarray, p: np.ndarray) -> WeightedScore:
     y, p = (values - values.mean(1, keepdims=True) for values in (y, p))
 
     def figure(w: np.ndarray) -> np.ndarray:
-        means = _ratio(w @ y, w.sum(1)[:, None])
+        means = ratio(w @ y, w.sum(1)[:, None])
         spread = w @ np.square(y).sum(1) - w.sum(1) * np.square(means).sum(1)
-        return 1 - _ratio(w @ np.square(y - p).sum(1), spread)
+        return 1 - ratio(w @ np.square(y - p).sum(1), spread)
 
     return figure
 
 
-def _auc(positive: np.ndarray, p: np.ndarray) -> _Figure:
-    """Area under the ROC curve (Mann-Whitney), ties counted by half."""
-    levels, at = np.unique(p, return_inverse=True)
-    order = np.argsort(at, kind="stable")
-    starts = np.searchsorted(at[order], np.arange(len(levels)))
-
-    def figure(w: np.ndarray) -> np.ndarray:
-        if not len(p):
-            return np.full(len(w), np.nan)
-        right, wrong = (
-            np.add.reduceat(np.where(mask[order], w[:, order], 0.0), starts, axis=1)
-            for mask in (positive, ~positive)
-        )
-        below = np.cumsum(wrong, axis=1) - wrong / 2
-        return _ratio((right * below).sum(1), right.sum(1) * wrong.sum(1))
-
-    return figure
-
-
-def _ece(y: np.ndarray, p: np.ndarray) -> _Figure:
+def _ece(y: np.ndarray, p: np.ndarray) -> WeightedScore:
     at = np.clip((p * _BINS).astype(int), 0, _BINS - 1)
     gap = np.eye(_BINS)[at] * (p - y)[:, None]
-    return lambda w: _ratio(np.abs(w @ gap).sum(1), w.sum(1))
+    return lambda w: ratio(np.abs(w @ gap).sum(1), w.sum(1))
 
 
-def _median(values: np.ndarray) -> _Figure:
+def _median(values: np.ndarray) -> WeightedScore:
     order = np.argsort(values, kind="stable")
 
     def figure(w: np.ndarray) -> np.ndarray:
@@ -283,7 +210,3 @@ def _median(values: np.ndarray) -> _Figure:
         return values[order][(reached < reached[:, -1:] / 2).sum(1).clip(max=len(values) - 1)]
 
     return figure
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 from tabulate import tabulate
 
-from qos_jax.files import atomic_write
+from qos_jax.files import write_csv
 from qos_jax.runs.folder import RunFolder
+from qos_jax.tables.scores import area_under_curve, explained_share
 from qos_jax.workload import NamedTable
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
@@ -101,31 +100,13 @@ def _mean_defined(values: Sequence[float]) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
-def explained_share(true: npt.NDArray[np.float64], predicted: npt.NDArray[np.float64]) -> float:
-    """Return R2, 1 - mean squared error / variance; NaN of constant values."""
-    variance = np.var(true)
-    return float(1 - np.mean(np.square(true - predicted)) / variance) if variance > 0 else math.nan
-
-
-def area_under_curve(positive: npt.NDArray[np.bool_], score: npt.NDArray[np.float64]) -> float:
-    """Return the chance that a positive scores above a negative, ties counting half; NaN without either."""
-    positives = int(positive.sum())
-    negatives = positive.size - positives
-    if not positives or not negatives:
-        return math.nan
-    ranks = stats.rankdata(score)[positive].sum()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
-
-
 def write_summary(folder: RunFolder, rows: Sequence[TableRow]) -> None:
     """Write the rows as ``summary.csv``, whole or not at all; undefined cells are empty."""
-    with atomic_write(folder.file("summary.csv")) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(field.name for field in dataclasses.fields(TableRow))
-        for row in rows:
-            cells = dataclasses.astuple(row)
-            undefined = [isinstance(cell, float) and math.isnan(cell) for cell in cells]
-            writer.writerow("" if u else cell for u, cell in zip(undefined, cells, strict=True))
+    cells = (
+        ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in dataclasses.astuple(row)]
+        for row in rows
+    )
+    write_csv(folder.file("summary.csv"), [field.name for field in dataclasses.fields(TableRow)], cells)
 
 
 def render_summary(rows: Sequence[TableRow]) -> str:

@@ -22,7 +22,7 @@ from qos_jax.workload import (
     known_log_std,
     known_rate_per_s,
     make_process,
-    measure_prediction_error,
+    measure_length_log_std,
     sample_table,
     table_for_trace,
     with_prediction_error,
@@ -111,8 +111,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     if replay is not None and scenario.recorded is not None:
         process = with_recording(process, scenario.recorded.gap_s, replay.happens)
     latency_limit_s = scenario.latency_limit_s * log_uniform(config.limit_scale)
-    measured = measure_prediction_error(scenario.table if scenario.table is not None else table)
-    length_log_std = measured.length_log_std
+    length_log_std = measure_length_log_std(scenario.table if scenario.table is not None else table)
     if config.adds_error:
         draw_key, miss_key = jax.random.split(jax.random.fold_in(key, _ADDED_ERROR_DRAW))
         error = _draw_error(draw_key, config)

@@ -16,7 +16,6 @@ from qos_jax.workload.arrivals import (
 )
 from qos_jax.workload.fleet import Fleet, read_fleet, take, validate_fleet, write_fleet
 from qos_jax.workload.named_table import NamedTable, split_rows, table_for_experts
-from qos_jax.workload.predictor_error import predictor_error
 from qos_jax.workload.profiles import (
     LengthHistogram,
     RateProfile,
@@ -30,12 +29,7 @@ from qos_jax.workload.profiles import (
     sample_lengths,
     workload_names,
 )
-from qos_jax.workload.request_table import (
-    PredictionError,
-    RequestTable,
-    measure_prediction_error,
-    validate_request_table,
-)
+from qos_jax.workload.request_table import RequestTable, measure_length_log_std
 from qos_jax.workload.requests import DROPPED, Requests, read_requests, write_requests
 from qos_jax.workload.synthetic import sample_table, table_for_trace
 from qos_jax.workload.synthetic_params import (
@@ -58,7 +52,6 @@ __all__ = [
     "Fleet",
     "LengthHistogram",
     "NamedTable",
-    "PredictionError",
     "RateProfile",
     "RequestTable",
     "Requests",
@@ -80,11 +73,10 @@ __all__ = [
     "load_params",
     "load_rate_profile",
     "make_process",
-    "measure_prediction_error",
+    "measure_length_log_std",
     "mmpp",
     "next_gap",
     "poisson",
-    "predictor_error",
     "read_fleet",
     "read_requests",
     "read_table",
@@ -102,7 +94,6 @@ __all__ = [
     "table_for_trace",
     "take",
     "validate_fleet",
-    "validate_request_table",
     "window",
     "with_prediction_error",
     "with_recording",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from qos_jax.errors import input_error
 from qos_jax.workload.named_table import SPLITS, NamedTable
-from qos_jax.workload.request_table import RequestTable, measure_prediction_error
+from qos_jax.workload.request_table import RequestTable, measure_length_log_std
 
 FITTED, MEAN, SHUFFLED, TRUE = "fitted", "mean", "shuffled", "true"
 PREDICTIONS = (FITTED, MEAN, SHUFFLED, TRUE)
@@ -65,7 +65,7 @@ def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> Name
             row[at] = generator.permutation(at)
         known = _predicted(table, table.predicted_quality[row], table.predicted_output_tokens[row])
     fit_on = RequestTable(**{name: leaf[train] for name, leaf in vars(known).items()})
-    length_log_std = np.asarray(measure_prediction_error(fit_on).length_log_std)
+    length_log_std = np.asarray(measure_length_log_std(fit_on))
     return dataclasses.replace(named, table=known, length_log_std=length_log_std)
 
 

@@ -18,7 +18,7 @@ from qos_jax.workload import (
     SyntheticParams,
     Trace,
     known_log_std,
-    measure_prediction_error,
+    measure_length_log_std,
     sample_lengths,
     sample_table,
     table_for_trace,
@@ -79,7 +79,7 @@ def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
     if isinstance(source, NamedTable):
         return source.length_log_std
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
-    return np.asarray(measure_prediction_error(flat).length_log_std)
+    return np.asarray(measure_length_log_std(flat))
 
 
 def shuffle_predictions(keys: jax.Array, drawn: RequestTable) -> RequestTable:

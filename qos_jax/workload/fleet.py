@@ -1,35 +1,41 @@
-"""Fleets: names and profiles of the experts, read from and written to CSV, validated, subset."""
+"""Fleets: the experts' names and profiles; read, written, validated, and some of their experts taken."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from qos_jax.checks import Interval
 from qos_jax.errors import InputError, input_error
-from qos_jax.files import atomic_write
+from qos_jax.files import Path, write_csv
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload import text_table
-from qos_jax.workload.text_table import Path
+from qos_jax.workload.text_table import MAX_INT32, TOKENS, TextTable
 
-INTEGER_COLUMNS = ("max_running", "max_waiting", "max_batched_tokens", "kv_capacity_tokens")
-FLOAT_COLUMNS = (
-    "prefill_base_s",
-    "prefill_per_token_s",
-    "prefill_per_token_sq_s",
-    "decode_base_s",
-    "decode_per_seq_s",
-    "decode_per_context_token_s",
-    "network_rtt_s",
-    "busy_power_w",
-    "idle_power_w",
-)
-COLUMNS = ("expert", *INTEGER_COLUMNS, *FLOAT_COLUMNS)
+_NUMBER = Interval(0, 2.0**100)
+# Each number of an expert, in the order of a file's columns, and what it may be; units are in the names.
+ALLOWED = {
+    "max_running": TOKENS,  # requests batched at once
+    "max_waiting": TOKENS,  # requests queued
+    "max_batched_tokens": TOKENS,  # tokens of an iteration
+    "kv_capacity_tokens": Interval(2, MAX_INT32, whole=True),  # holds a prompt and an output token at least
+    "prefill_base_s": _NUMBER,
+    "prefill_per_token_s": _NUMBER,
+    "prefill_per_token_sq_s": _NUMBER,
+    "decode_base_s": Interval(0, 2.0**100, above=True),
+    "decode_per_seq_s": _NUMBER,
+    "decode_per_context_token_s": _NUMBER,
+    "network_rtt_s": _NUMBER,
+    "busy_power_w": _NUMBER,
+    "idle_power_w": _NUMBER,
+}
+COLUMNS = ("expert", *ALLOWED)
+INTEGER_COLUMNS = tuple(name for name, allowed in ALLOWED.items() if allowed.whole)
+FLOAT_COLUMNS = tuple(name for name, allowed in ALLOWED.items() if not allowed.whole)
 DROP_NAME = "drop"  # the action of refusing a request; no expert may be called so
-MIN_KV_CAPACITY_TOKENS = 2  # one prompt token and one output token
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,20 +78,15 @@ def read_fleet(path: Path) -> Fleet:
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    parts = list(text_table.read_chunks(path))
-    text_table.check_columns(parts[0], COLUMNS)
-    names = [name for part in parts for name in part.columns["expert"]]
-    lines = [line for part in parts for line in part.line]
+    table = text_table.read_small(path, COLUMNS)
     leaves: dict[str, Any] = {}
-    for field in INTEGER_COLUMNS:
-        minimum = 1 if field.startswith("max_") else MIN_KV_CAPACITY_TOKENS
-        leaves[field] = np.concatenate([text_table.integers(p, field, minimum=minimum) for p in parts])
-    for field in FLOAT_COLUMNS:
-        above = 0.0 if field == "decode_base_s" else -np.inf
-        columns = [text_table.floats(p, field, minimum=0.0, maximum=1e30, above=above) for p in parts]
-        leaves[field] = np.concatenate(columns).astype(np.float32)
-    fleet = Fleet(tuple(names), FleetProfile(**leaves))
-    _check(fleet, file=str(path), lines=lines)
+    for field, allowed in ALLOWED.items():
+        if allowed.whole:
+            leaves[field] = text_table.integers(table, field, allowed)
+        else:
+            leaves[field] = text_table.floats(table, field, allowed).astype(np.float32)
+    fleet = Fleet(tuple(table.columns["expert"]), FleetProfile(**leaves))
+    _check_rows(fleet, table)
     return fleet
 
 
@@ -101,18 +102,13 @@ def write_fleet(path: Path, fleet: Fleet, comments: Sequence[str] = ()) -> None:
       InputError: the fleet is not valid.
     """
     validate_fleet(fleet)
-    with atomic_write(path) as stream:
-        stream.writelines(f"# {comment}\n" for comment in comments)
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for i, name in enumerate(fleet.names):
-            numbers = [str(np.asarray(getattr(fleet.profile, field))[i]) for field in COLUMNS[1:]]
-            writer.writerow([name, *numbers])
+    columns = [map(str, np.asarray(getattr(fleet.profile, field))) for field in ALLOWED]
+    write_csv(path, COLUMNS, zip(fleet.names, *columns, strict=True), comments)
 
 
 def validate_fleet(fleet: Fleet) -> None:
-    """Raise InputError unless every rule of :class:`Fleet` and of the columns holds."""
-    for field in COLUMNS[1:]:
+    """Raise InputError unless every rule of :class:`Fleet` and of ``ALLOWED`` holds."""
+    for field, allowed in ALLOWED.items():
         values = np.asarray(getattr(fleet.profile, field))
         if values.shape != (fleet.num_experts,):
             raise input_error(
@@ -120,9 +116,10 @@ def validate_fleet(fleet: Fleet) -> None:
                 field=field,
                 remedy="give one value per expert",
             )
-        if not np.all(np.isfinite(values)) or np.any(values < 0):
-            raise input_error("is negative or not finite", field=field, remedy="give finite values >= 0")
-    _check(fleet, file=None, lines=None)
+        for value in values.tolist():
+            if value not in allowed:
+                raise input_error(f"{value} is out of range", field=field, remedy=f"give {allowed}")
+    _check_rows(fleet)
 
 
 def take(fleet: Fleet, indices: Sequence[int]) -> Fleet:
@@ -144,22 +141,22 @@ def take(fleet: Fleet, indices: Sequence[int]) -> Fleet:
             name, count = f"{base}#{count}", count + 1
         names.append(name)
     chosen = np.asarray(indices, dtype=np.int64)
-    leaves: dict[str, Any] = {
-        field: np.asarray(getattr(fleet.profile, field))[chosen] for field in COLUMNS[1:]
-    }
+    leaves: dict[str, Any] = {field: np.asarray(getattr(fleet.profile, field))[chosen] for field in ALLOWED}
     taken = Fleet(tuple(names), FleetProfile(**leaves))
     validate_fleet(taken)
     return taken
 
 
-def _check(fleet: Fleet, *, file: str | None, lines: list[int] | None) -> None:
-    """Check names and the rules that join columns."""
+def _check_rows(fleet: Fleet, table: TextTable | None = None) -> None:
+    """Check names and the rules that join columns; with a table, errors name its file and row."""
+    file = None if table is None else table.file
     if not fleet.names:
         raise input_error("has no expert", file=file, remedy="give at least one row")
     p = fleet.profile
 
     def error(i: int, field: str, fault: str, remedy: str) -> InputError:
-        return input_error(fault, file=file, row=lines[i] if lines else None, field=field, remedy=remedy)
+        row = None if table is None else table.line[i]
+        return input_error(fault, file=file, row=row, field=field, remedy=remedy)
 
     for i, name in enumerate(fleet.names):
         if not name:
@@ -168,26 +165,9 @@ def _check(fleet: Fleet, *, file: str | None, lines: list[int] | None) -> None:
             raise error(i, "expert", f"{name!r} is reserved for refusing a request", "choose another name")
         if name in fleet.names[:i]:
             raise error(i, "expert", f"{name!r} appears twice", "give every expert its own name")
-        for field in ("max_running", "max_waiting"):
-            if getattr(p, field)[i] < 1:
-                raise error(i, field, f"{getattr(p, field)[i]} is below 1", "give at least 1")
         if p.max_batched_tokens[i] < p.max_running[i]:
-            raise error(
-                i,
-                "max_batched_tokens",
-                f"{p.max_batched_tokens[i]} is below max_running {p.max_running[i]}",
-                "give at least one token per running request",
-            )
-        if p.kv_capacity_tokens[i] < MIN_KV_CAPACITY_TOKENS:
-            raise error(
-                i, "kv_capacity_tokens", f"{p.kv_capacity_tokens[i]} holds no request", "give at least 2"
-            )
-        if p.decode_base_s[i] <= 0:
-            raise error(i, "decode_base_s", f"{p.decode_base_s[i]} is not above 0", "give a time > 0")
+            fault = f"{p.max_batched_tokens[i]} is below max_running {p.max_running[i]}"
+            raise error(i, "max_batched_tokens", fault, "give at least one token per running request")
         if p.busy_power_w[i] < p.idle_power_w[i]:
-            raise error(
-                i,
-                "busy_power_w",
-                f"{p.busy_power_w[i]} is below idle_power_w {p.idle_power_w[i]}",
-                "give busy >= idle",
-            )
+            fault = f"{p.busy_power_w[i]} is below idle_power_w {p.idle_power_w[i]}"
+            raise error(i, "busy_power_w", fault, "give busy >= idle")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from flax import struct
 
-from qos_jax.errors import input_error
-from qos_jax.files import atomic_write, data_folder
+from qos_jax.checks import NON_NEGATIVE, POSITIVE
+from qos_jax.errors import input_error, near_match
+from qos_jax.files import Path, data_folder
 from qos_jax.workload import arrivals, text_table
 from qos_jax.workload.synthetic_params import SyntheticParams, load_params
-from qos_jax.workload.text_table import Path
+from qos_jax.workload.text_table import TOKENS, TextTable
 from qos_jax.workload.trace import Trace
 
 BIN_CHOICES_S = (60.0, 30.0, 10.0, 5.0)  # of a rate profile, coarse first
@@ -62,25 +62,24 @@ class LengthHistogram:
 
 def workload_names() -> tuple[str, ...]:
     """Return the names of the shipped workloads, such as ``azure_conv``."""
-    return tuple(next(text_table.read_chunks(data_folder() / "rates" / "summary.csv")).columns["name"])
+    return tuple(_summary().columns["name"])
 
 
 def load_rate_profile(name: str) -> RateProfile:
-    """Load the shipped rate profile ``name``; InputError naming the near match if there is none."""
-    folder = data_folder() / "rates"
-    summary = next(text_table.read_chunks(folder / "summary.csv"))
-    text_table.check_columns(summary, SUMMARY_COLUMNS)
-    names = summary.columns["name"]
-    _check_name(name, names)
-    row = names.index(name)
-    numbers = {c: float(text_table.floats(summary, c, above=0.0)[row]) for c in SUMMARY_COLUMNS[1:]}
-    table = next(text_table.read_chunks(folder / f"{name}.csv"))
-    text_table.check_columns(table, RATE_COLUMNS)
+    """Load a shipped rate profile.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    summary = _summary()
+    row = _row_of(name, summary.columns["name"], "workload", "give a trace file")
+    numbers = {c: float(text_table.floats(summary, c, POSITIVE)[row]) for c in SUMMARY_COLUMNS[1:]}
+    table = text_table.read_small(data_folder() / "rates" / f"{name}.csv", RATE_COLUMNS)
     return RateProfile(
         name=name,
         requests=int(numbers["requests"]),
         mean_rate_per_s=numbers["mean_rate_per_s"],
-        relative_rate=text_table.floats(table, "relative_rate", minimum=0.0),
+        relative_rate=text_table.floats(table, "relative_rate", NON_NEGATIVE),
         bin_s=numbers["bin_s"],
         gap_cv=numbers["gap_cv"],
     )
@@ -95,15 +94,18 @@ def arrivals_like(
 
 
 def load_length_histogram(name: str) -> LengthHistogram:
-    """Load the shipped length histogram ``name``; InputError naming the near match if there is none."""
-    _check_name(name, list(workload_names()))
-    table = next(text_table.read_chunks(data_folder() / "lengths" / f"{name}.csv"))
-    text_table.check_columns(table, LENGTH_COLUMNS)
+    """Load a shipped length histogram.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    _row_of(name, workload_names(), "workload", "give a trace file")
+    table = text_table.read_small(data_folder() / "lengths" / f"{name}.csv", LENGTH_COLUMNS)
     low, high = (
-        np.stack([text_table.integers(table, f"{side}_{end}", minimum=1) for side in ("prompt", "output")], 1)
+        np.stack([text_table.integers(table, f"{side}_{end}", TOKENS) for side in ("prompt", "output")], 1)
         for end in ("low", "high")
     )
-    count = text_table.floats(table, "count", above=0.0)
+    count = text_table.floats(table, "count", POSITIVE)
     return LengthHistogram(
         low=jnp.asarray(low, jnp.float32),
         high=jnp.asarray(high, jnp.float32),
@@ -128,41 +130,37 @@ def load_calibration() -> SyntheticParams:
 
 
 def fleet_path(name: str) -> pathlib.Path:
-    """Return the path of the shipped fleet ``name``, such as ``edge6``.
+    """Return the path of a shipped fleet.
+
+    Args:
+      name: such as ``edge6``.
 
     Raises:
       InputError: there is none of that name.
     """
-    folder = data_folder() / "fleets"
-    table = next(text_table.read_chunks(folder / "limits.csv"))
-    text_table.check_columns(table, LIMIT_COLUMNS)
-    names = table.columns["fleet"]
-    if name not in names:
-        raise input_error(
-            f"no fleet {name!r} is shipped{text_table.near_match(name, names)}",
-            field="fleet",
-            remedy=f"use one of {', '.join(names)}, or give a CSV file",
-        )
-    return folder / f"{name}.csv"
+    _row_of(name, _limits().columns["fleet"], "fleet", "give a CSV file")
+    return data_folder() / "fleets" / f"{name}.csv"
 
 
 def default_latency_limit_s(fleet: Path) -> float:
-    """Return the latency limit, seconds per token, stated for a shipped fleet given by path or name.
+    """Return the latency limit of a shipped fleet, seconds per output token.
+
+    Args:
+      fleet: its path or name.
 
     Raises:
-      InputError: the fleet is not one of those of ``data/fleets/limits.csv``.
+      InputError: ``data/fleets/limits.csv`` states none for it.
     """
-    table = next(text_table.read_chunks(data_folder() / "fleets" / "limits.csv"))
-    text_table.check_columns(table, LIMIT_COLUMNS)
+    table = _limits()
     name = os.path.basename(fleet).removesuffix(".csv")
     names = table.columns["fleet"]
     if name not in names:
         raise input_error(
-            f"no default latency limit for fleet {name!r}{text_table.near_match(name, names)}",
+            f"no default latency limit for fleet {name!r}{near_match(name, names)}",
             field="latency_limit_s",
-            remedy="give one, in seconds per token",
+            remedy="give --latency_limit_s=S, seconds per output token",
         )
-    return float(text_table.floats(table, "latency_limit_s", above=0.0)[names.index(name)])
+    return float(text_table.floats(table, "latency_limit_s", POSITIVE)[names.index(name)])
 
 
 def choose_bin_s(trace: Trace) -> float:
@@ -212,18 +210,20 @@ def derive_length_cells(trace: Trace) -> npt.NDArray[np.int64]:
     return np.concatenate([cells, counts[:, None]], axis=1).astype(np.int64)
 
 
-def write_table(path: Path, columns: tuple[str, ...], rows: list[list[Any]], comments: list[str]) -> None:
-    """Write a small CSV of figures, comments first."""
-    with atomic_write(path) as stream:
-        stream.writelines(f"# {comment}\n" for comment in comments)
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerows([columns, *rows])
+def _summary() -> TextTable:
+    return text_table.read_small(data_folder() / "rates" / "summary.csv", SUMMARY_COLUMNS)
 
 
-def _check_name(name: str, names: list[str]) -> None:
+def _limits() -> TextTable:
+    return text_table.read_small(data_folder() / "fleets" / "limits.csv", LIMIT_COLUMNS)
+
+
+def _row_of(name: str, names: Sequence[str], field: str, or_else: str) -> int:
+    """Return the index of a shipped fleet or workload, or refuse a name that is none."""
     if name not in names:
         raise input_error(
-            f"no workload {name!r} is shipped{text_table.near_match(name, names)}",
-            field="workload",
-            remedy=f"use one of {', '.join(names)}, or give a trace file",
+            f"no {field} {name!r} is shipped{near_match(name, names)}",
+            field=field,
+            remedy=f"use one of {', '.join(names)}, or {or_else}",
         )
+    return names.index(name)

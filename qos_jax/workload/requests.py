@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from absl import logging
 
+from qos_jax.checks import NON_NEGATIVE, SHARE, Interval
 from qos_jax.errors import input_error, near_match
-from qos_jax.files import atomic_write
+from qos_jax.files import Path, write_csv
 from qos_jax.workload import text_table
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.request_table import RequestTable
-from qos_jax.workload.text_table import Path, TextTable
+from qos_jax.workload.text_table import MAX_INT32, TOKENS, TextTable
 from qos_jax.workload.trace_readers import check_order
 
 DROPPED = -1  # the value of ``Requests.expert`` for a request that is refused
 TRUTH_OF = {"predicted_output_tokens": "output_tokens", "predicted_quality": "quality"}
 REQUIRED_PER_EXPERT = tuple(TRUTH_OF.values())
 MIN_PREDICTED_TOKENS = 1e-3  # a predicted median below it is a mistake, and 0 has no logarithm
-
-Reader = Callable[[TextTable, str], np.ndarray]
+_ALLOWED = {
+    "output_tokens": TOKENS,
+    "quality": SHARE,
+    "predicted_output_tokens": Interval(MIN_PREDICTED_TOKENS, MAX_INT32),
+    "predicted_quality": SHARE,
+}
 
 
 class Requests(NamedTuple):
-    """T requests in order of arrival, as one run takes them."""
+    """The T requests of one run, in order of arrival."""
 
     arrival_s: npt.NDArray[np.float64]  # [T] float64, seconds, >= 0, non-decreasing
     table: RequestTable  # M = T rows, NumPy leaves
-    expert: npt.NDArray[np.int32] | None  # [T] int32 expert index, -1 = drop; None without such a column
+    expert: npt.NDArray[np.int32] | None  # [T] int32 index, -1 = drop; None: routed by a policy
 
 
 def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
@@ -53,34 +57,22 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     chunks = text_table.read_chunks(path)
     first = next(chunks)
     sources = _check_columns(first, expert_names)
-    readers: dict[str, Reader] = {
-        "output_tokens": lambda t, c: text_table.integers(t, c, minimum=1),
-        "quality": _unit_interval,
-        "predicted_output_tokens": lambda t, c: text_table.floats(
-            t, c, minimum=MIN_PREDICTED_TOKENS, maximum=text_table.MAX_INT32
-        ).astype(np.float32),
-        "predicted_quality": _unit_interval,
-    }
-    parts: dict[str, list[np.ndarray]] = {}
+    parts: list[dict[str, np.ndarray]] = []
     last_s = 0.0
     for table in itertools.chain([first], chunks):
-        arrival_s = text_table.floats(table, "arrival_s", minimum=0.0)
-        check_order(table, arrival_s, last_s)
-        last_s = arrival_s[-1] if len(arrival_s) else last_s
+        arrival_s = text_table.floats(table, "arrival_s", NON_NEGATIVE)
+        last_s = check_order(table, arrival_s, last_s)
         read: dict[str, np.ndarray] = {
             "arrival_s": arrival_s,
-            "prompt_tokens": text_table.integers(table, "prompt_tokens", minimum=1),
+            "prompt_tokens": text_table.integers(table, "prompt_tokens", TOKENS),
         }
         for field, columns in sources.items():
-            by_column = {c: readers[field](table, c) for c in dict.fromkeys(columns)}
+            by_column = {c: _per_expert(table, c, field) for c in dict.fromkeys(columns)}
             read[field] = np.stack([by_column[c] for c in columns], axis=1)
         if "expert" in table.columns:
             read["expert"] = _expert_indices(table, expert_names)
-        for field, values in read.items():
-            parts.setdefault(field, []).append(values)
-    data = {field: np.concatenate(values) for field, values in parts.items()}
-    if len(data["arrival_s"]) == 0:
-        raise input_error("holds no request", file=path, remedy="give at least one row")
+        parts.append(read)
+    data = text_table.concatenated(parts, "request", path)
     for field, truth in TRUTH_OF.items():
         if field not in data:
             logging.warning("%s: no column %s, so the router is given the true %s", path, field, truth)
@@ -112,20 +104,19 @@ def write_requests(
         names = [*expert_names, DROP_NAME]  # -1 picks the last
         header.append("expert")
         columns.append([names[index] for index in requests.expert])
-    with atomic_write(path) as stream:
-        stream.writelines(f"# {comment}\n" for comment in comments)
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(zip(*columns, strict=True))
+    write_csv(path, header, zip(*columns, strict=True), comments)
 
 
 def _text(value: np.integer | np.floating) -> str:
-    """The shortest decimal that reads back as the same number."""
+    """Return the shortest decimal that reads back as the same number."""
     return np.format_float_positional(value, trim="-")
 
 
-def _unit_interval(table: TextTable, column: str) -> np.ndarray:
-    return text_table.floats(table, column, minimum=0.0, maximum=1.0).astype(np.float32)
+def _per_expert(table: TextTable, column: str, field: str) -> np.ndarray:
+    """Return a column of a field that each expert has: [R] int32 or float32."""
+    if _ALLOWED[field].whole:
+        return text_table.integers(table, column, _ALLOWED[field])
+    return text_table.floats(table, column, _ALLOWED[field]).astype(np.float32)
 
 
 def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str]]:
@@ -171,10 +162,6 @@ def _expert_indices(table: TextTable, names: Sequence[str]) -> npt.NDArray[np.in
         return np.array([index[cell] for cell in cells], dtype=np.int32)
     except KeyError:
         row = next(k for k, cell in enumerate(cells) if cell not in index)
-        raise input_error(
-            f"no expert {cells[row]!r} in the fleet{near_match(cells[row], names)}",
-            file=table.file,
-            row=table.line[row],
-            field="expert",
-            remedy=f"use one of {', '.join(names)}, or {DROP_NAME}",
-        ) from None
+        fault = f"is no expert of the fleet{near_match(cells[row], names)}"
+        remedy = f"use one of {', '.join(names)}, or {DROP_NAME}"
+        raise text_table.cell_error(table, "expert", row, fault, remedy) from None

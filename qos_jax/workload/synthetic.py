@@ -78,7 +78,7 @@ def table_for_trace(
       output_tokens: [M] int32, >= 1.
 
     Returns:
-      A table of M requests and N experts; its error is :func:`measure_prediction_error` of it.
+      A table of M requests and N experts.
     """
     task_key, shared_key, own_key, noise_key = jax.random.split(key, 4)
     num_rows = prompt_tokens.shape[0]
@@ -152,7 +152,7 @@ def _predicted_quality(key: jax.Array, params: SyntheticParams, task: jax.Array,
     mean = _score_latent(params, task, seen)
     jitter = params.quality_jitter * params.error_level
     mean = mean + jitter * jax.random.normal(key, mean.shape)
-    std = score_residual_std(params, rho)
+    std = _score_residual_std(params, rho)
     expected = jnp.mean(
         jax.scipy.stats.norm.cdf((mean[:, :, None] - params.quality_threshold[task]) / std[:, :, None]),
         axis=2,
@@ -160,29 +160,25 @@ def _predicted_quality(key: jax.Array, params: SyntheticParams, task: jax.Array,
     return jnp.clip(expected + params.quality_bias[None, :], 0.0, 1.0)
 
 
-def score_residual_std(params: SyntheticParams, rho: jax.Array) -> jax.Array:
+def _score_residual_std(params: SyntheticParams, rho: jax.Array) -> jax.Array:
     """Return the std of the score latent given what the predictor saw, same shape as ``rho``; never 0."""
-    shared = posterior_variance(params.difficulty_noise * params.error_level)
-    own = posterior_variance(params.own_quality_noise * params.error_level)
+    shared = _posterior_variance(params.difficulty_noise * params.error_level)
+    own = _posterior_variance(params.own_quality_noise * params.error_level)
     return jnp.sqrt(jnp.maximum(rho * shared + (1 - rho) * own, 1e-18))
 
 
-def posterior_variance(tau: jax.Array) -> jax.Array:
+def _posterior_variance(tau: jax.Array) -> jax.Array:
     """Return the variance left of a standard normal latent seen through noise of std ``tau``."""
     return tau * tau / (1 + tau * tau)
 
 
 def _tokens(params: SyntheticParams, task: jax.Array, latents: _Latents, log_bias: jax.Array) -> jax.Array:
     """Return whole output tokens [M, N] float32, runaway answers at the cap."""
-    log_tokens = capped_log_tokens(params, task, _length_latent(params, task, latents))
-    return _whole(jnp.exp(log_tokens + jnp.broadcast_to(log_bias, log_tokens.shape)))
-
-
-def capped_log_tokens(params: SyntheticParams, task: jax.Array, latent: jax.Array) -> jax.Array:
-    """Return the log of the output tokens at length latent [M, N] for tasks [M]."""
+    latent = _length_latent(params, task, latents)
     log_cap = jnp.log(params.cap_tokens[task])
     body = jnp.minimum(params.length_log_mean[task] + params.length_log_std[task] * latent, log_cap)
-    return jnp.where(latent > params.runaway_threshold[task], log_cap, body)
+    log_tokens = jnp.where(latent > params.runaway_threshold[task], log_cap, body)
+    return _whole(jnp.exp(log_tokens + jnp.broadcast_to(log_bias, log_tokens.shape)))
 
 
 def _deviation(params: SyntheticParams, task: jax.Array, latents: _Latents) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The figures of the synthetic tables (tasks, experts, predictor): load, save, choose and draw experts."""
+"""The parameters of synthetic request tables: load and save them, select, name and draw their experts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy as np
 from flax import struct
 
 from qos_jax.errors import input_error, near_match
-from qos_jax.files import atomic_write
-from qos_jax.workload.text_table import Path, open_error
+from qos_jax.files import Path, atomic_write, open_text
+
+_REMEDY = "write it with python -m launch.fit_tables --lookahead_dir=FOLDER"
 
 NUM_LEVELS = 5  # qualities are 0, 0.25, 0.5, 0.75, 1; a task marked right or wrong uses only the ends
 
@@ -58,17 +59,13 @@ def load_params(path: Path) -> SyntheticParams:
     Raises:
       InputError: naming the file and the field that is missing, unknown, misshapen or not finite.
     """
-    try:
-        with open(path, encoding="utf-8") as stream:
+    with open_text(path) as stream:
+        try:
             content = json.load(stream)
-    except (OSError, UnicodeDecodeError) as error:
-        raise open_error(path, error) from error
-    except json.JSONDecodeError as error:
-        raise input_error(
-            f"is no JSON ({error})", file=path, remedy="make it with launch.fit_tables"
-        ) from None
+        except json.JSONDecodeError as error:
+            raise input_error(f"is no JSON ({error})", file=path, remedy=_REMEDY) from None
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
-        raise input_error("is missing", file=path, field="params", remedy="make it with launch.fit_tables")
+        raise input_error("is missing", file=path, field="params", remedy=_REMEDY)
     names, values = content.get("expert_names"), content["params"]
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
         raise input_error("is no list of names", file=path, field="expert_names", remedy="name the experts")
@@ -76,11 +73,11 @@ def load_params(path: Path) -> SyntheticParams:
     leaves: dict[str, Any] = {}
     for field, shape in shapes.items():
         if field not in values:
-            raise input_error("is missing", file=path, field=field, remedy="make it with launch.fit_tables")
+            raise input_error("is missing", file=path, field=field, remedy=_REMEDY)
         try:
             value = np.array(values[field], dtype=np.float32)
         except (TypeError, ValueError):
-            raise input_error("is no array of numbers", file=path, field=field, remedy="mend it") from None
+            raise input_error("is no array of numbers", file=path, field=field, remedy=_REMEDY) from None
         if value.shape != shape or not np.all(np.isfinite(value)):
             fault = f"has shape {value.shape}" if value.shape != shape else "is not finite"
             raise input_error(fault, file=path, field=field, remedy=f"give finite numbers of shape {shape}")
@@ -114,12 +111,6 @@ def experts_named(params: SyntheticParams, names: Sequence[str]) -> SyntheticPar
             )
     chosen = select_experts(params, tuple(known.index(name.split("#")[0]) for name in names))
     return dataclasses.replace(chosen, expert_names=tuple(names))
-
-
-def runaway_share(params: SyntheticParams) -> jax.Array:
-    """Return the share of each expert's answers that run into the cap: [N]."""
-    share = jax.scipy.stats.norm.sf(params.runaway_threshold)  # [K, N]
-    return jnp.einsum("k,kn->n", params.task_weight, share)
 
 
 def select_experts(params: SyntheticParams, indices: tuple[int, ...]) -> SyntheticParams:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax.checks import Interval
 from qos_jax.errors import InputError, input_error, near_match
+from qos_jax.files import Path, open_text, unreadable
 
 CHUNK_ROWS = 65_536  # rows held as text at once, so that a trace of any length reads in bounded memory
 MAX_INT32 = 2**31 - 1
 
-Path = str | os.PathLike[str]
+FINITE = Interval()
+TOKENS = Interval(1, MAX_INT32, whole=True)
+TOKENS_OR_ZERO = Interval(0, MAX_INT32, whole=True)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,17 +41,6 @@ class TextTable:
         return len(self.line)
 
 
-def open_error(path: Path, error: OSError | UnicodeDecodeError | csv.Error) -> InputError:
-    """Return the input error for a file that cannot be opened or is no UTF-8 text."""
-    if isinstance(error, FileNotFoundError):
-        return input_error("no such file", file=path, remedy="check the path")
-    if isinstance(error, OSError):
-        return input_error(
-            f"cannot be read ({error.strerror})", file=path, remedy="give a readable file, not a folder"
-        )
-    return input_error(f"is not plain text ({error})", file=path, remedy="save it as UTF-8 CSV")
-
-
 def read_chunks(path: Path) -> Iterator[TextTable]:
     """Yield a CSV file in chunks of at most ``CHUNK_ROWS`` rows; the first one always comes.
 
@@ -63,33 +55,23 @@ def read_chunks(path: Path) -> Iterator[TextTable]:
         more or fewer cells than the header.
     """
     file, at = str(path), 0
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
+    with open_text(path, newline="") as stream:
 
-            def data_lines() -> Iterator[str]:
-                nonlocal at
-                for number, text in enumerate(stream, start=1):
-                    at = number
-                    if text.strip() and not text.startswith("#"):
-                        yield text
+        def data_lines() -> Iterator[str]:
+            nonlocal at
+            for number, text in enumerate(stream, start=1):
+                at = number
+                if text.strip() and not text.startswith("#"):
+                    yield text
 
-            rows = csv.reader(data_lines())
-            header = next(rows, None)
-            if header is None:
-                raise input_error("is empty", file=path, remedy="give a CSV file with a header line")
-            names = [name.strip() for name in header]
-            check_header(names, file, at)
+        rows = csv.reader(data_lines())
+        try:
+            names = checked_header(next(rows, None), file, at)
             cells: list[list[str]] = []
             line: list[int] = []
             yielded = False
             for row in rows:
-                if len(row) != len(names):
-                    raise input_error(
-                        f"has {len(row)} cells where the header has {len(names)}",
-                        file=path,
-                        row=at,
-                        remedy="give one cell per column",
-                    )
+                check_width(row, names, file, at)
                 cells.append(row)
                 line.append(at)
                 if len(line) == CHUNK_ROWS:
@@ -97,8 +79,22 @@ def read_chunks(path: Path) -> Iterator[TextTable]:
                     cells, line, yielded = [], [], True
             if line or not yielded:
                 yield _columns(file, names, cells, line)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise open_error(path, error) from error
+        except csv.Error as error:
+            raise unreadable(path, error) from error
+
+
+def read_small(path: Path, columns: Sequence[str]) -> TextTable:
+    """Return a CSV file of at most ``CHUNK_ROWS`` rows that has exactly these columns, in any order.
+
+    Raises:
+      InputError: as :func:`read_chunks` and :func:`check_columns`, or more rows.
+    """
+    chunks = read_chunks(path)
+    table = next(chunks)
+    check_columns(table, columns)
+    if next(chunks, None) is not None:
+        raise input_error(f"has more than {CHUNK_ROWS} rows", file=path, remedy="give fewer rows")
+    return table
 
 
 def _columns(file: str, names: Sequence[str], cells: list[list[str]], line: list[int]) -> TextTable:
@@ -106,17 +102,41 @@ def _columns(file: str, names: Sequence[str], cells: list[list[str]], line: list
     return TextTable(file, {n: [c.strip() for c in col] for n, col in zip(names, columns, strict=True)}, line)
 
 
-def check_header(names: Sequence[str], file: str, line: int) -> None:
-    """Raise InputError if a column of a header has no name, or one has the name of another."""
-    for position, name in enumerate(names):
+def checked_header(cells: Sequence[str] | None, file: str, line: int) -> list[str]:
+    """Return the column names of a header.
+
+    Args:
+      cells: of the header's row; None or none at all: the file has no header.
+      file: path, for errors.
+      line: of the header, for errors.
+
+    Raises:
+      InputError: no header, a column without a name, or two of one name.
+    """
+    if not cells:
+        raise input_error("is empty", file=file, remedy="give a CSV file with a header line")
+    names = [name.strip() for name in cells]
+    for index, name in enumerate(names):
         if not name:
             raise input_error(
-                f"column {position + 1} has no name", file=file, row=line, remedy="name every column"
+                f"column {index + 1} has no name", file=file, row=line, remedy="name every column"
             )
-        if name in names[:position]:
+        if name in names[:index]:
             raise input_error(
                 "column appears twice", file=file, row=line, field=name, remedy="keep one of the two"
             )
+    return names
+
+
+def check_width(cells: Sequence[str], names: Sequence[str], file: str, line: int) -> None:
+    """Raise InputError unless a row has a cell for each column."""
+    if len(cells) != len(names):
+        raise input_error(
+            f"has {len(cells)} cells where the header has {len(names)}",
+            file=file,
+            row=line,
+            remedy="give one cell per column, quoted where it holds a comma or a line break",
+        )
 
 
 def check_columns(table: TextTable, required: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -139,15 +159,8 @@ def check_columns(table: TextTable, required: Sequence[str], optional: Sequence[
             )
 
 
-def floats(
-    table: TextTable,
-    field: str,
-    *,
-    minimum: float = -np.inf,
-    maximum: float = np.inf,
-    above: float = -np.inf,
-) -> npt.NDArray[np.float64]:
-    """Return column ``field`` as finite float64 [R] within [minimum, maximum] and greater than ``above``.
+def floats(table: TextTable, field: str, interval: Interval = FINITE) -> npt.NDArray[np.float64]:
+    """Return column ``field`` as float64 [R], finite and within an interval.
 
     Raises:
       InputError: naming the first row whose cell is no number, not finite or out of range.
@@ -157,32 +170,53 @@ def floats(
         values = np.array(cells, dtype=np.float64) if cells else np.zeros(0)
     except ValueError:
         row = next(k for k, cell in enumerate(cells) if not _is_number(cell))
-        raise _cell_error(table, field, row, "is not a number", "write a plain number such as 0.5") from None
-    bad = ~np.isfinite(values)
-    if bad.any():
-        raise _cell_error(table, field, int(np.argmax(bad)), "is not finite", "write a finite number")
-    with_bounds = (values < minimum) | (values > maximum) | (values <= above)
-    if with_bounds.any():
-        limits = [f">= {minimum:g}"] * (minimum > -np.inf) + [f"> {above:g}"] * (above > -np.inf)
-        limits += [f"<= {maximum:g}"] * (maximum < np.inf)
-        remedy = f"give a value {' and '.join(limits)}"
-        raise _cell_error(table, field, int(np.argmax(with_bounds)), "is out of range", remedy)
+        raise cell_error(table, field, row, "is not a number", "write a plain number such as 0.5") from None
+    refuse(table, field, ~np.isfinite(values), "is not finite", "write a finite number")
+    too_low = values <= interval.low if interval.above else values < interval.low
+    too_high = values >= interval.high if interval.below else values > interval.high
+    refuse(table, field, too_low | too_high, "is out of range", f"give {interval}")
     return values
 
 
-def integers(
-    table: TextTable, field: str, *, minimum: int = 0, maximum: int = MAX_INT32
-) -> npt.NDArray[np.int32]:
-    """Return column ``field`` as int32 [R] within [minimum, maximum]; ``12.0`` counts as an integer.
+def integers(table: TextTable, field: str, interval: Interval = TOKENS_OR_ZERO) -> npt.NDArray[np.int32]:
+    """Return column ``field`` as int32 [R] within an interval; ``12.0`` counts as an integer.
 
     Raises:
       InputError: naming the first row whose cell is no integer or out of range.
     """
-    values = floats(table, field, minimum=minimum, maximum=maximum)
-    bad = values != np.round(values)
-    if bad.any():
-        raise _cell_error(table, field, int(np.argmax(bad)), "is not an integer", "write a whole number")
+    values = floats(table, field, interval)
+    refuse(table, field, values != np.round(values), "is not an integer", "write a whole number")
     return values.astype(np.int32)
+
+
+def refuse(table: TextTable, field: str, bad: npt.NDArray[np.bool_], fault: str, remedy: str) -> None:
+    """Raise InputError naming the first row where ``bad`` [R] holds, if it holds anywhere."""
+    if bad.any():
+        raise cell_error(table, field, int(np.argmax(bad)), fault, remedy)
+
+
+def cell_error(table: TextTable, field: str, row: int, fault: str, remedy: str) -> InputError:
+    """Return the error for the cell of a column in row ``row`` of the table, from 0."""
+    cell = table.columns[field][row]
+    value = f"{cell!r} {fault}" if cell else "is empty"
+    return input_error(value, file=table.file, row=table.line[row], field=field, remedy=remedy)
+
+
+def concatenated(parts: Sequence[Mapping[str, np.ndarray]], row: str, path: Path) -> dict[str, np.ndarray]:
+    """Return the columns of all parts of a file, one after the other.
+
+    Args:
+      parts: arrays by name, the same names in each, at least one part.
+      row: what a row is, for the error.
+      path: of the file, for the error.
+
+    Raises:
+      InputError: there is no row.
+    """
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not len(next(iter(columns.values()))):
+        raise input_error(f"holds no {row}", file=path, remedy="give at least one row")
+    return columns
 
 
 def _is_number(cell: str) -> bool:
@@ -191,9 +225,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _cell_error(table: TextTable, field: str, row: int, fault: str, remedy: str) -> InputError:
-    cell = table.columns[field][row]
-    value = f"{cell!r} {fault}" if cell else "is empty"
-    return input_error(value, file=table.file, row=table.line[row], field=field, remedy=remedy)

@@ -1,4 +1,4 @@
-"""Readers of public trace formats: Azure LLM inference 2023/2024, Mooncake, BurstGPT and a generic CSV.
+"""Read traces of public formats: Azure LLM inference 2023/2024, Mooncake, BurstGPT, and a generic CSV.
 
 Recorded traces hold failed requests. A row with no prompt token or no output token cannot be served: the
 readers of the recorded formats leave it out, count it in ``Trace.skipped_rows`` and log the count; the
@@ -8,44 +8,58 @@ generic CSV refuses them too.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from absl import logging
 
-from qos_jax.errors import InputError, input_error
+from qos_jax.errors import input_error
+from qos_jax.files import Path, open_text, read_json_lines
 from qos_jax.workload import text_table
-from qos_jax.workload.text_table import MAX_INT32, Path, TextTable
+from qos_jax.workload.text_table import MAX_INT32, TOKENS, TOKENS_OR_ZERO, TextTable
 from qos_jax.workload.trace import Trace
 
+# Per format, the columns of the arrival, the prompt tokens and the output tokens.
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 GENERIC_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 MOONCAKE_FIELDS = ("timestamp", "input_length", "output_length")
+_CSV_FORMATS = (AZURE_COLUMNS, BURSTGPT_COLUMNS, GENERIC_COLUMNS)
 _OFFSET = re.compile(r"(?:Z|([+-])(\d\d):?(\d\d))$")
 
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]  # arrival in seconds, prompt tokens, output tokens
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace, its format told by its header (CSV) or by a first line that is a JSON object.
+    """Read a trace in any known format, recognised by its header or by a first line that is a JSON object.
+
+    - Azure LLM inference 2023 and 2024 (CSV): ``TIMESTAMP`` (ISO, the later one with an offset such as
+      ``+00:00``), ``ContextTokens``, ``GeneratedTokens``.
+    - BurstGPT (CSV): ``Timestamp`` in seconds, ``Request tokens``, ``Response tokens``, any other columns.
+    - Mooncake (JSON Lines): ``timestamp`` in milliseconds, ``input_length``, ``output_length``; other fields,
+      such as ``hash_ids``, are not read.
+    - Generic (CSV): ``arrival_s`` (seconds, non-decreasing), ``prompt_tokens`` and ``output_tokens`` (>= 1).
+
+    Args:
+      path: the file, UTF-8.
+
+    Returns:
+      The trace, named by the file's name without its ending.
 
     Raises:
-      InputError: no known header, or any fault of the format's reader.
+      InputError: no known header, or naming file, row, field and remedy of the first fault found.
     """
-    if _first_line(path).lstrip().startswith("{"):
-        return read_mooncake(path)
+    with open_text(path) as stream:
+        is_json = stream.readline(10_000).lstrip().startswith("{")
+    if is_json:
+        return _assemble(path, _mooncake_chunks(path))
     header = next(text_table.read_chunks(path)).columns
-    for columns, reader in (
-        (AZURE_COLUMNS, read_azure),
-        (BURSTGPT_COLUMNS, read_burstgpt),
-        (GENERIC_COLUMNS, read_generic),
-    ):
+    for columns in _CSV_FORMATS:
         if all(column in header for column in columns):
-            return reader(path)
+            return _assemble(path, _csv_chunks(path, columns))
     raise input_error(
         f"the header {', '.join(header)} is of no known trace format",
         file=path,
@@ -54,89 +68,47 @@ def read_trace(path: Path) -> Trace:
     )
 
 
-def read_azure(path: Path) -> Trace:
-    """Read an Azure LLM inference trace, 2023 or 2024 (whose time stamps carry an offset, ``+00:00``)."""
+def check_order(table: TextTable, arrival_s: np.ndarray, after_s: float) -> float:
+    """Check that arrivals do not decrease.
 
-    def parse(table: TextTable) -> Chunk:
-        return (
-            _time_stamps(table, "TIMESTAMP"),
-            text_table.integers(table, "ContextTokens"),
-            text_table.integers(table, "GeneratedTokens"),
-        )
+    Args:
+      table: where they are read from, with a column ``arrival_s``.
+      arrival_s: [R] seconds.
+      after_s: the arrival above the first, seconds.
 
-    return _read_csv(path, AZURE_COLUMNS, parse, allow_others=False)
+    Returns:
+      The last arrival, or ``after_s`` if there is none.
 
-
-def read_burstgpt(path: Path) -> Trace:
-    """Read a BurstGPT trace: ``Timestamp`` in seconds; 0 response tokens mark a failed request."""
-
-    def parse(table: TextTable) -> Chunk:
-        return (
-            text_table.floats(table, "Timestamp"),
-            text_table.integers(table, "Request tokens"),
-            text_table.integers(table, "Response tokens"),
-        )
-
-    return _read_csv(path, BURSTGPT_COLUMNS, parse, allow_others=True)
-
-
-def read_generic(path: Path) -> Trace:
-    """Read the columns arrival_s (non-decreasing), prompt_tokens and output_tokens (>= 1); no others."""
-    last_s = -np.inf
-
-    def parse(table: TextTable) -> Chunk:
-        nonlocal last_s
-        arrival_s = text_table.floats(table, "arrival_s")
-        check_order(table, arrival_s, last_s)
-        last_s = arrival_s[-1] if len(arrival_s) else last_s
-        prompt = text_table.integers(table, "prompt_tokens", minimum=1)
-        return arrival_s, prompt, text_table.integers(table, "output_tokens", minimum=1)
-
-    return _read_csv(path, GENERIC_COLUMNS, parse, allow_others=False)
-
-
-def read_mooncake(path: Path) -> Trace:
-    """Read a Mooncake JSONL trace: timestamp in ms, input_length, output_length; hash_ids are not used."""
-    return _assemble(path, _mooncake_chunks(path))
-
-
-def check_order(table: TextTable, arrival_s: np.ndarray, after_s: float) -> None:
-    """Raise InputError naming the first arrival before the one above it (``after_s`` above the first)."""
+    Raises:
+      InputError: naming the first arrival before the one above it.
+    """
     early = np.diff(arrival_s, prepend=after_s) < 0
-    if early.any():
-        row = int(np.argmax(early))
-        raise input_error(
-            f"{arrival_s[row]:g} is before the arrival above it",
-            file=table.file,
-            row=table.line[row],
-            field="arrival_s",
-            remedy="sort the rows by arrival",
-        )
+    text_table.refuse(table, "arrival_s", early, "is before the arrival above it", "sort the rows by arrival")
+    return float(arrival_s[-1]) if len(arrival_s) else after_s
 
 
-def _read_csv(
-    path: Path, columns: tuple[str, ...], parse: Callable[[TextTable], Chunk], *, allow_others: bool
-) -> Trace:
-    def chunks() -> Iterator[Chunk]:
-        for table in text_table.read_chunks(path):
-            text_table.check_columns(table, columns, tuple(table.columns) if allow_others else ())
-            yield parse(table)
-
-    return _assemble(path, chunks())
+def _csv_chunks(path: Path, columns: tuple[str, str, str]) -> Iterator[Chunk]:
+    arrival, prompt, output = columns
+    least = TOKENS if columns == GENERIC_COLUMNS else TOKENS_OR_ZERO
+    last_s = -np.inf
+    for table in text_table.read_chunks(path):
+        text_table.check_columns(table, columns, tuple(table.columns) if columns == BURSTGPT_COLUMNS else ())
+        if columns == AZURE_COLUMNS:
+            arrival_s = _time_stamps(table, arrival)
+        else:
+            arrival_s = text_table.floats(table, arrival)
+        if columns == GENERIC_COLUMNS:
+            last_s = check_order(table, arrival_s, last_s)
+        yield arrival_s, text_table.integers(table, prompt, least), text_table.integers(table, output, least)
 
 
 def _mooncake_chunks(path: Path) -> Iterator[Chunk]:
     rows: list[list[float]] = []
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            for number, text in enumerate(stream, start=1):
-                if text.strip():
-                    rows.append(_mooncake_row(path, number, text))
-                if len(rows) == text_table.CHUNK_ROWS:
-                    yield _mooncake_chunk(rows)
-                    rows = []
-    except (OSError, UnicodeDecodeError) as error:
-        raise text_table.open_error(path, error) from error
+    for line, record in read_json_lines(path):
+        rows.append(_mooncake_row(path, line, record))
+        if len(rows) == text_table.CHUNK_ROWS:
+            yield _mooncake_chunk(rows)
+            rows = []
     yield _mooncake_chunk(rows)
 
 
@@ -145,25 +117,19 @@ def _mooncake_chunk(rows: list[list[float]]) -> Chunk:
     return values[:, 0] / 1e3, values[:, 1].astype(np.int32), values[:, 2].astype(np.int32)
 
 
-def _mooncake_row(path: Path, number: int, text: str) -> list[float]:
-    def error(fault: str, remedy: str, field: str | None = None) -> InputError:
-        return input_error(fault, file=path, row=number, field=field, remedy=remedy)
-
-    try:
-        row = json.loads(text)
-    except ValueError as fault:
-        raise error(f"is no JSON ({fault})", "give one JSON object per line") from None
-    if not isinstance(row, dict):
-        raise error("is no JSON object", "give one JSON object per line")
+def _mooncake_row(path: Path, line: int, record: dict[str, Any]) -> list[float]:
     for field in MOONCAKE_FIELDS:
-        if field not in row:
-            raise error("is missing", f"give {', '.join(MOONCAKE_FIELDS)}", field)
-        value = row[field]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-            raise error(f"{value!r} is not a finite number", "write a number", field)
-        if field != "timestamp" and not (value == int(value) and 0 <= value <= MAX_INT32):
-            raise error(f"{value!r} is no number of tokens", "write a whole number >= 0", field)
-    return [float(row[field]) for field in MOONCAKE_FIELDS]
+        value = record.get(field)
+        if field not in record:
+            fault, remedy = "is missing", f"give {', '.join(MOONCAKE_FIELDS)}"
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            fault, remedy = f"{value!r} is not a finite number", "write a number"
+        elif field != "timestamp" and not (value == int(value) and 0 <= value <= MAX_INT32):
+            fault, remedy = f"{value!r} is no number of tokens", "write a whole number >= 0"
+        else:
+            continue
+        raise input_error(fault, file=path, row=line, field=field, remedy=remedy)
+    return [float(record[field]) for field in MOONCAKE_FIELDS]
 
 
 def _assemble(path: Path, chunks: Iterable[Chunk]) -> Trace:
@@ -204,15 +170,7 @@ def _time_stamps(table: TextTable, field: str) -> np.ndarray:
         bad = np.isnat(stamps)
     except ValueError:
         bad = np.array([not _is_stamp(cell) for cell in bare])
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise input_error(
-            f"{table.columns[field][row]!r} is no time stamp",
-            file=table.file,
-            row=table.line[row],
-            field=field,
-            remedy="write e.g. 2023-11-16 18:15:46.6805900",
-        )
+    text_table.refuse(table, field, bad, "is no time stamp", "write e.g. 2023-11-16 18:15:46.6805900")
     return stamps.astype(np.int64) / 1e9 - offsets
 
 
@@ -221,11 +179,3 @@ def _is_stamp(cell: str) -> bool:
         return not np.isnat(np.datetime64(cell, "ns"))
     except ValueError:
         return False
-
-
-def _first_line(path: Path) -> str:
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            return stream.readline(10_000)
-    except (OSError, UnicodeDecodeError) as error:
-        raise text_table.open_error(path, error) from error

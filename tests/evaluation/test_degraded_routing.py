@@ -14,7 +14,7 @@ from qos_jax.runs.statistics import paired_difference
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import compare
-from qos_jax.workload import Fleet, NamedTable, RequestTable, measure_prediction_error
+from qos_jax.workload import Fleet, NamedTable, RequestTable, measure_length_log_std
 from qos_jax.workload.degraded import FITTED, MEAN, PREDICTIONS, SHUFFLED, TRUE, with_predictions
 
 ROWS, SEEDS = 400, 8
@@ -34,9 +34,7 @@ def _named() -> NamedTable:
         predicted_output_tokens=(tokens * np.exp(rng.normal(0, 0.3, tokens.shape))).astype(np.float32),
     )
     split = np.repeat(np.int32([0, 2]), ROWS // 2)
-    return NamedTable(
-        ("ant", "bee"), table, np.asarray(measure_prediction_error(table).length_log_std), split, "made.npz"
-    )
+    return NamedTable(("ant", "bee"), table, np.asarray(measure_length_log_std(table)), split, "made.npz")
 
 
 @pytest.fixture(scope="module")

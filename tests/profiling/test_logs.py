@@ -58,7 +58,7 @@ def test_stamps_of_two_clocks_are_refused(tmp_path):
     header = ["queued" if c == "arrival_s" else c for c in COLUMNS]
     rows = [(1.7e9 + row[0], *row[1:]) for row in ROWS]
     with pytest.raises(
-        InputError, match=r"row 2, field 'scheduled_s': 10.5 is before the arrival; measure all"
+        InputError, match=r"row 2, field 'scheduled_s': '10.5' is before the arrival; measure all"
     ):
         read_request_log(csv(tmp_path / "a.csv", header, rows), {"arrival_s": "queued"})
 

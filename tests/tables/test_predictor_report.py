@@ -1,4 +1,4 @@
-"""Figures of predictions: each by hand or by scikit-learn, and what a held-out task does to them."""
+"""Figures of predictions: each by hand or by scikit-learn."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from qos_jax.errors import InputError
 from qos_jax.predictors import Predictions, PredictorConfig, mean_predictions
 from qos_jax.predictors.predictions import bucket_edges, bucket_of
 from qos_jax.tables.predictor_report import (
-    held_out_task_report,
     predictor_report,
     render_predictor_report,
     write_predictor_report_csv,
@@ -121,22 +120,3 @@ def test_text_and_csv(report, tmp_path):
     lines = (tmp_path / "report.csv").read_text().splitlines()
     assert lines[0] == "figure,expert,value,low,high,baseline,n"
     assert len(lines) == len(report) + 1
-
-
-def test_a_held_out_task_is_not_learned():
-    """Each task has a word of its own that says how hard a prompt is: of the other's, nothing is known."""
-    rng = np.random.default_rng(1)
-    hard = rng.random(200) < 0.5
-    tasks = ["sums" if row % 2 else "poems" for row in range(200)]
-    marks = {"sums": ("carry", "add"), "poems": ("sonnet", "rhyme")}
-    prompts = [
-        f"{marks[task][int(is_hard)]} it w{row % 50} now"
-        for row, (task, is_hard) in enumerate(zip(tasks, hard, strict=True))
-    ]
-    quality = np.repeat(1.0 - hard[:, None], 2, axis=1)
-    tokens = np.full((200, 2), 50)
-    config = PredictorConfig(head="neighbours", components=8, hash_bits=10, neighbours=10)
-    rows = held_out_task_report(config, prompts, quality, tokens, EXPERTS, tasks, "sums", resamples=20)
-    assert figure(rows, "quality_r2", "mean").value < 0.3
-    with pytest.raises(InputError, match="give one of poems, sums"):
-        held_out_task_report(config, prompts, quality, tokens, EXPERTS, tasks, "code")

@@ -10,13 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.tables.plots import write_table_plots
-from qos_jax.tables.summary import (
-    area_under_curve,
-    explained_share,
-    render_summary,
-    summarise_table,
-    write_summary,
-)
+from qos_jax.tables.scores import area_under_curve, explained_share
+from qos_jax.tables.summary import render_summary, summarise_table, write_summary
 from qos_jax.workload import NamedTable, RequestTable
 
 

@@ -12,11 +12,11 @@ from qos_jax.workload import (
     RequestTable,
     known_log_std,
     load_calibration,
-    measure_prediction_error,
+    measure_length_log_std,
     sample_table,
-    validate_request_table,
     with_prediction_error,
 )
+from tests.workload.contract import check_contract
 
 ROWS = 4000
 KEY = jax.random.key(7)
@@ -56,7 +56,7 @@ def test_truths_stay_and_the_table_keeps_its_contract(table, bias, noise, qualit
         length_bias_log=bias, length_noise_log=noise, quality_bias=quality_bias, quality_noise=quality_noise
     )
     worse = add(jax.random.key(seed), table, wanted)
-    validate_request_table(worse)
+    check_contract(worse)
     for name in ("prompt_tokens", "quality", "output_tokens"):
         np.testing.assert_array_equal(getattr(worse, name), getattr(table, name))
 
@@ -100,11 +100,11 @@ def test_twice_the_noise_is_twice_the_same_draws(table):
 
 @pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
 def test_a_router_is_told_the_noise_and_not_the_bias(table, noise):
-    before = measure_prediction_error(table).length_log_std
+    before = measure_length_log_std(table)
     worse = add(KEY, table, error(length_noise_log=noise, length_bias_log=0.7))
     told = known_log_std(before, error(length_noise_log=noise, length_bias_log=0.7))
     # Predictions near one token cannot get shorter, which the stated error leaves out of account.
-    np.testing.assert_allclose(told, measure_prediction_error(worse).length_log_std, rtol=0.05)
+    np.testing.assert_allclose(told, measure_length_log_std(worse), rtol=0.05)
     np.testing.assert_array_equal(known_log_std(before, error(length_bias_log=3.0)), before)
 
 

@@ -1,7 +1,5 @@
 """Shipped figures load, sample back to the traces they came from, and obey the latency-limit rule."""
 
-import pathlib
-
 import jax
 import numpy as np
 import pytest
@@ -21,9 +19,6 @@ from qos_jax.workload import (
     sample_lengths,
     workload_names,
 )
-from qos_jax.workload import fit_figures as calibration
-
-SHARED = pathlib.Path(__file__).parents[3] / "shared/data"
 
 
 def test_names_and_near_matches():
@@ -94,34 +89,3 @@ def test_latency_limit_follows_its_rule():
 def test_fleets_fit_the_calibration():
     assert read_fleet(fleet_path("edge6")).names == load_calibration().expert_names
     assert read_fleet(fleet_path("paper6")).num_experts == 6
-
-
-def test_fitting_writes_the_shipped_files_again(tmp_path):
-    traces = {
-        "azure_conv": "AzureLLMInferenceTrace_conv.csv",
-        "azure_code": "AzureLLMInferenceTrace_code.csv",
-    }
-    if not SHARED.is_dir():
-        pytest.skip("the public traces are not at ../shared")
-    items = [f"{name}={SHARED / 'azure2023' / file}" for name, file in traces.items()]
-    written = calibration.write_figures(tmp_path, None, items)
-    for path in written:
-        shipped = profiles.data_folder() / path.relative_to(tmp_path)
-        assert path.read_text() == shipped.read_text()
-    with pytest.raises(InputError, match="NAME=FILE"):
-        calibration.write_figures(tmp_path, None, ["azure"])
-    with pytest.raises(InputError, match="nothing to do"):
-        calibration.write_figures(tmp_path, None, [])
-
-
-def test_moment_fit_agrees_with_the_shipped_calibration():
-    if not SHARED.is_dir():
-        pytest.skip("the real table is not at ../shared")
-    table = calibration.read_lookahead(SHARED / "lookahead6")
-    rows = table["dataset"] == "math"
-    fit = calibration.fit_task(
-        *(np.asarray(table[f], np.float64)[rows] for f in ("score", "out_tokens", "prompt_tokens"))
-    )
-    shipped = load_calibration()
-    for field, value in fit.items():
-        np.testing.assert_allclose(getattr(shipped, field)[3], value, rtol=1e-4, atol=1e-4, err_msg=field)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.workload import Requests, RequestTable, read_requests, validate_request_table, write_requests
+from qos_jax.workload import Requests, RequestTable, read_requests, write_requests
+from tests.workload.contract import check_contract
 
 NAMES = ("llama-3.1", "gemma")
 HEAD = "arrival_s,prompt_tokens,output_tokens,quality"
@@ -24,7 +25,7 @@ def test_shared_columns_and_defaults(tmp_path, caplog):
     np.testing.assert_array_equal(table.predicted_quality, table.quality)
     assert expert is None
     assert table.predicted_output_tokens.dtype == np.float32
-    validate_request_table(table)
+    check_contract(table)
 
 
 def test_columns_per_expert_and_assignment(tmp_path):

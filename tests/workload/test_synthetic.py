@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.tables.fit_figures import table_figures
 from qos_jax.workload import (
     experts_named,
     load_calibration,
     load_params,
-    measure_prediction_error,
-    predictor_error,
+    measure_length_log_std,
     sample_experts,
     sample_table,
     save_params,
     table_for_trace,
-    validate_request_table,
 )
-from qos_jax.workload.fit_figures import table_figures
-from qos_jax.workload.synthetic_params import runaway_share
+from tests.workload.contract import check_contract
 
 GOLDEN = pathlib.Path(__file__).parent / "golden_table.json"
 PARAMS = load_calibration()
@@ -38,7 +36,7 @@ def at_level(level, **changes):
 @pytest.fixture(scope="module")
 def figures():
     table = draw(jax.random.key(11), PARAMS, ROWS)
-    validate_request_table(table)
+    check_contract(table)
     return table_figures(table)
 
 
@@ -64,7 +62,7 @@ def test_figures_are_those_of_the_real_table(figures, name, low, high):
 
 
 def test_runaway_answers_hit_the_cap_in_up_to_a_tenth():
-    share = np.asarray(runaway_share(PARAMS))
+    share = jnp.einsum("k,kn->n", PARAMS.task_weight, jax.scipy.stats.norm.sf(PARAMS.runaway_threshold))
     assert 0.03 < share.max() < 0.1
     assert share.min() >= 0
 
@@ -83,20 +81,10 @@ def test_error_level_zero_is_the_truth_and_more_is_worse():
     exact = draw(jax.random.key(3), at_level(0.0), 5000)
     np.testing.assert_array_equal(exact.predicted_output_tokens, exact.output_tokens)
     np.testing.assert_array_equal(exact.predicted_quality, exact.quality)
-    by_level = jax.jit(jax.vmap(lambda level: predictor_error(at_level(level))))
-    error = by_level(jnp.array([0.0, 0.5, 1.0, 2.0, 4.0]))
-    assert np.all(np.diff(np.asarray(error.length_log_std), axis=0) > 0)
-    assert np.all(np.diff(np.asarray(error.quality_std), axis=0) > 0)
-    np.testing.assert_allclose(error.length_log_std[0], 0.0, atol=1e-3)
-
-
-@pytest.mark.parametrize("level", [0.5, 1.0, 3.0])
-def test_stated_predictor_error_is_the_measured_one(level):
-    params = at_level(level, quality_bias=jnp.full(6, 0.05), length_log_bias=jnp.full(6, 0.3))
-    stated = jax.jit(predictor_error)(params)
-    measured = measure_prediction_error(draw(jax.random.key(4), params, ROWS))
-    np.testing.assert_allclose(stated.length_log_std, measured.length_log_std, rtol=0.04)
-    np.testing.assert_allclose(stated.quality_std, measured.quality_std, rtol=0.03)
+    tables = [exact, *(draw(jax.random.key(3), at_level(level), 5000) for level in (0.5, 1.0, 2.0, 4.0))]
+    assert np.all(np.diff([measure_length_log_std(table) for table in tables], axis=0) > 0)
+    misses = [np.square(table.quality - table.predicted_quality).mean(axis=0) for table in tables]
+    assert np.all(np.diff(misses, axis=0) > 0)
 
 
 def test_predicted_tokens_are_medians_and_bias_shifts_them():
@@ -113,7 +101,7 @@ def test_table_for_trace_keeps_lengths_as_geometric_means():
     prompt = rng.integers(1, 4000, 8000).astype(np.int32)
     output = np.maximum(rng.lognormal(5.0, 1.0, 8000), 1).astype(np.int32)
     table = jax.jit(table_for_trace)(jax.random.key(6), PARAMS, prompt, output)
-    validate_request_table(table)
+    check_contract(table)
     np.testing.assert_array_equal(table.prompt_tokens, prompt)
     long = output >= 50  # rounding to whole tokens matters below
     mean = np.exp(np.log(np.asarray(table.output_tokens)).mean(axis=1))
@@ -131,7 +119,7 @@ def test_any_number_of_experts_comes_from_the_population():
         params = sample_experts(jax.random.key(count), PARAMS, count)
         assert params.num_experts == len(set(params.expert_names)) == count
         table = draw(jax.random.key(0), params, 2000)
-        validate_request_table(table)
+        check_contract(table)
         assert table.quality.shape == (2000, count)
         assert 0.3 < float(table.quality.mean()) < 0.85
     named = experts_named(PARAMS, ("gemma-2-9b-it", "gemma-2-9b-it#2"))

@@ -35,10 +35,10 @@ def add_lookahead(builder: LogBuilder, folder: str) -> None:
     """Add a folder's answers to a log.
 
     Raises:
-      InputError: naming file, place and remedy of the first fault.
+      InputError: naming file, line or array, and remedy of the first fault.
     """
-    arrays_file, prompts_file = (os.path.join(folder, name) for name in (ARRAYS, PROMPTS))
-    arrays = _read_arrays(arrays_file)
+    prompts_file = os.path.join(folder, PROMPTS)
+    arrays = read_arrays(folder)
     prompts: list[tuple[int, Any]] = []
     for line, record in read_records(prompts_file):
         if "prompt" not in record:
@@ -47,7 +47,7 @@ def add_lookahead(builder: LogBuilder, folder: str) -> None:
             )
         if record.get("row", len(prompts)) != len(prompts):
             raise input_error(
-                f"{record['row']!r} is not the row's place, {len(prompts)}",
+                f"{record['row']!r} is not the row's index, {len(prompts)}",
                 file=prompts_file,
                 row=line,
                 field="row",
@@ -72,11 +72,19 @@ def add_lookahead(builder: LogBuilder, folder: str) -> None:
             builder.add_answer(index, line, model, quality, tokens, fields)
 
 
-def _read_arrays(path: str) -> dict[str, np.ndarray]:
-    def error(name: str, fault: str) -> InputError:
-        return input_error(fault, file=path, field=name, remedy="give the arrays of the layout of lookahead6")
+def read_arrays(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of ``scores_lengths.npz`` in a folder, by name, of the shapes above.
 
-    content = read_npz(path, remedy="fetch it anew")
+    Raises:
+      InputError: the file is missing or unreadable, or lacks an array of the right shape and kind.
+    """
+    path = pathlib.Path(folder) / ARRAYS
+    remedy = f"give a folder with {ARRAYS} of {', '.join(_AXES)}"
+
+    def error(name: str, fault: str) -> InputError:
+        return input_error(fault, file=path, field=name, remedy=remedy)
+
+    content = read_npz(path, remedy=remedy)
     missing = next((name for name in _AXES if name not in content), None)
     if missing is not None:
         raise error(missing, "array is missing")

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, NoReturn
 
 from qos_jax.errors import input_error
-from qos_jax.workload.text_table import Path, check_header, open_error
+from qos_jax.files import Path, unreadable
+from qos_jax.workload.text_table import check_width, checked_header
 
 CSV, JSON, PARQUET = "csv", "json", "parquet"
 Record = Mapping[str, Any]
@@ -61,7 +62,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
         remedy = "quote cells as CSV does, or write the log as JSON Lines"
         raise input_error(f"is no CSV file ({error})", file=path, remedy=remedy) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise open_error(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -114,21 +115,11 @@ def _object(path: Path, row: int, record: Any) -> Record:
 
 def _read_csv(path: Path, stream: IO[str]) -> Iterator[tuple[int, Record]]:
     rows = csv.reader(stream, strict=True)
-    header = next(rows, None)
-    if not header:
-        raise input_error("is empty", file=path, remedy="give a CSV file with a header line")
-    names = [name.strip() for name in header]
-    check_header(names, str(path), rows.line_num)
+    names = checked_header(next(rows, None), str(path), rows.line_num)
     for cells in rows:
         if not cells:
             continue
-        if len(cells) != len(names):
-            raise input_error(
-                f"has {len(cells)} cells where the header has {len(names)}",
-                file=path,
-                row=rows.line_num,
-                remedy="give one cell per column, quoted where it holds a comma or a line break",
-            )
+        check_width(cells, names, str(path), rows.line_num)
         yield rows.line_num, {n: cell or None for n, cell in zip(names, cells, strict=True)}
 
 
@@ -149,7 +140,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
                     number += 1
                     yield number, record
     except OSError as error:
-        raise open_error(path, error) from None
+        raise unreadable(path, error) from None
     except pyarrow.ArrowException as error:
         text = " ".join(str(error).split())[:80]
         raise input_error(f"is no Parquet file ({text})", file=path, remedy="fetch it anew") from None

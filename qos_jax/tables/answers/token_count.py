@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from qos_jax.errors import input_error
-from qos_jax.workload.text_table import Path
+from qos_jax.files import Path
 
 TokenCount = Callable[[str], int]
 """Number of tokens of a text; 0 of an empty one."""

@@ -18,10 +18,12 @@ import numpy.typing as npt
 from scipy import optimize, stats
 
 from qos_jax.errors import input_error
+from qos_jax.files import Path, write_csv
+from qos_jax.tables.answers.lookahead import read_arrays
+from qos_jax.tables.scores import area_under_curve, explained_share
 from qos_jax.workload import profiles, synthetic
 from qos_jax.workload.request_table import RequestTable
 from qos_jax.workload.synthetic_params import SyntheticParams, save_params
-from qos_jax.workload.text_table import Path
 from qos_jax.workload.trace_readers import read_trace
 
 EXCLUDED_TASKS = ("alpacaeval",)  # derives from a non-commercial set: never in anything shipped
@@ -183,22 +185,6 @@ def _fit_predictor(params: SyntheticParams) -> SyntheticParams:
     return params
 
 
-def read_lookahead(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of ``scores_lengths.npz``: score, out_tokens, prompt_tokens, dataset, models.
-
-    Raises:
-      InputError: the file is missing, or lacks an array.
-    """
-    path = pathlib.Path(folder) / "scores_lengths.npz"
-    fields = ("score", "out_tokens", "prompt_tokens", "dataset", "models")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {field: content[field] for field in fields}
-    except (OSError, ValueError, KeyError) as error:
-        remedy = f"give the folder with scores_lengths.npz of {', '.join(fields)}"
-        raise input_error(f"cannot be read ({error})", file=path, remedy=remedy) from None
-
-
 def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) -> list[pathlib.Path]:
     """Write calibration/lookahead6.json, rates/*.csv and lengths/*.csv into ``out``; return what was written.
 
@@ -223,7 +209,7 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
         derived.append((name, trace.name, profile, profiles.derive_length_cells(trace).tolist()))
     folder, written = pathlib.Path(out), []
     if lookahead_dir is not None:
-        table = read_lookahead(lookahead_dir)
+        table = read_arrays(lookahead_dir)
         arrays = [np.asarray(table[f], np.float64) for f in ("score", "out_tokens", "prompt_tokens")]
         params = fit_tables(arrays[0], arrays[1], arrays[2], table["dataset"], table["models"].tolist())
         sample = synthetic.sample_table(jax.random.key(FIT_SEED + 1), params, FIT_ROWS)
@@ -242,13 +228,13 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
         summary.append([name, profile.requests, *numbers])
         written.append(folder / "rates" / f"{name}.csv")
         rates = [[k, f"{rate:.6g}"] for k, rate in enumerate(profile.relative_rate)]
-        profiles.write_table(written[-1], profiles.RATE_COLUMNS, rates, [source])
+        write_csv(written[-1], profiles.RATE_COLUMNS, rates, [source])
         written.append(folder / "lengths" / f"{name}.csv")
-        profiles.write_table(written[-1], profiles.LENGTH_COLUMNS, cells, [source])
+        write_csv(written[-1], profiles.LENGTH_COLUMNS, cells, [source])
     if summary:
         written.append(folder / "rates" / "summary.csv")
         note = "Rates over whole bins; gap_cv: of the gaps with the bins' rates divided out."
-        profiles.write_table(written[-1], profiles.SUMMARY_COLUMNS, summary, [note])
+        write_csv(written[-1], profiles.SUMMARY_COLUMNS, summary, [note])
     return written
 
 
@@ -271,9 +257,7 @@ def table_figures(table: RequestTable) -> dict[str, float]:
     between = n * row.mean(axis=1).var(ddof=1)
     deviation = quality - quality.mean(axis=1, keepdims=True)
     miss = deviation - (predicted - predicted.mean(axis=1, keepdims=True))
-    r2 = 1 - ((log_tokens - predicted_log) ** 2).mean(axis=0) / log_tokens.var(axis=0)
-    typical = log_tokens.mean(axis=1)
-    typical_miss = typical - predicted_log.mean(axis=1)
+    r2 = np.array([explained_share(log_tokens[:, i], predicted_log[:, i]) for i in range(n)])
     length_score = [np.corrcoef(quality[:, i], log_tokens[:, i])[0, 1] for i in range(n)]
     error_tokens = np.abs(np.exp(log_tokens) - np.exp(predicted_log))
     figures = {
@@ -284,18 +268,12 @@ def table_figures(table: RequestTable) -> dict[str, float]:
         "length_corr": np.asarray(np.corrcoef(log_tokens.T))[pairs].mean(),
         "length_score_corr_min": min(length_score),
         "length_score_corr_max": max(length_score),
-        "auc": _auc(quality.ravel() > 0.5, predicted.ravel()),
+        "auc": area_under_curve(quality.ravel() > 0.5, predicted.ravel()),
         "length_r2_mean": r2.mean(),
         "length_r2_min": r2.min(),
         "length_r2_max": r2.max(),
         "length_error_median_tokens": np.median(error_tokens),
         "between_r2": 1 - (miss**2).mean() / max(float((deviation**2).mean()), 1e-12),
-        "typical_r2": 1 - (typical_miss**2).mean() / float(np.var(typical)),
+        "typical_r2": explained_share(log_tokens.mean(axis=1), predicted_log.mean(axis=1)),
     }
     return {name: float(value) for name, value in figures.items()}
-
-
-def _auc(positive: npt.NDArray[np.bool_], value: Array) -> float:
-    rank = stats.rankdata(value)
-    ones, zeros = positive.sum(), (~positive).sum()
-    return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
