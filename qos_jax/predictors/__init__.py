@@ -4,18 +4,15 @@ from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.predictions import Predictions, mean_predictions
 from qos_jax.predictors.predictor import OnProgress, Predictor, fit_predictor, out_of_fold
 from qos_jax.predictors.predictor_file import load_predictor, save_predictor
-from qos_jax.predictors.reliability import Reliability, reliability
 
 __all__ = [
-    "OnProgress",
-    "Predictions",
-    "Predictor",
-    "PredictorConfig",
-    "Reliability",
     "fit_predictor",
-    "load_predictor",
-    "mean_predictions",
+    "Predictor",
+    "Predictions",
+    "PredictorConfig",
     "out_of_fold",
-    "reliability",
+    "mean_predictions",
     "save_predictor",
+    "load_predictor",
+    "OnProgress",
 ]

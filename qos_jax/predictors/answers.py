@@ -1,4 +1,4 @@
-"""The answers that predictors are fitted to, checked: prompts, quality, output tokens, names of experts."""
+"""Check the answers that predictors are fitted to: prompts, quality and output tokens of each expert."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qos_jax.checks import check_names
 from qos_jax.errors import input_error
 from qos_jax.predictors.config import PredictorConfig
 
@@ -36,25 +37,6 @@ def check_prompts(prompts: Sequence[str]) -> None:
             )
 
 
-def check_experts(experts: Sequence[str]) -> None:
-    """Raise InputError unless these are unique, printable names."""
-    if isinstance(experts, str) or not len(experts):
-        raise input_error("is no list of names", field="experts", remedy="give a list of at least one name")
-    for place, name in enumerate(experts):
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise input_error(
-                f"name {name!r} at experts[{place}] is empty or not printable",
-                field="experts",
-                remedy="give every expert a name of its own",
-            )
-        if name in experts[:place]:
-            raise input_error(
-                f"name {name!r} at experts[{place}] appears twice",
-                field="experts",
-                remedy="give every expert a name of its own",
-            )
-
-
 def check_answers(
     config: PredictorConfig,
     prompts: Sequence[str],
@@ -62,7 +44,23 @@ def check_answers(
     output_tokens: np.ndarray,
     experts: Sequence[str],
 ) -> Answers:
-    """Return the answers if prompts, shapes and values are right; raise InputError for the first fault."""
+    """Check the answers that N experts gave to M prompts.
+
+    Args:
+      config: for the longest answer that has a length bucket.
+      prompts: [M] texts.
+      quality: [M, N] in [0, 1]; NaN = missing.
+      output_tokens: [M, N] whole numbers from 1; -1 = missing.
+      experts: N names.
+
+    Returns:
+      The answers, float64 and int64.
+
+    Raises:
+      InputError: naming field, index and remedy of the first fault: prompts that are no texts or too few
+        different ones, another shape or kind, a value out of range.
+    """
+    check_names("experts", experts)
     check_prompts(prompts)
     shape = (len(prompts), len(experts))
     reals, whole = np.asarray(quality), np.asarray(output_tokens)
@@ -97,7 +95,7 @@ def check_answers(
 
 
 def groups_of(prompts: Sequence[str]) -> np.ndarray:
-    """Return [M] int: the same number for texts that differ in nothing but case and white space."""
+    """Return the group of each of M texts, [M] int: equal for texts equal but for case and white space."""
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(" ".join(text.split()).casefold(), len(seen)) for text in prompts])
 

@@ -1,11 +1,11 @@
-"""What a predictor is made of: encoder, head, sizes, training; every number that shapes a fit."""
+"""The configuration of a predictor: encoder, head, sizes, training; every number that shapes a fit."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
+from qos_jax.checks import COUNT, Interval, check_one_of, check_range
 from qos_jax.errors import input_error
 
 Encoder = Literal["ngrams", "minilm", "ngrams+minilm"]
@@ -15,9 +15,35 @@ ENCODERS: tuple[str, ...] = ("ngrams", "minilm", "ngrams+minilm")
 HEADS: tuple[str, ...] = ("mlp", "linear", "neighbours")
 
 
+_ALLOWED = {
+    "seed": Interval(0, 2**31 - 1, whole=True),
+    "hash_bits": Interval(8, 24, whole=True),
+    "word_ngram": Interval(1, 5, whole=True),
+    "char_ngram": Interval(0, 8, whole=True),
+    "min_documents": COUNT,
+    "components": Interval(1, 4096, whole=True),
+    "ridge_folds": Interval(0, 64, whole=True),
+    "ridge_quality_penalty": Interval(1e-3, 1e9),
+    "ridge_length_penalty": Interval(1e-3, 1e9),
+    "max_output_tokens": Interval(2, 2**30, whole=True),
+    "buckets": Interval(2, 1024, whole=True),
+    "heads": Interval(1, 64, whole=True),
+    "members": Interval(1, 256, whole=True),
+    "hidden": Interval(1, 2**16, whole=True),
+    "dropout": Interval(0, 0.95),
+    "learning_rate": Interval(1e-8, 1),
+    "weight_decay": Interval(0, 1),
+    "batch_size": Interval(1, 2**20, whole=True),
+    "max_epochs": Interval(1, 2**20, whole=True),
+    "patience": Interval(1, 2**20, whole=True),
+    "validation_share": Interval(0.02, 0.5),
+    "neighbours": Interval(1, 4096, whole=True),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class PredictorConfig:
-    """How predictors of quality and output length are fitted.
+    """Configuration of a predictor of quality and output length: encoder, head, sizes and training.
 
     Raises:
       InputError: naming the field, its value and what is allowed.
@@ -64,47 +90,9 @@ class PredictorConfig:
         return self.encoder != "ngrams"
 
     def __post_init__(self) -> None:
-        for field, known in (("encoder", ENCODERS), ("head", HEADS)):
-            value = getattr(self, field)
-            if value not in known:
-                raise input_error(
-                    f"{value!r} is unknown", field=field, remedy=f"use one of {', '.join(known)}"
-                )
-        counts = {
-            "seed": (0, 2**31 - 1),
-            "hash_bits": (8, 24),
-            "word_ngram": (1, 5),
-            "char_ngram": (0, 8),
-            "min_documents": (1, 2**31 - 1),
-            "components": (1, 4096),
-            "ridge_folds": (0, 64),
-            "max_output_tokens": (2, 2**30),
-            "buckets": (2, 1024),
-            "heads": (1, 64),
-            "members": (1, 256),
-            "batch_size": (1, 2**20),
-            "max_epochs": (1, 2**20),
-            "patience": (1, 2**20),
-            "neighbours": (1, 4096),
-        }
-        for field, (low, high) in counts.items():
-            _check(field, getattr(self, field), low, high, whole=True)
-        for units in self.hidden:
-            _check("hidden", units, 1, 2**16, whole=True)
+        check_one_of("encoder", self.encoder, ENCODERS)
+        check_one_of("head", self.head, HEADS)
+        for field, allowed in _ALLOWED.items():
+            check_range(self, [field], allowed)
         if self.ridge_folds == 1:
             raise input_error("1 leaves no other fold", field="ridge_folds", remedy="give 0, or at least 2")
-        for field in ("ridge_quality_penalty", "ridge_length_penalty"):
-            _check(field, getattr(self, field), 1e-3, 1e9)
-        _check("dropout", self.dropout, 0, 0.95)
-        _check("learning_rate", self.learning_rate, 1e-8, 1)
-        _check("weight_decay", self.weight_decay, 0, 1)
-        _check("validation_share", self.validation_share, 0.02, 0.5)
-
-
-def _check(field: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    kind = "a whole number" if whole else "a number"
-    fine = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fine or not math.isfinite(float(str(value))) or not low <= float(str(value)) <= high:
-        raise input_error(
-            f"{value!r} is out of range", field=field, remedy=f"give {kind} in [{low:g}, {high:.10g}]"
-        )

@@ -52,14 +52,6 @@ class Predictions:
         low, high = logs[at], logs[at + 1]
         return np.exp(low + within * (high - low))[..., 0].astype(np.float32)
 
-    def log_length_std(self) -> np.ndarray:
-        """Return the standard deviation of log output tokens that the distribution itself has, [M, N]."""
-        logs = np.log(self.bucket_edges_tokens.astype(np.float64))
-        centres, width = (logs[1:] + logs[:-1]) / 2, np.diff(logs)
-        mean = self.bucket_probability @ centres
-        square = self.bucket_probability @ (centres**2 + width**2 / 12)
-        return np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float32)
-
 
 def mean_predictions(
     config: PredictorConfig, quality: np.ndarray, output_tokens: np.ndarray, rows: int

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.predictors.answers import Answers, check_answers, check_experts, check_prompts, groups_of
+from qos_jax.predictors.answers import Answers, check_answers, check_prompts, groups_of
 from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.encoders import Encoder, Raw, encode, fit_encoder, raw_features
 from qos_jax.predictors.heads import Head, fit_head
@@ -71,7 +71,6 @@ def fit_predictor(
       InputError: naming field, place and remedy: shapes that do not fit, a value out of range, too few
         prompts, an expert without answers, a package missing.
     """
-    check_experts(experts)
     answers = check_answers(config, prompts, quality, output_tokens, experts)
     rows = np.arange(len(prompts))
     return _fit(
@@ -96,7 +95,6 @@ def out_of_fold(
     Raises:
       InputError: as :func:`fit_predictor`, or if there are fewer different prompts than folds.
     """
-    check_experts(experts)
     answers = check_answers(config, prompts, quality, output_tokens, experts)
     groups = groups_of(prompts)
     different = int(groups.max()) + 1

@@ -33,9 +33,9 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from qos_jax.checks import check_names
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import Path, atomic_write, read_npz
-from qos_jax.predictors.answers import check_experts
 from qos_jax.predictors.calibration import Calibration
 from qos_jax.predictors.config import PredictorConfig
 from qos_jax.predictors.encoders import SURFACE_FEATURES, Encoder, text_size
@@ -239,10 +239,7 @@ class _File:
         if names.ndim != 1 or names.dtype.kind != "U" or not names.size:
             raise self.fault(f"is {names.dtype} of shape {names.shape}, not a list of names", "experts")
         found = tuple(str(name) for name in names)
-        try:
-            check_experts(found)
-        except InputError as error:
-            raise InputError(f"{self.path}: {error}") from None
+        check_names("experts", found, file=self.path)
         return found
 
     def read(self, shapes: Mapping[str, tuple[int, ...]], whole: set[str]) -> dict[str, np.ndarray]:
@@ -261,8 +258,8 @@ class _File:
         fine = np.isfinite(values) & ((values > 0) | (name.rpartition("/")[-1] not in _POSITIVE))
         if not fine.all():
             where = np.unravel_index(int(np.argmin(fine)), fine.shape)
-            place = f"{name}[{', '.join(str(int(k)) for k in where)}]"
-            raise self.fault(f"{values[where]} at {place} is out of range", name)
+            index = ", ".join(str(int(k)) for k in where)
+            raise self.fault(f"{values[where]} at {name}[{index}] is out of range", name)
         return values.astype(np.int32 if whole else np.float32)
 
     def check_rising(self, values: np.ndarray, field: str) -> None:

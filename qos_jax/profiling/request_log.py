@@ -173,4 +173,4 @@ def _check_order(table: TextTable, found: Mapping[str, str], data: Mapping[str, 
     )
     spans = {"first_token_s": "ttft_s", "last_token_s": "latency_s"}
     for bad, name, fault, remedy in rules:
-        text_table.refuse(table, found.get(name) or found[spans[name]], bad, fault, remedy)
+        text_table.refuse(table, found.get(name) or found.get(spans.get(name, ""), name), bad, fault, remedy)

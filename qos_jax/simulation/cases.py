@@ -20,6 +20,7 @@ from qos_jax.workload import (
     RequestTable,
     SyntheticParams,
     Trace,
+    known_log_std,
     known_rate_per_s,
     load_length_histogram,
     load_rate_profile,
@@ -33,7 +34,6 @@ from qos_jax.workload.drawn_requests import (
     draw_contents,
     known_length_log_std,
     shuffle_predictions,
-    told_length_log_std,
 )
 from qos_jax.workload.named import RECORDED, TABLE_MATCHES, TRACE, WORKLOADS, arrival_process, start_bin
 
@@ -208,9 +208,8 @@ def build_cases(
             table = shuffle_predictions(keys, table)
         if any(jax.tree.leaves(config.added_error)):
             table = add_error(keys, table, config.added_error)
-            length_log_std = told_length_log_std(
-                length_log_std, config.added_error, config.known_length_noise
-            )
+            if config.known_length_noise:
+                length_log_std = np.asarray(known_log_std(length_log_std, config.added_error))
         rates = config.arrival_rates or (
             tuple(load * float(capacity_per_s(fleet.profile, table).sum()) for load in config.loads)
             if native_per_s is None

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.predictors import reliability
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
+from qos_jax.tables.scores import reliability
 from qos_jax.workload import NamedTable
 
 _BINS = 20

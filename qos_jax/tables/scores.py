@@ -1,7 +1,8 @@
-"""Scores of predictions that several reports share: area under the ROC curve, explained share of variance."""
+"""Scores of predictions: area under the ROC curve, explained share of the variance, reliability."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -50,3 +51,31 @@ def explained_share(true: np.ndarray, predicted: np.ndarray) -> float:
     """Return R2, 1 - mean squared error / variance; NaN of constant values."""
     variance = np.var(true)
     return float(1 - np.mean(np.square(true - predicted)) / variance) if variance > 0 else math.nan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often what was predicted with probability p came true, in K equally wide bins of p."""
+
+    edges: np.ndarray  # [K + 1] from 0 to 1
+    count: np.ndarray  # [K] int64, predictions in the bin
+    predicted: np.ndarray  # [K] float64, mean prediction; NaN where there is none
+    observed: np.ndarray  # [K] float64, mean truth; NaN where there is none
+
+
+def reliability(predicted: np.ndarray, true: np.ndarray, bins: int = 10) -> Reliability:
+    """Return the reliability table of predictions; those without a truth (NaN) are left out.
+
+    Args:
+      predicted: [...] in [0, 1].
+      true: [...] in [0, 1], NaN = missing.
+      bins: K.
+    """
+    known = ~np.isnan(true)
+    guess, truth = np.asarray(predicted, np.float64)[known], np.asarray(true, np.float64)[known]
+    edges = np.linspace(0, 1, bins + 1)
+    at = np.clip(np.searchsorted(edges, guess, side="right") - 1, 0, bins - 1)
+    count = np.bincount(at, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(at, weights=values, minlength=bins) / count for values in (guess, truth)]
+    return Reliability(edges, count, *means)

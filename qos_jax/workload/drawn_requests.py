@@ -17,7 +17,6 @@ from qos_jax.workload import (
     RequestTable,
     SyntheticParams,
     Trace,
-    known_log_std,
     measure_length_log_std,
     sample_lengths,
     sample_table,
@@ -104,17 +103,6 @@ def add_error(keys: jax.Array, drawn: RequestTable, error: AddedError) -> Reques
       error: numbers shared by all runs.
     """
     return jax.device_get(_add_error(keys, drawn, jax.tree.map(jnp.float32, error)))
-
-
-def told_length_log_std(length_log_std: np.ndarray, error: AddedError, knows_noise: bool) -> np.ndarray:
-    """Return what routers are told of the error of the worse predictions' lengths: [N] float32.
-
-    Args:
-      length_log_std: [N], of the predictions as they were.
-      error: what was added: of its noise they know with ``knows_noise``, of its bias never.
-      knows_noise: whether they do.
-    """
-    return np.asarray(known_log_std(length_log_std, error)) if knows_noise else length_log_std
 
 
 def _warn_if_unlike(

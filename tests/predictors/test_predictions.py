@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from qos_jax.errors import InputError
-from qos_jax.predictors import Predictions, reliability
+from qos_jax.predictors import Predictions
 from qos_jax.predictors.predictions import bucket_edges, bucket_of
 
 
@@ -26,7 +26,6 @@ def test_quantiles_by_hand():
     assert one.quantile_tokens(0) >= 1
     assert one.quantile_tokens(1) == pytest.approx(1000)
     assert one.output_mean_tokens == pytest.approx(990 / np.log(100))
-    assert one.log_length_std() == pytest.approx(np.log(100) / np.sqrt(12))
 
 
 def test_the_median_lies_where_half_is_reached():
@@ -58,11 +57,3 @@ def test_lengths_fall_into_their_buckets():
     assert at.tolist()[2:] == [9, 9, 0]
     assert (edges[at[:3]] <= tokens[:3]).all()
     assert (tokens[:3] < edges[at[:3] + 1]).all()
-
-
-def test_reliability_by_hand():
-    table = reliability(np.array([0.05, 0.15, 0.95, 0.95, 1.0, 0.5]), np.array([0, 1, 1, 0, 1, np.nan]))
-    assert table.count.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 3]
-    assert table.observed[9] == pytest.approx(2 / 3)
-    assert table.expected_calibration_error == pytest.approx((0.05 + 0.85 + 3 * abs(2.9 / 3 - 2 / 3)) / 5)
-    assert np.isnan(reliability(np.array([0.5]), np.array([np.nan])).expected_calibration_error)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.tables.plots import write_table_plots
-from qos_jax.tables.scores import area_under_curve, explained_share
+from qos_jax.tables.scores import area_under_curve, explained_share, reliability
 from qos_jax.tables.summary import render_summary, summarise_table, write_summary
 from qos_jax.workload import NamedTable, RequestTable
 
@@ -49,6 +49,14 @@ def test_explained_share():
     assert explained_share(true, true) == 1
     assert explained_share(true, np.full(3, 2.0)) == 0
     assert math.isnan(explained_share(np.ones(3), true))
+
+
+def test_reliability_by_hand():
+    table = reliability(np.array([0.05, 0.15, 0.95, 0.95, 1.0, 0.5]), np.array([0, 1, 1, 0, 1, np.nan]))
+    assert table.count.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 3]
+    np.testing.assert_allclose(table.predicted[[0, 1, 9]], [0.05, 0.15, 2.9 / 3])
+    np.testing.assert_allclose(table.observed[[0, 1, 9]], [0, 1, 2 / 3])
+    assert np.isnan(table.observed[2:9]).all()
 
 
 def test_rows_by_split_and_expert():
