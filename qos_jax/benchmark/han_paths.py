@@ -49,7 +49,7 @@ def measure_han_paths(work: Work, config: HANConfig, graphs: int, repeats: int) 
     }
     encoder = StarEncoder(config)
     first = jax.tree.map(lambda leaf: leaf[0], features)
-    params = encoder.init(jax.random.key(0), first)
+    params = jax.jit(encoder.init)(jax.random.key(0), first)
 
     def forward(params: Any, batch: Any) -> StarEmbedding:
         embedded: Any = jax.vmap(lambda one: encoder.apply(params, one))(batch)

@@ -248,15 +248,14 @@ def _compiled(learner: Learner, state: Any, shardings: Any) -> Advance:
       state: to start from.
       shardings: of its leaves, before and after.
     """
+    update = jax.jit(learner.update, inline=True)  # traced once, for its shapes and for the loop
 
     def advance(state: Any, count: jax.Array) -> tuple[Any, dict[str, jax.Array], jax.Array]:
-        none = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(learner.update, state)[1]
-        )
+        none = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(update, state)[1])
 
         def one(index: jax.Array, carry: tuple[Any, Any, jax.Array]) -> tuple[Any, Any, jax.Array]:
             state, total, bad = carry
-            state, metrics = learner.update(state)
+            state, metrics = update(state)
             finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
             bad = jnp.where((bad < 0) & ~finite, index, bad)
             return state, jax.tree.map(jnp.add, total, metrics), bad

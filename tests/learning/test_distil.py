@@ -19,9 +19,8 @@ CONFIG = DistilConfig(
 
 
 def test_the_loss_is_of_differences_between_actions_that_were_valid():
-    inputs = jax.tree.map(
-        lambda leaf: jnp.stack([leaf] * 2), router_input(seen.observation(), greedy_params())
-    )
+    inputs = jax.jit(router_input)(seen.observation(), greedy_params())
+    inputs = jax.tree.map(lambda leaf: jnp.asarray(np.stack([leaf] * 2)), inputs)
     scores = jnp.array([[0.5, 0.1], [0.3, 0.9]], jnp.float32)
     action = jnp.array([[0, 1], [1, 0]], jnp.int32)
     value = jnp.array([[7.0, 6.9], [2.0, 2.5]], jnp.float32)

@@ -219,7 +219,7 @@ def test_rewards_pay_expected_qualities_where_asked(expected):
 
     config = dataclasses.replace(CONFIG, expected_quality=expected)
     learner = make_ppo(environment(max_steps=1000), overrated, NETWORK, config)
-    table = learner.init(jax.random.key(0), None).lanes.params.table
+    table = jax.jit(lambda key: learner.init(key, None).lanes.params.table)(jax.random.key(0))
     told, paid = np.asarray(table.predicted_quality), np.asarray(table.quality)
     good = told == told.max()
     if expected:  # about half of what is told, and the same for all of whom the same is told

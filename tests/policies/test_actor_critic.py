@@ -304,11 +304,12 @@ def test_choices_out_of_range(choices, says):
 
 def test_learned_prices_are_zero_before_training_and_then_weigh_the_terms_of_the_net_gain():
     """With one change of all weights, that share of the net gain itself is what is added."""
-    inputs = router_input(random_seen(3), GREEDY)
+    inputs = jax.jit(router_input)(random_seen(3), GREEDY)
     module = LearnedPrices(hidden=8)
-    params = module.init(jax.random.key(0), inputs)
-    np.testing.assert_array_equal(module.apply(params, inputs), jnp.zeros_like(inputs.gain))
+    params = jax.jit(module.init)(jax.random.key(0), inputs)
+    prices = jax.jit(module.apply)
+    np.testing.assert_array_equal(prices(params, inputs), jnp.zeros_like(inputs.gain))
     change = params["params"]["change"] | {"bias": jnp.full((3,), 0.5)}
     moved = {"params": params["params"] | {"change": change}}
     expected = jnp.where(inputs.graph.available, 0.5 * inputs.gain, 0.0)
-    np.testing.assert_allclose(module.apply(moved, inputs), expected, atol=1e-6)
+    np.testing.assert_allclose(prices(moved, inputs), expected, atol=1e-6)

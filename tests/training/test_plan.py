@@ -64,7 +64,7 @@ def test_a_trace_is_cut_to_its_window_and_is_what_episodes_replay(tmp_path):
     assert found.setting.trace is not None
     np.testing.assert_array_equal(found.setting.trace.prompt_tokens, [102, 103, 104, 105])
     learner = found.phases[0].learner
-    state, metrics = learner.update(learner.init(jax.random.key(0)))
+    state, metrics = jax.jit(lambda key: learner.update(learner.init(key)))(jax.random.key(0))
     assert np.isfinite(metrics["qos"])
     assert int(state.update) == 1
     assert load_plan(CONFIG).setting.trace is None

@@ -119,19 +119,23 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
         np.testing.assert_allclose(getattr(params.profile, name), value, rtol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def on_a_table():
+    """Episodes on a table of the user's own, and what they are drawn of."""
+    scenario = Scenario(scenes.profile(), jnp.float32(0.06), load_calibration(), table=scenes.table(0, 30))
+    return scenario, drawn_by(CONFIG, scenario)
+
+
 def drawn_by(config, given):
     draw = jax.jit(jax.vmap(lambda key: sample_params(key, config, given)))
     return jax.device_get(draw(jax.random.split(jax.random.key(0), COUNT)))
 
 
 @pytest.fixture(scope="module", params=["synthetic", "real"])
-def worsened(request, scenario, drawn):
+def worsened(request, scenario, drawn, on_a_table):
     """The same episodes as predictions are, with all errors added, and with the biases alone."""
     if request.param == "real":
-        scenario = Scenario(
-            scenes.profile(), jnp.float32(0.06), load_calibration(), table=scenes.table(0, 30)
-        )
-        drawn = drawn_by(CONFIG, scenario)
+        scenario, drawn = on_a_table
     biases = {name: ends for name, ends in WORSE.items() if "bias" in name}
     return (
         drawn,
@@ -213,11 +217,9 @@ def test_of_a_trace_a_share_of_the_episodes_has_arrivals_rate_and_lengths(scenar
     )
 
 
-def test_of_a_trace_on_a_table_the_rows_stay_the_tables():
-    table = scenes.table(0, 30)
-    given = Scenario(scenes.profile(), jnp.float32(0.06), load_calibration(), table=table)
-    replaying = dataclasses.replace(given, recorded=recorded_of(TRACE))
-    with_trace, without = drawn_by(CONFIG, replaying), drawn_by(CONFIG, given)
+def test_of_a_trace_on_a_table_the_rows_stay_the_tables(on_a_table):
+    given, without = on_a_table
+    with_trace = drawn_by(CONFIG, dataclasses.replace(given, recorded=recorded_of(TRACE)))
     assert with_trace.process.recording.replays.all()
     jax.tree.map(np.testing.assert_array_equal, with_trace.table, without.table)
 
