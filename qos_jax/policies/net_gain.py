@@ -11,7 +11,7 @@ from qos_jax.policies.greedy_params import POWERS, GreedyParams
 from qos_jax.routing.believed_quality import believed_quality
 from qos_jax.routing.impact import Impact, projected_impact
 from qos_jax.routing.observation import Observation, relative_length
-from qos_jax.routing.projection import left_given_survival
+from qos_jax.routing.outlook import left_given_survival
 from qos_jax.serving.latency import decode_run_s, prefill_s
 
 # Offered loads are clipped to this: beyond, much is lost under any router; below, nothing waits.

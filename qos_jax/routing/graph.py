@@ -8,7 +8,7 @@ from flax import struct
 
 from qos_jax.routing.impact import Impact
 from qos_jax.routing.observation import Observation, relative_length
-from qos_jax.routing.projection import left_given_survival
+from qos_jax.routing.outlook import left_given_survival
 
 # What each column holds. l1p(x) = log(1 + x); L the latency limit; p the prompt and d[n] the predicted
 # output tokens of the arrived request. Every quantity is a pure number: tokens over tokens, seconds over

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.observation import Observation, TrueObservation
-from qos_jax.routing.projection import Outlook, predicted_outlook, project, true_outlook
+from qos_jax.routing.outlook import Outlook, predicted_outlook, true_outlook
+from qos_jax.routing.projection import project
 
 
 @struct.dataclass

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from qos_jax.routing import EnvConfig, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time, route
-from qos_jax.routing.projection import left_given_survival, project, true_outlook
+from qos_jax.routing.outlook import left_given_survival, true_outlook
+from qos_jax.routing.projection import project
 from qos_jax.serving import SCHEDULERS, ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, replay_params, rollout, roomy
 
