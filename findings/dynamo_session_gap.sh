@@ -6,7 +6,8 @@
 # timestamps is the pause after the END of the turn before, so a slower system receives its load later: an open
 # loop turned into a closed one by one more field, and arrival times that depend on the service. The same lines
 # without session_id arrive as written. Compare load by the arrivals of the report, not by the trace.
-# Source: ai-dynamo's documentation of trace replay (multi-turn sessions); seen in the per-request report.
+# Source: the arrivals of the per-request report (below); the replay itself is compiled. See the guide
+# "Mocker Trace Replay" of ai-dynamo's documentation for the format.
 #
 # Seen:
 #   ai-dynamo 1.6.1, ai-dynamo-runtime 1.6.1

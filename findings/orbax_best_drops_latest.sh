@@ -7,7 +7,8 @@
 # latest_step() then names an old step, and a resumed run repeats all that came after it, silently. The opposite
 # happens where metrics are missing: such steps are never deleted by default, whatever max_to_keep says. Keep two
 # managers, one of the newest and one of the best, or a preservation policy that holds the latest.
-# Source: orbax/checkpoint/checkpoint_manager.py (CheckpointManagerOptions: best_fn, keep_checkpoints_without_metrics).
+# Source: orbax/checkpoint/checkpoint_manager.py (_get_default_preservation_policy: best_fn replaces
+# LatestN by BestN, with keep_checkpoints_without_metrics).
 #
 # Seen:
 #   orbax-checkpoint 0.12.8, jax 0.10.2
