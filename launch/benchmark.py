@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from absl import flags
+import dataclasses
 
 from qos_jax.benchmark.benchmark import BenchmarkConfig, execute_benchmark, load_benchmark
 from qos_jax.benchmark.compare import header, read_speeds, render_comparison, same_machine
@@ -15,26 +13,30 @@ from qos_jax.benchmark.row import Speed
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 
-from . import common, config_flags
+from . import common
+from .config_flags import define_config_flags
 
-_SETTINGS = config_flags.define_config_flags(BenchmarkConfig(), sys.argv[0])
-_COMPARE = flags.DEFINE_string("compare", None, "metrics.jsonl of an earlier run: ratios to it, row by row")
-_OUT = flags.DEFINE_string("out", "runs/benchmark", "run folder")
-_OVERWRITE = flags.DEFINE_bool("overwrite", True, "replace another run's results in the folder")
-_PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
+
+@dataclasses.dataclass(frozen=True)
+class _Earlier:
+    compare: str = ""  # metrics.jsonl of an earlier run: ratios to it, row by row
+
+
+_SETTINGS = define_config_flags(BenchmarkConfig)
+_EARLIER = define_config_flags(_Earlier)
+_RUN = common.run_flags("runs/benchmark", overwrite=True, resume=False)
 
 
 def main() -> None:
     """Measure what the flags ask for."""
-    config = config_flags.replaced(BenchmarkConfig(), config_flags.given(_SETTINGS))
-    plot = common.wants_plots(_PLOTS)
+    config, run, earlier = _SETTINGS.read(), _RUN.read(), _EARLIER.read().compare
+    plot = run.wants_plots()
     plan = load_benchmark(config)
     settings = plan.settings
-    earlier = _COMPARE.value or ""
     before = read_speeds(earlier, settings) if earlier else []
     alike = not before or same_machine(earlier, settings)
-    check_run_folder(_OUT.value, settings, overwrite=_OVERWRITE.value)
-    folder = open_run_folder(_OUT.value, settings, overwrite=_OVERWRITE.value)
+    check_run_folder(run.out, settings, overwrite=run.overwrite)
+    folder = open_run_folder(run.out, settings, overwrite=run.overwrite)
     bandwidth = copy_bandwidth_bytes_per_s(config.repeats)
     print(", ".join(f"{name} {value}" for name, value in settings["machine"].items()), flush=True)
     print(f"a copy moves {bandwidth / 1e9:.1f} GB/s", flush=True)

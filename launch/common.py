@@ -1,19 +1,58 @@
-"""How every launcher starts and ends: flags parsed, bad input told in one line, exit code 2."""
+"""How every launcher starts and ends: flags parsed, bad input reported in one line, exit code 2."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app, flags
 
 from qos_jax.errors import InputError, input_error
 from qos_jax.runs import plot_style
 
+from .config_flags import ConfigFlags, define_config_flags
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # as shells count a Ctrl-C
+RENAMED = {"plot": "plots", "trace_match": "table_match", "trace_split": "table_split"}  # flags, old to new
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, and what it may do there."""
+
+    out: str  # run folder
+    overwrite: bool = False  # replace another run's results in the folder
+    resume: bool = False  # continue the same run where it was stopped; what is complete is kept
+    plots: bool | None = None  # write plots; none = wherever matplotlib is installed
+
+    def wants_plots(self) -> bool:
+        """Return whether to plot; refuse a wish that cannot be met."""
+        if self.plots is False or plot_style.plots_available():
+            return self.plots is not False
+        if self.plots:
+            raise input_error(
+                "matplotlib is not installed",
+                field="plots",
+                remedy="run: pip install 'qos_jax[plot]', or give --noplots",
+            )
+        print("no plots: matplotlib is not installed", file=sys.stderr)
+        return False
+
+
+def run_flags(out: str, *, overwrite: bool = False, resume: bool = True) -> ConfigFlags[RunConfig]:
+    """Define ``--out``, ``--overwrite``, ``--resume`` and ``--plots``.
+
+    Args:
+      out: the folder by default.
+      overwrite: whether results of another run are replaced by default.
+      resume: whether this launcher can continue a run; without, it has no such flag.
+    """
+    return define_config_flags(RunConfig, RunConfig(out, overwrite), leave_out=() if resume else ("resume",))
 
 
 def run(main: Callable[[], None]) -> None:
@@ -31,8 +70,8 @@ def run(main: Callable[[], None]) -> None:
         except InputError as error:
             _refuse(str(error))
         except OSError as error:
-            place = f"{error.filename}: " if error.filename else ""
-            _refuse(f"{place}{error.strerror or error}; mend that and run again")
+            file = f"{error.filename}: " if error.filename else ""
+            _refuse(f"{file}{error.strerror or error}; check its permissions and the free space there")
         except KeyboardInterrupt:
             print("stopped; files already complete are kept", file=sys.stderr)
             exit_now(EXIT_INTERRUPTED)
@@ -49,39 +88,19 @@ def exit_now(code: int) -> None:
     os._exit(code)
 
 
-def wants_plots(wish: flags.FlagHolder[bool | None]) -> bool:
-    """Return whether to plot: by default wherever Matplotlib is; refuse a wish that cannot be met."""
-    if wish.value is False or plot_style.plots_available():
-        return wish.value is not False
-    if wish.value:
-        raise input_error(
-            "matplotlib is not installed",
-            field=wish.name,
-            remedy=f"run: pip install 'qos_jax[plot]', or give --no{wish.name}",
-        )
-    print("no plots: matplotlib is not installed", file=sys.stderr)
-    return False
-
-
-def numbers(flag: flags.FlagHolder) -> tuple[float, ...]:
-    """Return the numbers of a list flag, or raise the error of the first that is none."""
-    try:
-        return tuple(float(text) for text in flag.value)
-    except ValueError as error:
-        raise input_error(str(error), field=flag.name, remedy="give numbers, separated by commas") from None
-
-
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except SystemExit:  # with 1, after --help, which did what was asked
         sys.exit(0)
     except flags.Error as error:
-        text = " ".join(str(error).split())
-        _refuse(f"{text}; see --help")
-        raise
+        given = getattr(error, "flagname", "")  # of an unknown flag
+        old = given.removeprefix("no")
+        if old in RENAMED:
+            _refuse(f"flag --{given} has a new name; give --{given.replace(old, RENAMED[old])}")
+        _refuse(f"{' '.join(str(error).split())}; see --help")
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

@@ -2,63 +2,67 @@
 
 from __future__ import annotations
 
-import sys
-
-from absl import flags
+import dataclasses
 
 from qos_jax.devices import is_writer
 from qos_jax.errors import input_error
+from qos_jax.options import option
 from qos_jax.training.curve import render_points
 from qos_jax.training.hyper import Together, grid
 from qos_jax.training.plan import load_plan
 from qos_jax.training.presets import PRESETS
 from qos_jax.training.run import execute_training, open_training
 from qos_jax.training.seeds import open_seed_training, train_seeds
+from qos_jax.training.train_config import TrainConfig
 
-from . import common, config_flags, hosts
+from . import common, hosts
+from .config_flags import define_config_flags
 
-_DEFAULT = "edge6"
 
-_PRESET = flags.DEFINE_enum("preset", _DEFAULT, list(PRESETS), "settings that the other flags change")
-_OUT = flags.DEFINE_string("out", "runs/train", "run folder")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace another run's results in the folder")
-_RESUME = flags.DEFINE_bool("resume", False, "go on from the folder's last checkpoint, bit for bit")
-_VMAP_SEEDS = flags.DEFINE_integer(
-    "vmap_seeds",
-    None,
-    "train so many routers at once, a seed each: curves with intervals; a checkpoint at each evaluation",
-)
-_VMAP = flags.DEFINE_multi_string(
-    "vmap",
-    [],
-    "NAME=VALUE,VALUE,... of a hyper-parameter such as ppo.learning_rate: with vmap_seeds, train routers of "
-    "all these values at once; repeatable, for every combination",
-)
-_PLOTS = flags.DEFINE_bool("plots", None, "write plots; by default wherever matplotlib is installed")
-_SETTINGS = config_flags.define_config_flags(PRESETS[_DEFAULT], sys.argv[0])
+@dataclasses.dataclass(frozen=True)
+class _Routers:
+    preset: str = option("edge6", known=PRESETS)  # settings that the other flags change
+    vmap_seeds: int | None = option(
+        None,
+        help="train so many routers at once, a seed each, with intervals; a checkpoint at each evaluation",
+    )
+    vmap: tuple[str, ...] = option(
+        (),
+        help="NAME=VALUE,VALUE,... of a hyper-parameter such as ppo.learning_rate: with vmap_seeds, train "
+        "routers of all these values at once; with several, of every combination",
+        repeatable=True,
+    )
+
+    def __post_init__(self) -> None:
+        if self.vmap and self.vmap_seeds is None:
+            raise input_error("needs vmap_seeds", field="vmap", remedy="give --vmap_seeds, 1 or more")
+
+
+_ROUTERS = define_config_flags(_Routers)
+_RUN = common.run_flags("runs/train")
+_HOSTS = define_config_flags(hosts.HostConfig)
+_SETTINGS = define_config_flags(TrainConfig, PRESETS[_Routers().preset])
 
 
 def main() -> None:
     """Train as the flags say."""
     # Of a CPU one device, unless told otherwise: XLA rounds a program for several differently in a last bit.
-    with hosts.joined(cpu_devices=None):
+    with hosts.joined(_HOSTS.read(), cpu_devices=None):
         _train()
 
 
 def _train() -> None:
-    config = config_flags.replaced(PRESETS[_PRESET.value], config_flags.given(_SETTINGS))
+    routers, run = _ROUTERS.read(), _RUN.read()
+    config = _SETTINGS.read(PRESETS[routers.preset])
     plan = load_plan(config)
-    plot = is_writer() and common.wants_plots(_PLOTS)
-    overwrite, resume = _OVERWRITE.value, _RESUME.value
-    if _VMAP_SEEDS.value is None:
-        if _VMAP.value:
-            raise input_error("needs vmap_seeds", field="vmap", remedy="give --vmap_seeds, 1 or more")
-        execute_training(open_training(plan, _OUT.value, overwrite=overwrite, resume=resume), plot=plot)
+    plot = is_writer() and run.wants_plots()
+    if routers.vmap_seeds is None:
+        execute_training(open_training(plan, run.out, overwrite=run.overwrite, resume=run.resume), plot=plot)
         return
-    together = Together(_VMAP_SEEDS.value, grid(config, _VMAP.value))
-    run = open_seed_training(plan, together, _OUT.value, overwrite=overwrite, resume=resume)
-    points = train_seeds(run, plot=plot)
-    print(f"{render_points(points, together)}\n\nresults in {_OUT.value}")
+    together = Together(routers.vmap_seeds, grid(config, routers.vmap))
+    training = open_seed_training(plan, together, run.out, overwrite=run.overwrite, resume=run.resume)
+    points = train_seeds(training, plot=plot)
+    print(f"{render_points(points, together)}\n\nresults in {run.out}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from qos_jax.benchmark.simulator import (
 from qos_jax.benchmark.training import AGENTS, measure_search, measure_training, training_plan
 from qos_jax.benchmark.work import Work, draw_work, pick_runs
 from qos_jax.errors import input_error
+from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, Policy, policy
 from qos_jax.policies.learned import fresh_parameters, learned_policy
 from qos_jax.policies.saved import load_router
@@ -51,18 +51,18 @@ class BenchmarkConfig:
       InputError: a value out of its range, naming the field, which is also the flag's name.
     """
 
-    what: tuple[str, ...] = DEFAULT_WHAT  # some of WHAT
+    what: tuple[str, ...] = option(DEFAULT_WHAT, known=row.WHAT)  # what to measure
     environments: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)  # in one program
     experts: tuple[int, ...] = (4,)  # equal ones: copies of the shipped fleet's first
     slots: tuple[int, ...] = ()  # running ones of an expert, and as many waiting; empty = as the fleet has
     policy: str = "shortest_queue"  # who routes, what=simulator
-    scheduler: str = "prefill_first"  # or "chunked_prefill"
+    scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     trace: str | None = None  # file; None = the shipped figures of azure_conv
     arrival_rate: float | None = None  # requests / s of the fleet; None = the workload's own
     num_requests: int = 256  # of an environment
     repeats: int = 5  # timed calls; the median counts
     reference_runs: int = 64  # environments that the reference replays, at the first sizes; 0 = none
-    preset: str = "edge6"  # whose networks and learners are measured
+    preset: str = option("edge6", known=PRESETS)  # whose networks and learners are measured
     checkpoint: str | None = None  # learned router to measure; None = fresh weights, which are as fast
     graphs: int = 256  # in a batch, what=han_paths
     calls: int = 2000  # timed decisions, what=decision
@@ -70,10 +70,7 @@ class BenchmarkConfig:
     seed: int = 0  # of the requests
 
     def __post_init__(self) -> None:
-        for name in self.what:
-            _one_of("what", name, row.WHAT)
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
-        _one_of("preset", self.preset, tuple(PRESETS))
+        check_options(self)
         for field in ("what", "environments", "experts"):
             if not getattr(self, field):
                 raise input_error("is empty", field=field, remedy="give at least one")
@@ -258,10 +255,3 @@ def _if_it_fits(label: str, measure: Measure, say: Callable[[str], None]) -> Ite
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         say(f"{label}: does not fit in memory, left out")
-
-
-def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise input_error(f"{value!r} is unknown", field=field, remedy=f"{hint}use {', '.join(known)}")

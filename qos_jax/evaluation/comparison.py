@@ -13,17 +13,19 @@ from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.files import sha256
+from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
-from qos_jax.policies.registry import resolve
+from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder
+from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.named import TRACE
-from qos_jax.workload.named_table import ALL_ROWS
+from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import Setting, open_setting
 
 
@@ -31,21 +33,34 @@ from qos_jax.workload.setting import Setting, open_setting
 class ComparisonConfig:
     """What to compare, on what."""
 
-    fleet: str = "edge6"  # a fleet CSV, or the name of a shipped fleet
-    policies: tuple[str, ...] = ("all",)  # names of the registry, or of GROUPS
-    checkpoint: tuple[str, ...] = ()  # learned routers: DIR or NAME=DIR each, see policies.registry
-    stochastic: bool = False  # whether learned routers draw their actions, or take the most likely
-    baseline: str = "shortest_queue"  # the policy that differences are taken to
-    scheduler: str = "prefill_first"  # or "chunked_prefill"
-    latency_limit_s: float | None = None  # L, seconds per output token; None = the shipped fleet's
-    allow_drop: bool = False  # whether the greedy policies may drop a request
-    trace: str | None = None  # trace file; adds the workload "trace"
-    trace_start_s: float = 0.0  # of the trace, seconds from its first arrival
-    trace_end_s: float = math.inf  # exclusive
-    table: str | None = None  # table file whose rows are the requests, in place of synthetic ones
-    table_split: str = ALL_ROWS  # or one of SPLITS: which of its rows
-    predictions: tuple[str, ...] = (FITTED,)  # some of PREDICTIONS: what routers are told of a table's rows
-    cases: CaseConfig = dataclasses.field(default_factory=CaseConfig)
+    fleet: str = "edge6"  # a fleet CSV, or the name of a shipped one: edge6, paper6
+    policies: tuple[str, ...] = option(
+        ("all",), help="policies by name; all = heuristics, oracles and bounds; heuristics = those alone"
+    )
+    checkpoint: tuple[str, ...] = option((), help=CHECKPOINT_HELP, repeatable=True)
+    stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
+    baseline: str = "shortest_queue"  # policy that differences are taken to
+    scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
+    latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
+    allow_drop: bool = False  # let greedy and learned routers drop requests
+    trace: str | None = None  # trace file (Azure, Mooncake, BurstGPT or generic); adds workload trace
+    trace_start_s: float = 0.0  # first second of the trace to use
+    trace_end_s: float = math.inf  # second of the trace to stop before
+    table: str | None = option(
+        None, help="request table (.npz) whose rows are the requests of every workload, not synthetic ones"
+    )
+    table_split: str = option(ALL_ROWS, known=(ALL_ROWS, *SPLITS))  # which rows of the table
+    predictions: tuple[str, ...] = option(
+        (FITTED,),
+        help="predictions of a table's rows that routers see: its fitted ones, each expert's mean over "
+        "train rows, the fitted ones of other rows, or the true values. With several, every policy runs "
+        "under each, named POLICY@PREDICTIONS, on identical requests",
+        known=PREDICTIONS,
+    )
+    cases: CaseConfig = option(CaseConfig, flat=True)
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclasses.dataclass(frozen=True)

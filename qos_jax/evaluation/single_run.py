@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from tabulate import tabulate
 
-from qos_jax.errors import input_error, near_match
+from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
-from qos_jax.policies import REPLAYS, Policy, policy
+from qos_jax.options import check_options, option
+from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
 from qos_jax.serving import SCHEDULERS
@@ -35,24 +36,23 @@ class SingleRunConfig:
       InputError: no file, an unknown scheduler, a limit that is not a positive time, a seed out of range.
     """
 
-    fleet: str  # CSV file, see workload.read_fleet
-    requests: str  # CSV file, see workload.read_requests
-    policy: str  # a name of the registry
-    latency_limit_s: float  # L, seconds per output token
-    scheduler: str = "prefill_first"  # or "chunked_prefill"
+    fleet: str  # CSV file of the experts, such as data/fleets/edge6.csv
+    requests: str = option(
+        help="CSV file of the requests: arrival_s, prompt_tokens, and output_tokens, quality and, if known, "
+        "predicted_output_tokens and predicted_quality, each once or as name.EXPERT per expert; for the "
+        "policy 'assigned' also expert"
+    )
+    policy: str = option(help=f"who routes: one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}")
+    latency_limit_s: float = option()  # L, seconds of E2E latency per output token
+    scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     seed: int = 0  # of the policy's own randomness
-    allow_drop: bool = False  # whether the greedy policies may drop a request
+    allow_drop: bool = False  # let greedy policies drop what no expert gains from
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name in ("fleet", "requests"):
             if not getattr(self, name):
                 raise input_error("is empty", field=name, remedy="give the path of a CSV file")
-        if self.scheduler not in SCHEDULERS:
-            raise input_error(
-                f"{self.scheduler!r} is unknown{near_match(self.scheduler, SCHEDULERS)}",
-                field="scheduler",
-                remedy=f"use one of {', '.join(SCHEDULERS)}",
-            )
         with np.errstate(over="ignore", under="ignore"):
             limit_s = float(np.float32(self.latency_limit_s))  # as the policies compute with it
         if not (math.isfinite(limit_s) and limit_s > 0):

@@ -46,6 +46,9 @@ _PARAMS: dict[str, Callable[..., GreedyParams]] = {
 }
 
 CHECKPOINT = "checkpoint"  # the field that learned routers are given in
+CHECKPOINT_HELP = (
+    "learned router: folder of a training run (its best checkpoint) or of one checkpoint; NAME=DIR names it"
+)
 _FILE_NAME = re.compile(r"\w[\w.+@-]*")  # a learned router's name is that of a file of the run folder, too
 _STEP = re.compile(r"step_0*(\d+)")
 

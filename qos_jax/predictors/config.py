@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
-from qos_jax.checks import COUNT, Interval, check_one_of, check_range
+from qos_jax.checks import COUNT, Interval, check_range
 from qos_jax.errors import input_error
-
-Encoder = Literal["ngrams", "minilm", "ngrams+minilm"]
-Head = Literal["mlp", "linear", "neighbours"]
+from qos_jax.options import check_options, option
 
 ENCODERS: tuple[str, ...] = ("ngrams", "minilm", "ngrams+minilm")
 HEADS: tuple[str, ...] = ("mlp", "linear", "neighbours")
@@ -49,8 +46,8 @@ class PredictorConfig:
       InputError: naming the field, its value and what is allowed.
     """
 
-    encoder: Encoder = "ngrams"  # hashed n-grams (no weights), the sentence encoder MiniLM, or both
-    head: Head = "mlp"  # what reads the encoded text
+    encoder: str = option("ngrams", known=ENCODERS)  # hashed n-grams (no weights), MiniLM, or both
+    head: str = option("mlp", known=HEADS)  # what reads the encoded text
     seed: int = 0  # of everything random; same seed and data, same bits
 
     hash_bits: int = 18  # word n-grams, and apart from them character n-grams, fall into 2**hash_bits columns
@@ -90,8 +87,7 @@ class PredictorConfig:
         return self.encoder != "ngrams"
 
     def __post_init__(self) -> None:
-        check_one_of("encoder", self.encoder, ENCODERS)
-        check_one_of("head", self.head, HEADS)
+        check_options(self)
         for field, allowed in _ALLOWED.items():
             check_range(self, [field], allowed)
         if self.ridge_folds == 1:

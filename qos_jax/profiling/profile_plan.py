@@ -10,6 +10,7 @@ import numpy as np
 
 from qos_jax.errors import input_error
 from qos_jax.files import sha256
+from qos_jax.options import check_options, option
 from qos_jax.profiling import (
     COEFFICIENTS,
     IterationLog,
@@ -44,23 +45,42 @@ class ProfileConfig:
       InputError: a value out of its range, naming the field, which is also the flag's name.
     """
 
-    expert: str  # its name in the fleet
-    iterations: str | None = None  # an iteration log; one of the three sources
-    requests: str | None = None  # a request log
-    roofline: RooflineConfig | None = None
-    column: tuple[str, ...] = ()  # OURS=THEIRS: names of the log's columns
-    fix: tuple[str, ...] = ()  # NAME=VALUE: coefficients that are given, not fitted
-    scheduler: str = "chunked_prefill"  # of the server whose requests were logged
-    max_running: int = 256  # requests
-    max_waiting: int = 256  # requests, of the row alone
+    expert: str  # name of the expert in the fleet
+    iterations: str | None = option(
+        None,
+        help="CSV file of iterations: batch, context_tokens, duration_s, and for prefill prefill_tokens with "
+        "prefill_tokens_sq, or prompt_tokens (lengths separated by spaces)",
+    )
+    requests: str | None = option(
+        None,
+        help="JSON lines or CSV of all requests of one server: arrival_s, prompt_tokens, output_tokens and "
+        "first_token_s, last_token_s or ttft_s, latency_s; names of vLLM's benchmark logs are known",
+    )
+    roofline: RooflineConfig | None = option(
+        None, help="no measurement: a roofline of the model and GPU given", flat=True
+    )
+    column: tuple[str, ...] = option((), help="OURS=THEIRS: the log's own name of a column", repeatable=True)
+    fix: tuple[str, ...] = option(
+        (),
+        help=f"NAME=VALUE in seconds: a coefficient given, one of {', '.join(COEFFICIENTS)}",
+        repeatable=True,
+    )
+    scheduler: str = option("chunked_prefill", known=SCHEDULERS)  # iteration scheduler of the logged server
+    max_running: int = 256  # requests batched at once
+    max_waiting: int = 256  # requests queued before rejection, for the fleet's row
     max_batched_tokens: int = 2048  # tokens of an iteration
-    kv_capacity_tokens: int | None = None  # tokens; None = what a roofline's memory holds
-    network_rtt_s: float = 0.0  # of the row alone, as the next two
-    busy_power_w: float = 0.0
-    idle_power_w: float = 0.0
-    test_share: float = 0.0  # kept out of a second fit that predicts it: the last requests, any iterations
-    seed: int = 0  # of the starting points and the choice of test iterations
-    append_to: str | None = None  # a fleet CSV that gets the row too
+    kv_capacity_tokens: int | None = option(
+        None, help="tokens the KV cache holds; none = for a roofline, what --memory_gb leaves"
+    )
+    network_rtt_s: float = 0.0  # for the fleet's row, seconds
+    busy_power_w: float = 0.0  # for the fleet's row, watts
+    idle_power_w: float = 0.0  # for the fleet's row, watts
+    test_share: float = option(
+        0.0,
+        help="share kept out of a second fit that predicts it: the last requests, or iterations at random",
+    )
+    seed: int = 0  # of the starting points and of the choice of test iterations
+    append_to: str | None = None  # fleet CSV that gets the row too
 
     def __post_init__(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]
@@ -70,12 +90,7 @@ class ProfileConfig:
                 field=given[-1] if given else "iterations",
                 remedy="give one of --iterations=FILE, --requests=FILE and --roofline",
             )
-        if self.scheduler not in SCHEDULERS:
-            raise input_error(
-                f"{self.scheduler!r} is unknown",
-                field="scheduler",
-                remedy=f"use one of {', '.join(SCHEDULERS)}",
-            )
+        check_options(self)
         if not 0 <= self.test_share < 1:
             raise input_error(
                 f"{self.test_share} is out of range", field="test_share", remedy="give 0 to below 1"

@@ -27,14 +27,14 @@ class RooflineConfig:
       InputError: a number out of its range, naming the field, which is also the flag's name.
     """
 
-    parameters: float  # weights read in every iteration: all but the input embedding
-    layers: int
-    hidden_size: int
+    parameters: float  # weights read in every iteration: all but the input embedding, such as 8.03e9
+    layers: int  # transformer layers
+    hidden_size: int  # width of a token's hidden state
     kv_heads: int  # key-value heads, fewer than attention heads under grouped-query attention
-    head_dim: int
-    bandwidth_gb_per_s: float  # of the GPU memory, 10^9 bytes / s, as published
-    tflop_per_s: float  # dense, at the weights' precision, 10^12 / s, as published
-    memory_gb: float | None = None  # of the GPU, 10^9 bytes; only for the KV capacity
+    head_dim: int  # size of an attention head
+    bandwidth_gb_per_s: float  # GPU memory bandwidth, 10^9 bytes / s, as published
+    tflop_per_s: float  # dense TFLOP/s at the weights' precision, as published
+    memory_gb: float | None = None  # GPU memory, 10^9 bytes; only for the KV capacity
     weight_bytes: float = 2.0  # bytes per weight: 2 = bf16, 1 = 8 bits
     kv_bytes: float = 2.0  # bytes per cached value
     bandwidth_efficiency: float = 0.8  # share of the published bandwidth reached (measured: 0.7 to 0.95)

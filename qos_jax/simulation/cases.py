@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.errors import input_error
+from qos_jax.options import check_options, option
 from qos_jax.simulation.simulate import Runs
 from qos_jax.workload import (
     AddedError,
@@ -35,7 +35,15 @@ from qos_jax.workload.drawn_requests import (
     known_length_log_std,
     shuffle_predictions,
 )
-from qos_jax.workload.named import RECORDED, TABLE_MATCHES, TRACE, WORKLOADS, arrival_process, start_bin
+from qos_jax.workload.named import (
+    RECORDED,
+    TABLE_MATCH_HELP,
+    TABLE_MATCHES,
+    TRACE,
+    WORKLOADS,
+    arrival_process,
+    start_bin,
+)
 
 MAX_BIAS_LOG = 10.0  # a factor of 22,000
 
@@ -48,43 +56,29 @@ class CaseConfig:
       InputError: a value out of its range, naming the field, which is also the flag's name.
     """
 
-    workloads: tuple[str, ...] = ("poisson", "azure_conv")
+    workloads: tuple[str, ...] = option(("poisson", "azure_conv"), known=WORKLOADS)  # how requests arrive
     arrival_rates: tuple[float, ...] = ()  # requests / s, for every workload; empty = by load, or native
     loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity, for synthetic workloads
     seeds: int = 16  # independent draws of requests, arrivals and predictions
-    seed: int = 0  # of them all
+    seed: int = 0  # of all draws
     num_requests: int = 2048  # requests of a run; a trace is run whole
-    error_level: float = 1.0  # of the predictions: 0 = perfect, 1 = as real predictors, more = worse
+    error_level: float = 1.0  # of predictions: 0 = perfect, 1 = as real predictors, more = worse
     length_bias_log: float = 0.0  # added to the log of predicted lengths, which no router knows
-    length_noise_log: float = 0.0  # std of a log-normal error added to them
+    length_noise_log: float = 0.0  # std of a log-normal error added to predicted lengths
     quality_bias: float = 0.0  # added to predicted qualities
-    quality_noise: float = 0.0  # std of a normal error added to them
-    known_length_noise: bool = True  # whether routers are told of length_noise_log
-    gap_cv: float = 3.0  # of the "gamma" workload
-    burst_factor: float = 4.0  # of "mmpp": rate in bursts over rate in calm
-    burst_mean_s: float = 10.0
-    calm_mean_s: float = 30.0
-    diurnal_swing: float = 0.8  # of "diurnal": rates run from 1 - swing to 1 + swing over a run
-    table_match: str = "nearest"  # recorded workloads on a table: rows "nearest" in length, or drawn "even"
+    quality_noise: float = 0.0  # std of a normal error added to predicted qualities
+    known_length_noise: bool = True  # whether routers know length_noise_log
+    gap_cv: float = 3.0  # coefficient of variation of the gaps of workload gamma
+    burst_factor: float = 4.0  # of workload mmpp: rate in bursts over rate in calm
+    burst_mean_s: float = 10.0  # of workload mmpp: mean seconds of a burst
+    calm_mean_s: float = 30.0  # of workload mmpp: mean seconds between bursts
+    diurnal_swing: float = 0.8  # of workload diurnal: rates run from 1 - swing to 1 + swing over a run
+    table_match: str = option("nearest", help=TABLE_MATCH_HELP, known=TABLE_MATCHES)
 
     def __post_init__(self) -> None:
-        if self.table_match not in TABLE_MATCHES:
-            raise input_error(
-                f"{self.table_match!r} is unknown",
-                field="table_match",
-                remedy=f"use one of {', '.join(TABLE_MATCHES)}",
-            )
+        check_options(self)
         if not self.workloads:
             raise input_error("is empty", field="workloads", remedy=f"name some of {', '.join(WORKLOADS)}")
-        for name in self.workloads:
-            if name not in WORKLOADS:
-                near = difflib.get_close_matches(name, WORKLOADS, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise input_error(
-                    f"workload {name!r} is unknown",
-                    field="workloads",
-                    remedy=f"{hint}use some of {', '.join(WORKLOADS)}",
-                )
         for field in ("workloads", "arrival_rates", "loads"):
             values = getattr(self, field)
             if len(set(values)) < len(values):

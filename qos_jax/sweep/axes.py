@@ -30,10 +30,16 @@ SCALARS = {
     "diurnal_swing": Interval(0.0, 1.0, below=True),
     "error_level": NON_NEGATIVE,
     "quality_bias": Interval(-1.0, 1.0),
-    "length_log_bias": Interval(-10.0, 10.0),
+    "length_bias_log": Interval(-10.0, 10.0),
     **{name: number.allowed for name, number in NUMBERS.items()},
 }
+RENAMED = {"length_log_bias": "length_bias_log"}  # parameters, old name to new
 PROFILE_FIELDS = COLUMNS[1:]
+SWEEP_HELP = (
+    "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
+    f"one of {', '.join(SCALARS)}, or a field of the fleet's profile: profile.FIELD of all experts, "
+    "profile.EXPERT.FIELD of one, with a * behind it to scale it"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +160,11 @@ def _check_name(axis: Axis) -> None:
     if field is None:
         if axis.name in SCALARS:
             return
+        if axis.name in RENAMED:
+            new = RENAMED[axis.name]
+            raise input_error(
+                f"{axis.name!r} has a new name", field=FIELD, remedy=f"give --{FIELD}={new}=VALUES"
+            )
         hint = near_match(axis.name, [*SCALARS, *(PROFILE + name for name in PROFILE_FIELDS)])
         if axis.name.removesuffix("*") in SCALARS:
             hint = " (only a field of the profile is scaled)"

@@ -167,7 +167,7 @@ def _numbers_of(
         diurnal_swing=scalar("diurnal_swing", draws.diurnal_swing),
         error_level=error_level,
         quality_bias=scalar("quality_bias", 0.0),
-        length_log_bias=scalar("length_log_bias", 0.0),
+        length_bias_log=scalar("length_bias_log", 0.0),
         greedy=GreedyParams(**{name: scalar(name, np.nan) for name in GreedyParams.__dataclass_fields__}),
     )
     return _Part(numbers, np.asarray(rate, np.float64), capacity)

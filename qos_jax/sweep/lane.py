@@ -56,7 +56,7 @@ class CellNumbers:
     diurnal_swing: jax.Array  # [] float32, of "diurnal"
     error_level: jax.Array  # [] float32, of predictions
     quality_bias: jax.Array  # [] float32, added to the figures' own
-    length_log_bias: jax.Array  # [] float32, likewise
+    length_bias_log: jax.Array  # [] float32, likewise
     greedy: GreedyParams  # of the greedy heuristics; NaN = each one's own
 
 
@@ -212,7 +212,7 @@ def figures_of(source: LaneSource, cell: CellNumbers) -> SyntheticParams:
         mine,
         error_level=cell.error_level,
         quality_bias=mine.quality_bias + cell.quality_bias,
-        length_log_bias=mine.length_log_bias + cell.length_log_bias,
+        length_bias_log=mine.length_bias_log + cell.length_bias_log,
     )
 
 

@@ -12,20 +12,22 @@ from jax.sharding import Mesh
 from qos_jax.checks import check_distinct, check_some_of
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import sha256
+from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
 from qos_jax.policies.greedy_params import SEARCHED
-from qos_jax.policies.registry import resolve
+from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
+from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.simulation.metrics import METRICS
-from qos_jax.sweep.axes import check_axes, parse_axis
+from qos_jax.sweep.axes import SWEEP_HELP, check_axes, parse_axis
 from qos_jax.sweep.capacity import Search, parse_search
 from qos_jax.sweep.grid import CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.plots import CAPACITY
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
-from qos_jax.workload.named import TRACE
-from qos_jax.workload.named_table import ALL_ROWS
+from qos_jax.workload.named import RECORDED, SYNTHETIC, TRACE
+from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import open_setting
 
 # Who reads a parameter that not everyone reads: a workload, or some policies.
@@ -45,31 +47,55 @@ _OF_POLICIES = {
 }
 
 
-_OF_FIGURES = ("error_level", "quality_bias", "length_log_bias")
+DRAWN = (*SYNTHETIC, *RECORDED)  # workloads of which a cell's requests are drawn
+_OF_FIGURES = ("error_level", "quality_bias", "length_bias_log")
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """What to sweep, over what."""
 
-    fleets: tuple[str, ...] = ("edge6",)  # fleet CSVs, or names of shipped fleets
-    policies: tuple[str, ...] = ("shortest_queue", "projected_greedy")  # of the registry, or groups
-    checkpoint: tuple[str, ...] = ()  # learned routers: DIR or NAME=DIR each
-    stochastic: bool = False  # whether learned routers draw their actions
-    scheduler: str = "prefill_first"  # or "chunked_prefill"
-    allow_drop: bool = False  # whether greedy and learned routers may drop requests
-    sweep: tuple[str, ...] = ()  # NAME=VALUES each, see ``sweep_grid.parse_axis``
-    workload: str = "poisson"  # one of ``cases.WORKLOADS`` but "trace"
-    table: str | None = None  # table file whose rows are the requests
-    table_split: str = ALL_ROWS
-    seeds: int = 4  # independent draws per cell, the same for all cells and policies
-    seed: int = 0  # of them all
-    num_requests: int = 512  # of a run
-    capacity: str | None = None  # what to search the largest value of: "arrival_rate" or "load"
-    target: str | None = None  # that the largest value must meet: METRIC>=VALUE
-    capacity_range: tuple[float, ...] = ()  # LOW,HIGH of the search; by default 0.02 to 4 of the capacity
-    capacity_tolerance: float = 0.02  # relative
-    plot_metrics: tuple[str, ...] = ("average_qos", "share_within_limit")
+    fleet: tuple[str, ...] = option(
+        ("edge6",),
+        help="a fleet CSV, or the name of a shipped one: edge6, paper6; with several an axis",
+        repeatable=True,
+    )
+    policies: tuple[str, ...] = option(
+        ("shortest_queue", "projected_greedy"),
+        help="policies by name; all = heuristics and oracles; heuristics = those alone",
+    )
+    checkpoint: tuple[str, ...] = option((), help=CHECKPOINT_HELP, repeatable=True)
+    stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
+    scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
+    allow_drop: bool = False  # let greedy and learned routers drop requests
+    sweep: tuple[str, ...] = option((), help=SWEEP_HELP, repeatable=True)
+    workload: str = option("poisson", known=DRAWN)  # how requests arrive
+    table: str | None = None  # request table (.npz) whose rows are the requests, drawn evenly
+    table_split: str = option(ALL_ROWS, known=(ALL_ROWS, *SPLITS))  # which rows of the table
+    seeds: int = 4  # independent draws of requests and arrivals, the same for every cell and policy
+    seed: int = 0  # of all draws
+    num_requests: int = 512  # requests of a run
+    capacity: str | None = option(
+        None, help="search the largest arrival_rate (or load) that meets --target, per cell and policy"
+    )
+    target: str | None = None  # METRIC>=VALUE (or <=), of the mean over seeds
+    capacity_range: tuple[float, ...] = option(
+        (),
+        help="LOW,HIGH of the search, in units of --capacity; empty = 0.02 to 4 of the fleet's capacity",
+    )
+    capacity_tolerance: float = 0.02  # of the search, relative
+    plot_metrics: tuple[str, ...] = option(
+        ("average_qos", "share_within_limit"), help=f"metrics to plot: some of {', '.join(METRICS)}"
+    )
+
+    def __post_init__(self) -> None:
+        if self.workload == TRACE:
+            raise input_error(
+                "a recorded trace is not drawn from",
+                field="workload",
+                remedy="use launch.evaluate for traces",
+            )
+        check_options(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,10 +147,6 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         stochastic=config.stochastic,
         with_bounds=False,
     )
-    if config.workload == TRACE:
-        raise input_error(
-            "a recorded trace is not drawn from", field="workload", remedy="use launch.evaluate for traces"
-        )
     draws = CaseConfig(
         workloads=(config.workload,), seeds=config.seeds, seed=config.seed, num_requests=config.num_requests
     )
@@ -135,9 +157,9 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
                 "is what the search is for", field=name, remedy="leave out its --sweep, or --capacity"
             )
     check_some_of("plot_metrics", config.plot_metrics, tuple(METRICS))
-    if not config.fleets:
+    if not config.fleet:
         raise input_error("names no fleet", field="fleet", remedy="give --fleet=NAME or a fleet CSV")
-    check_distinct("fleet", config.fleets)
+    check_distinct("fleet", config.fleet)
     limits_s = next((axis.values for axis in axes if axis.name == "latency_limit_s"), None)
     fleets = [
         open_setting(
@@ -148,7 +170,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
             table_split=config.table_split,
             seed=config.seed,
         )
-        for name in config.fleets
+        for name in config.fleet
     ]
     grid = build_grid(fleets, axes, config.scheduler, draws)
     routers: dict[str, LearnedRouter] = {}

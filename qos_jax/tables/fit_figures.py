@@ -65,7 +65,7 @@ def fit_tables(
     n = len(names)
     leaves: dict[str, Any] = {field: np.stack([fit[field] for fit in fits]) for field in fits[0]}
     leaves |= {"task_weight": kept / kept.sum(), "error_level": 1.0}
-    leaves |= {"quality_bias": np.zeros(n), "length_log_bias": np.zeros(n)}
+    leaves |= {"quality_bias": np.zeros(n), "length_bias_log": np.zeros(n)}
     leaves |= {"own_quality_noise": OWN_QUALITY_NOISE, "own_length_noise": OWN_LENGTH_NOISE}
     leaves |= {"typical_length_noise": np.sqrt(1 / TARGET_TYPICAL_R2 - 1)}
     leaves |= {"difficulty_noise": 1.0, "length_noise": 1.0, "quality_jitter": 0.0}

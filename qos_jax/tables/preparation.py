@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import InputError, input_error
+from qos_jax.options import check_options, option
 from qos_jax.predictors import PredictorConfig
 from qos_jax.predictors.answers import check_answers
 from qos_jax.tables.answers.log import take_rows
@@ -25,7 +26,7 @@ from qos_jax.tables.answers.rows import (
     split_by_prompt,
 )
 from qos_jax.workload import Fleet, Trace
-from qos_jax.workload.named import TABLE_MATCHES
+from qos_jax.workload.named import TABLE_MATCH_HELP, TABLE_MATCHES
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import open_fleet, open_trace
 
@@ -38,29 +39,24 @@ class PreparationConfig:
       InputError: a value out of its range, naming the field, which is also the flag's name.
     """
 
-    log: LogConfig
-    split: SplitConfig
-    missing: str = "drop"  # rows that miss an answer: "drop" them, or "fill" the answer
+    log: LogConfig = option(flat=True)
+    split: SplitConfig = option(SplitConfig, flat=True)
+    missing: str = option(MISSING[0], known=MISSING)  # a row's missing answers: drop the row, or fill them
     folds: int = 5  # parts of train, each predicted by a fit on the others
     predictor: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
-    fleet: str | None = None  # a fleet CSV or the name of a shipped one; for costs and for the requests
-    trace: str | None = None  # trace file, whose arrivals are paired with rows
-    trace_start_s: float = 0.0  # of the trace, seconds from its first arrival
-    trace_end_s: float = math.inf  # exclusive
-    trace_match: str = "nearest"  # rows nearest in length to the recorded requests, or any, "even"
-    trace_split: str = SPLITS[TEST]  # which rows
-    trace_seed: int = 0  # of the rows drawn
+    fleet: str | None = None  # a fleet CSV, or the name of a shipped one: for costs and for the trace
+    trace: str | None = option(
+        None,
+        help="trace file whose arrivals get rows of the table: requests.csv, for launch.simulate",
+    )
+    trace_start_s: float = 0.0  # first second of the trace to use
+    trace_end_s: float = math.inf  # second of the trace to stop before
+    table_match: str = option("nearest", help=TABLE_MATCH_HELP, known=TABLE_MATCHES)
+    table_split: str = option(SPLITS[TEST], known=(ALL_ROWS, *SPLITS))  # which rows a trace's arrivals get
+    trace_seed: int = 0  # of the rows drawn for the trace
 
     def __post_init__(self) -> None:
-        for field, value, known in (
-            ("missing", self.missing, MISSING),
-            ("trace_match", self.trace_match, TABLE_MATCHES),
-            ("trace_split", self.trace_split, (ALL_ROWS, *SPLITS)),
-        ):
-            if value not in known:
-                raise input_error(
-                    f"{value!r} is unknown", field=field, remedy=f"use one of {', '.join(known)}"
-                )
+        check_options(self)
         if self.folds < 2:
             raise input_error(f"{self.folds} is below 2", field="folds", remedy="give at least 2")
 
@@ -130,10 +126,10 @@ def load_preparation(config: PreparationConfig) -> Preparation:
             remedy="give fewer folds, or more prompts",
         )
     _check_fit(config.predictor, rows, split)
-    wanted = [] if config.trace_split == ALL_ROWS else [SPLITS.index(config.trace_split)]
+    wanted = [] if config.table_split == ALL_ROWS else [SPLITS.index(config.table_split)]
     if trace is not None and not all((split == k).any() for k in wanted):
         raise input_error(
-            f"no row is in {config.trace_split!r}", field="trace_split", remedy="use another split"
+            f"no row is in {config.table_split!r}", field="table_split", remedy="use another split"
         )
     return Preparation(config, rows, split, excluded, fleet_file, fleet, trace)
 

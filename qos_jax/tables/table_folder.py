@@ -44,8 +44,8 @@ def pair_with_trace(plan: Preparation, named: NamedTable) -> tuple[Requests, tup
     assert trace is not None
     if plan.fleet is not None:
         named = table_for_experts(named, plan.fleet.names)
-    named = split_rows(named, config.trace_split)
-    lengths = trace if config.trace_match == "nearest" else None
+    named = split_rows(named, config.table_split)
+    lengths = trace if config.table_match == "nearest" else None
     keys = jax.random.key(config.trace_seed)[None]
     drawn = draw_contents(keys, named, lengths, trace.num_requests)
     prompt_ratio, output_ratio = length_ratios(drawn, trace.prompt_tokens, trace.output_tokens)
@@ -53,7 +53,7 @@ def pair_with_trace(plan: Preparation, named: NamedTable) -> tuple[Requests, tup
     figures = {
         "trace": config.trace,
         "requests": trace.num_requests,
-        "rows_from": config.trace_split,
+        "rows_from": config.table_split,
         "matched": f"a row among the {NEIGHBOURS} nearest in prompt and output length"
         if lengths is not None
         else "any row, evenly",

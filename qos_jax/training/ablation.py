@@ -21,6 +21,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.evaluation.comparison_table import Comparison
+from qos_jax.options import option
 from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
@@ -172,7 +173,7 @@ VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
 class AblationConfig:
     """What to train, and what to compare it on: the fleet, limit and table are those of the training."""
 
-    variants: tuple[str, ...] = tuple(VARIANTS)  # names of VARIANTS
+    variants: tuple[str, ...] = option(tuple(VARIANTS), help=f"what to train: some of {', '.join(VARIANTS)}")
     policies: tuple[str, ...] = ("projected_greedy", "shortest_queue")  # compared with them
     baseline: str = FULL  # the policy or variant that differences are taken to
     train: TrainConfig = PRESETS["edge6"]  # the full run

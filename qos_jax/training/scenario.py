@@ -247,5 +247,5 @@ def _reordered(models: SyntheticParams, order: jax.Array) -> SyntheticParams:
     """Return the models in another order over the servers; ``order`` [N] int32, traced."""
     per_task = ("quality_threshold", "length_log_mean", "length_log_std", "runaway_threshold", "cap_tokens")
     moved: dict[str, Any] = {name: jnp.asarray(getattr(models, name))[:, order] for name in per_task}
-    moved |= {name: jnp.asarray(getattr(models, name))[order] for name in ("quality_bias", "length_log_bias")}
+    moved |= {name: jnp.asarray(getattr(models, name))[order] for name in ("quality_bias", "length_bias_log")}
     return dataclasses.replace(models, **moved)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Sequence
 
+from qos_jax.checks import check_one_of
 from qos_jax.errors import input_error
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig
+from qos_jax.options import check_options, option
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
@@ -44,7 +44,7 @@ class EvaluationConfig:
         for field in ("every", "seeds", "num_requests"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
         for name in self.workloads:
-            _one_of("workloads", name, JUDGED_ON)
+            check_one_of("workloads", name, JUDGED_ON)
         _check("workloads", self.workloads, len(set(self.workloads)) == len(self.workloads), "name each once")
         for field in ("loads", "arrival_rates"):
             fine = all(0 < value < math.inf for value in getattr(self, field))
@@ -62,18 +62,18 @@ class TrainConfig:
       InputError: a value out of its range, naming the field, or nothing to train.
     """
 
-    fleet: str = "edge6"  # a fleet CSV, or the name of a shipped fleet
-    scheduler: str = "prefill_first"  # iteration scheduler, or "chunked_prefill"
+    fleet: str = "edge6"  # a fleet CSV, or the name of a shipped one: edge6, paper6
+    scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
     table: str | None = None  # request table (.npz) to draw from; none = synthetic requests
-    table_split: str = "train"  # which of its rows: train, validation, test or all
+    table_split: str = option("train", known=(ALL_ROWS, *SPLITS))  # which rows of the table
     trace: str | None = None  # trace file whose arrivals are trained and judged on, see scenario.replay_share
-    trace_start_s: float = 0.0  # first second of it to use
-    trace_end_s: float = math.inf  # second of it to stop before
+    trace_start_s: float = 0.0  # first second of the trace to use
+    trace_end_s: float = math.inf  # second of the trace to stop before
     seed: int = 0  # of all draws in training
-    agent: str = "ppo"  # what trains after search and distil: ppo, sac or none
+    agent: str = option("ppo", known=AGENTS)  # what trains after search and distil
     max_steps: int = 512  # decisions of an episode
-    reward: str = "potential"  # what the agent is paid: potential, paper or qos
+    reward: str = option("potential", known=REWARDS)  # what the agent is paid
     impact_weight: float = 1.0  # of the penalty in the paper's reward
     discount: float | None = None  # gamma of the potential-based reward; none = the agent's
     log_every: int = 10  # updates between two lines of metrics.jsonl, which hold their means
@@ -88,10 +88,7 @@ class TrainConfig:
     sac: SACConfig = dataclasses.field(default_factory=SACConfig)
 
     def __post_init__(self) -> None:
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
-        _one_of("agent", self.agent, AGENTS)
-        _one_of("reward", self.reward, REWARDS)
-        _one_of("table_split", self.table_split, (ALL_ROWS, *SPLITS))
+        check_options(self)
         _check("seed", self.seed, 0 <= self.seed < 2**32, "use 0 to 2^32 - 1")
         for field in ("max_steps", "log_every", "checkpoint_every", "keep_last"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
@@ -120,10 +117,3 @@ class TrainConfig:
 def _check(field: str, value: object, fine: bool, remedy: str) -> None:
     if not fine:
         raise input_error(f"{value} is out of range", field=field, remedy=remedy)
-
-
-def _one_of(field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise input_error(f"{value!r} is unknown", field=field, remedy=f"{hint}use one of {', '.join(known)}")

@@ -21,6 +21,7 @@ SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
 RECORDED = ("azure_conv", "azure_code")
 TRACE = "trace"
 TABLE_MATCHES = ("nearest", "even")
+TABLE_MATCH_HELP = "rows that a trace's arrivals get: nearest in length to its requests, or any, evenly"
 WORKLOADS = (*SYNTHETIC, *RECORDED, TRACE)
 _DIURNAL_BINS = 24
 

@@ -55,7 +55,7 @@ def sample_table(key: jax.Array, params: SyntheticParams, num_rows: int) -> Requ
         quality=_quality(params, task, true),
         output_tokens=_tokens(params, task, true, jnp.zeros(())).astype(jnp.int32),
         predicted_quality=_predicted_quality(jax.random.fold_in(noise_key, 1), params, task, seen),
-        predicted_output_tokens=_tokens(params, task, seen, params.length_log_bias),
+        predicted_output_tokens=_tokens(params, task, seen, params.length_bias_log),
     )
 
 
@@ -98,7 +98,7 @@ def table_for_trace(
         quality=_quality(params, task, true),
         output_tokens=_whole(jnp.exp(true_log)).astype(jnp.int32),
         predicted_quality=_predicted_quality(jax.random.fold_in(noise_key, 1), params, task, seen),
-        predicted_output_tokens=_whole(jnp.exp(predicted_log + params.length_log_bias[None, :])),
+        predicted_output_tokens=_whole(jnp.exp(predicted_log + params.length_bias_log[None, :])),
     )
 
 

@@ -44,7 +44,7 @@ class SyntheticParams:
     typical_length_noise: jax.Array  # [] tau of g where lengths come from a trace, unknown task
     error_level: jax.Array  # [] 0 = perfect predictions, 1 = as real, larger = worse
     quality_bias: jax.Array  # [N] added to the predicted quality
-    length_log_bias: jax.Array  # [N] added to the log of the predicted output tokens
+    length_bias_log: jax.Array  # [N] added to the log of the predicted output tokens
     expert_names: tuple[str, ...] = struct.field(pytree_node=False)
 
     @property
@@ -123,7 +123,7 @@ def select_experts(params: SyntheticParams, indices: tuple[int, ...]) -> Synthet
     at = jnp.asarray(indices, jnp.int32)
     per_task = ("quality_threshold", "length_log_mean", "length_log_std", "runaway_threshold", "cap_tokens")
     chosen = {field: getattr(params, field)[:, at] for field in per_task}
-    chosen |= {field: getattr(params, field)[at] for field in ("quality_bias", "length_log_bias")}
+    chosen |= {field: getattr(params, field)[at] for field in ("quality_bias", "length_bias_log")}
     return dataclasses.replace(params, expert_names=tuple(names), **chosen)
 
 
@@ -160,7 +160,7 @@ def _shapes(k: int, n: int) -> dict[str, tuple[int, ...]]:
     per_task = ("task_weight", "prompt_log_mean", "prompt_log_std", "quality_shared", "length_shared")
     shapes |= dict.fromkeys((*per_task, "own_correlation"), (k,))
     shapes |= dict.fromkeys(("length_log_mean", "length_log_std", "runaway_threshold", "cap_tokens"), (k, n))
-    shapes |= dict.fromkeys(("quality_bias", "length_log_bias"), (n,))
+    shapes |= dict.fromkeys(("quality_bias", "length_bias_log"), (n,))
     scalars = ("difficulty_noise", "own_quality_noise", "quality_jitter", "length_noise", "own_length_noise")
     return shapes | dict.fromkeys((*scalars, "typical_length_noise", "error_level"), ())
 

@@ -51,7 +51,7 @@ def _good_flags(module: str, inputs: Path) -> dict[str, str]:
             "requests": str(inputs / "log.jsonl"),
             "kv_capacity_tokens": "4000",
             "fix": "decode_per_seq_s=0",
-            "plot": "false",
+            "plots": "false",
         },
     }[module]
 
@@ -102,7 +102,9 @@ def _flag(id_: str, name: str, value: str, *says: str) -> Case:
 
 def _without(name: str) -> Case:
     return Case(
-        f"no --{name}", lambda given: given.flags.pop(name), (f"--{name}", "must have a value", "; see")
+        f"no --{name}",
+        lambda given: given.flags.pop(name),
+        (f"'{name}': is missing", f"; give --{name}, see --help"),
     )
 
 
@@ -316,7 +318,6 @@ OUT_CASES = [
 FLAG_CASES = [
     _without("fleet"),
     _without("latency_limit_s"),
-    _without("out"),
     _flag("empty --fleet", "fleet", "", "'fleet'", "empty"),
     _flag("limit not a number", "latency_limit_s", "50ms", "--latency_limit_s", "50ms"),
     _flag("limit 0", "latency_limit_s", "0", "'latency_limit_s'", "positive"),
@@ -324,11 +325,24 @@ FLAG_CASES = [
     _flag("limit NaN", "latency_limit_s", "nan", "'latency_limit_s'", "finite"),
     _flag("limit infinite", "latency_limit_s", "inf", "'latency_limit_s'", "finite"),
     _flag("limit 0 in float32", "latency_limit_s", "1e-60", "'latency_limit_s'", "positive"),
-    _flag("unknown scheduler", "scheduler", "fcfs", "--scheduler", "prefill_first|chunked_prefill"),
-    _flag("negative seed", "seed", "-1", "--seed", "range"),
+    _flag(
+        "unknown scheduler",
+        "scheduler",
+        "prefil_first",
+        "'scheduler'",
+        "did you mean 'prefill_first'",
+        "; use one of",
+    ),
+    _flag("negative seed", "seed", "-1", "'seed'", "range"),
     _flag("half a seed", "seed", "0.5", "--seed", "0.5"),
-    _flag("seed beyond uint32", "seed", "4294967296", "--seed", "range"),
+    _flag("seed beyond uint32", "seed", "4294967296", "'seed'", "range"),
     _flag("unknown flag", "schedulr", "prefill_first", "'schedulr'", "scheduler"),
+    _flag("unknown: renamed flag", "plot", "true", "--plot has a new name", "; give --plots"),
+    Case(
+        "unknown: renamed flag, negated",
+        lambda g: g.extra.append("--noplot"),
+        ("--noplot has a new name", "; give --noplots"),
+    ),
     Case("stray argument", lambda g: g.extra.append("fleet.csv"), ("unexpected argument 'fleet.csv'", "; ")),
 ]
 
@@ -446,7 +460,11 @@ TABLE_CASES = [
     Case(
         "table: split unknown",
         lambda g: (_write_table(g), g.flags.update(table_split="tests")),
-        ("--table_split", "<all|train|validation|test>", "; "),
+        (
+            "'table_split': 'tests' is unknown",
+            "did you mean 'test'",
+            "; use one of all, train, validation, test",
+        ),
     ),
     _flag(
         "table: split of none", "table_split", "test", "'table_split': 'test' needs a table", "; give --table"
@@ -566,11 +584,18 @@ EVALUATE_CASES = [
         lambda g: g.flags.pop("latency_limit_s"),
         ("'latency_limit_s'", "no default latency limit for fleet 'fleet'", "; give one"),
     ),
-    _flag("rate not a number", "arrival_rates", "1,fast", "'arrival_rates'", "'fast'", "; "),
+    _flag(
+        "rate not a number",
+        "arrival_rates",
+        "1,fast",
+        "--arrival_rates",
+        "'fast' is not a number",
+        "; see --help",
+    ),
     _flag("rate NaN", "arrival_rates", "nan", "'arrival_rates'", "not finite"),
     _flag("rate negative", "arrival_rates", "-1", "'arrival_rates'", "above 0"),
     _flag("rate twice", "arrival_rates", "2,2.0", "'arrival_rates'", "twice"),
-    _flag("load not a number", "loads", "half", "'loads'", "'half'"),
+    _flag("load not a number", "loads", "half", "--loads", "'half' is not a number"),
     _flag("load infinite", "loads", "inf", "'loads'", "not finite"),
     _flag("no loads", "loads", "", "'loads'", "; "),
     _flag("no seeds", "seeds", "0", "'seeds'", "at least 1"),
@@ -633,6 +658,9 @@ SWEEP_CASES = [
     _axis(
         "unknown", "arival_rate=1", "'arival_rate' is unknown (did you mean 'arrival_rate'?)", "; use one of"
     ),
+    _axis(
+        "renamed", "length_log_bias=1", "'length_log_bias' has a new name", "; give --sweep=length_bias_log="
+    ),
     _axis("unknown profile field", "profile.decode_bas_s*=1", "did you mean 'decode_base_s'", "; use one of"),
     _axis("not a number", "load=1,fast", "'load': 'fast' is not a number", "; give"),
     _axis("NaN", "load=nan", "'load': 'nan' is not finite", "; give"),
@@ -679,12 +707,13 @@ SWEEP_CASES = [
     _flag("a bound", "policies", "upper_bound", "is a bound", "; use one of"),
     _flag("no policies", "policies", "", "'policies'", "; "),
     Case("fleet twice", lambda g: g.extra.append(f"--fleet={g.flags['fleet']}"), ("'fleet'", "twice", "; ")),
-    _flag("unknown workload", "workload", "trace", "--workload", "<poisson|", "; see --help"),
+    _flag("recorded workload", "workload", "trace", "'workload'", "not drawn from", "; use launch.evaluate"),
+    _flag("unknown workload", "workload", "poison", "'workload'", "did you mean 'poisson'", "; use one of"),
     _flag("no seeds", "seeds", "0", "'seeds'", "at least 1"),
     _flag("no requests", "num_requests", "0", "'num_requests'", "at least 1"),
-    _flag("no memory", "max_memory_gb", "0", "'max_memory_gb'", "; give gigabytes"),
+    _flag("no memory", "max_memory_gb", "0", "'max_memory_gb'", "; give a finite number above 0"),
     _flag("little memory", "max_memory_gb", "1e-6", "'max_memory_gb'", "do not hold a run", "; raise it"),
-    _flag("no chunk", "chunk_requests", "0", "'chunk_requests'", "; give at least 1"),
+    _flag("no chunk", "chunk_requests", "0", "'chunk_requests'", "; give a whole number from 1"),
     _flag("unknown metric", "plot_metrics", "average_qo", "'plot_metrics'", "did you mean 'average_qos'"),
     _flag("capacity of nothing", "capacity", "load", "'capacity': needs target", "; give --capacity"),
     _flags(
@@ -710,12 +739,12 @@ SWEEP_CASES = [
         "process out of range",
         {"coordinator_address": "localhost:1", "num_processes": "2", "process_id": "2"},
         "'process_id': 2 is out of range",
-        "; give 0 to 1",
+        "; give a whole number from 0 to 1",
     ),
     _flags(
         "two ways to join", {"multihost": "true", "process_id": "0"}, "'process_id': contradicts", "; give"
     ),
-    _flag("no device", "cpu_devices", "0", "'cpu_devices': 0 is below 1", "; give"),
+    _flag("no device", "cpu_devices", "0", "'cpu_devices': 0 is out of range", "; give"),
 ]
 
 BENCHMARK_CASES = [
@@ -923,7 +952,14 @@ CALIBRATE_CASES = [
     ),
     _flag("expert called drop", "expert", "drop", "'expert': ", "reserved", "; choose"),
     _flag("no slots", "max_running", "0", "'max_running': ", "out of range", "; give"),
-    _flag("unknown scheduler", "scheduler", "fcfs", "--scheduler", "prefill_first|chunked_prefill"),
+    _flag(
+        "unknown scheduler",
+        "scheduler",
+        "prefil_first",
+        "'scheduler'",
+        "did you mean 'prefill_first'",
+        "; use one of",
+    ),
     Case(
         "no KV capacity",
         lambda g: g.flags.pop("kv_capacity_tokens"),
@@ -948,6 +984,11 @@ CALIBRATE_CASES = [
     _roofline("weights too large", {"memory_gb": "8"}, "'memory_gb': ", "do not hold 14 GB", "; give"),
     _roofline("no memory", {"memory_gb": None}, "'kv_capacity_tokens': ", "missing", "--memory_gb"),
     _roofline("no FLOPs", {"tflop_per_s": "0"}, "'tflop_per_s': ", "out of range", "; give"),
+    Case(
+        "roofline: its flags without it",
+        lambda g: g.flags.update(layers="32"),
+        ("'layers': needs --roofline", "; give --roofline, or leave it out"),
+    ),
     _roofline("with a fix", {"fix": "decode_base_s=1"}, "'fix': ", "fits no log", "; leave out"),
 ]
 

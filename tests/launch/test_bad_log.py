@@ -318,7 +318,7 @@ def _verify(id_: str, content: bytes | None, *says: str) -> Case:
 
 
 FLAG_CASES = [
-    _flag("unknown format", "format", "csv", "--format", "auto|generic"),
+    _flag("unknown format", "format", "generc", "'format'", "did you mean 'generic'", "; use one of auto"),
     _flag(
         "format of another",
         "format",
@@ -328,9 +328,9 @@ FLAG_CASES = [
         "no object of a model",
         "; ",
     ),
-    _flag("score range of one number", "score_range", "1", "'score_range'", "1 numbers", "; give LOW,HIGH"),
+    _flag("score range of one number", "score_range", "1", "--score_range", "not 2 numbers", "; see --help"),
     _flag("score range backwards", "score_range", "1,0", "'score_range'", "is no range", "; "),
-    _flag("score range words", "score_range", "low,high", "'score_range'", "'low'", "; give numbers"),
+    _flag("score range words", "score_range", "low,high", "--score_range", "'low'", "; see --help"),
     _flag("shares not three", "split_shares", "0.5,0.5", "'split_shares'", "no shares", "; "),
     _flag(
         "shares without test",

@@ -57,7 +57,7 @@ def test_iterations_to_a_fleet(launch, tmp_path):
     log, out, fleet = iteration_file(tmp_path / "log.csv"), tmp_path / "out", tmp_path / "fleet.csv"
     fleet.write_text(fleet_path("edge6").read_text())
     flags = ROW | {"iterations": log, "test_share": 0.5, "append_to": fleet, "out": out}
-    ended = launch("launch.calibrate", *arguments("--plot", **flags))
+    ended = launch("launch.calibrate", *arguments("--plots", **flags))
     assert ended.code == 0, ended.err
     assert files_of(out) == {
         "config.json", "profile.json", "profile.csv", "plots/predicted_against_measured.png"
@@ -79,7 +79,7 @@ def test_iterations_to_a_fleet(launch, tmp_path):
     assert alone.names == ("mine",)
     assert joined.names[-1] == "mine"
     np.testing.assert_array_equal(joined.profile.decode_base_s[-1:], alone.profile.decode_base_s)
-    again = launch("launch.calibrate", *arguments("--plot", **(flags | {"expert": "other"})))
+    again = launch("launch.calibrate", *arguments("--plots", **(flags | {"expert": "other"})))
     assert again.code == 2  # the folder holds another run
     assert read_fleet(fleet).num_experts == 7
 
@@ -88,7 +88,7 @@ def test_the_same_log_gives_the_same_bytes(launch, tmp_path):
     log = iteration_file(tmp_path / "log.csv")
     for out in ("a", "b"):
         flags = ROW | {"iterations": log, "test_share": 0.3, "out": tmp_path / out}
-        assert launch("launch.calibrate", *arguments("--noplot", **flags)).code == 0
+        assert launch("launch.calibrate", *arguments("--noplots", **flags)).code == 0
     for name in ("profile.json", "profile.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -96,14 +96,14 @@ def test_the_same_log_gives_the_same_bytes(launch, tmp_path):
 @pytest.fixture
 def quick_search(monkeypatch):
     quick = functools.partial(SearchConfig, candidates=8, evaluations=4, steps=(0.1, 1e-7))
-    monkeypatch.setattr("qos_jax.profiling.profile_run.SearchConfig", quick)
+    monkeypatch.setattr("qos_jax.profiling.profile_plan.SearchConfig", quick)
 
 
 def test_requests_by_replay_and_resumed(launch, tmp_path, quick_search):
     log, out = request_file(tmp_path / "log.jsonl"), tmp_path / "out"
     given = [f"--fix=prefill_per_token_sq_s={TRUE[2]}", f"--fix=decode_per_seq_s={TRUE[4]}"]
     flags = ROW | {"requests": log, "test_share": 0.4, "out": out}
-    ended = launch("launch.calibrate", *arguments("--plot", *given, **flags))
+    ended = launch("launch.calibrate", *arguments("--plots", *given, **flags))
     assert ended.code == 0, ended.err
     summary = json.loads((out / "profile.json").read_text())
     assert summary["source"] == "requests"
@@ -119,14 +119,14 @@ def test_requests_by_replay_and_resumed(launch, tmp_path, quick_search):
     whole = (out / "profile.json").read_bytes()
     (out / "profile.json").unlink()
     (out / "metrics.jsonl").write_text("\n".join(lines[:6]) + "\n" + lines[6][:20])
-    resumed = launch("launch.calibrate", *arguments("--plot", "--resume", *given, **flags))
+    resumed = launch("launch.calibrate", *arguments("--plots", "--resume", *given, **flags))
     assert resumed.code == 0, resumed.err
     assert (out / "profile.json").read_bytes() == whole
 
 
 def test_a_roofline_says_that_it_is_one(launch, tmp_path):
     out = tmp_path / "out"
-    ended = launch("launch.calibrate", *arguments("--roofline", "--noplot", **(ROOFLINE | {"out": out})))
+    ended = launch("launch.calibrate", *arguments("--roofline", "--noplots", **(ROOFLINE | {"out": out})))
     assert ended.code == 0, ended.err
     summary = json.loads((out / "profile.json").read_text())
     assert summary["source"] == "roofline"

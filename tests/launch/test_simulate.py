@@ -32,7 +32,7 @@ def arguments(out: Path, **flags: object) -> list[str]:
         "requests": golden.FOLDER / "requests.csv",
         "policy": "assigned",
         "latency_limit_s": golden.LIMIT_S,
-        "plot": False,
+        "plots": False,
         "out": out,
     }
     return [f"--{name}={value}" for name, value in (given | flags).items()]
@@ -147,7 +147,7 @@ def test_summary_follows_from_the_records(launch, tmp_path):
 def test_same_seed_same_bytes(launch, tmp_path):
     """The chance of a random router comes from the seed alone, whether or not the plots are drawn."""
     for name, seed, plot in (("a", 3, False), ("b", 3, True), ("c", 4, False)):
-        flags = arguments(tmp_path / name, policy="random", seed=seed, plot=plot)
+        flags = arguments(tmp_path / name, policy="random", seed=seed, plots=plot)
         assert launch("launch.simulate", *flags).code == 0
     a, b, c = ((tmp_path / name / "records.csv").read_bytes() for name in "abc")
     assert a == b
@@ -202,11 +202,11 @@ def test_truth_for_want_of_predictions_is_said(launch, tmp_path):
 def test_without_matplotlib(launch, tmp_path, monkeypatch):
     """Plots are drawn where they can be; who asks for them in vain is told before anything runs."""
     monkeypatch.setattr("qos_jax.runs.plot_style.plots_available", lambda: False)
-    flags = [flag for flag in arguments(tmp_path / "run") if not flag.startswith("--plot")]
+    flags = [flag for flag in arguments(tmp_path / "run") if not flag.startswith("--plots")]
     ended = launch("launch.simulate", *flags)
     assert ended.code == 0
     assert "matplotlib is not installed" in ended.err
-    refused = launch("launch.simulate", *flags, "--plot")
+    refused = launch("launch.simulate", *flags, "--plots")
     assert refused.code == 2
     assert "pip install" in refused.err
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from launch.config_flags import define_config_flags, field_comments, given, replaced
+from launch.config_flags import define_config_flags, field_comments
 from qos_jax.errors import InputError
 from qos_jax.runs.array_store import read_arrays
 from qos_jax.training.judge import judged_cases
@@ -148,9 +148,9 @@ def test_help_tells_every_setting_with_its_comment(launch):
 
 def parsed(config, *arguments):
     values = flags.FlagValues()
-    holders = define_config_flags(config, "train", values)
+    defined = define_config_flags(type(config), config, flag_values=values)
     values(["train", *arguments])
-    return replaced(config, given(holders))
+    return defined.read()
 
 
 def test_flags_change_what_they_name_and_nothing_else():
@@ -201,7 +201,7 @@ def test_what_belongs_together_is_changed_together():
         ("--ppo.clip=none", "'none' is not a number"),
         ("--ppo.value_clip=much", "'much' is not a number, or none"),
         ("--scenario.load=1", "'1' is not 2 numbers, separated by commas"),
-        ("--evaluation.loads=1,high", "'high' is not numbers, separated by commas"),
+        ("--evaluation.loads=1,high", "'high' is not a number"),
         ("--network.residual=perhaps", "network.residual"),
         ("--ppo.cilp=0.1", "ppo.clip"),
     ],

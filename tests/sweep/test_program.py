@@ -102,7 +102,7 @@ def test_a_cell_is_a_case_of_a_comparison(fleet, figures, kind, workload, rates,
 
 
 def test_chunks_change_nothing_and_what_is_swept_matters(fleet, figures):
-    grid = grid_of(fleet, figures, "mmpp", "load=0.3:2:24", "burst_factor=1,6", "length_log_bias=0,1")
+    grid = grid_of(fleet, figures, "mmpp", "load=0.3:2:24", "burst_factor=1,6", "length_bias_log=0,1")
     whole, cut, _ = metrics_of(grid, "mmpp", policy("least_work"))
     assert cut.chunks == 1
     metrics, cut, _ = metrics_of(grid, "mmpp", policy("least_work"), chunk_requests=1)

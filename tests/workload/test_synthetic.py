@@ -91,7 +91,7 @@ def test_predicted_tokens_are_medians_and_bias_shifts_them():
     table = draw(jax.random.key(5), PARAMS, ROWS)
     above = np.mean(np.asarray(table.output_tokens) > np.asarray(table.predicted_output_tokens))
     assert above == pytest.approx(0.5, abs=0.04)
-    doubled = draw(jax.random.key(5), at_level(1.0, length_log_bias=jnp.full(6, np.log(2.0))), ROWS)
+    doubled = draw(jax.random.key(5), at_level(1.0, length_bias_log=jnp.full(6, np.log(2.0))), ROWS)
     ratio = np.median(np.asarray(doubled.predicted_output_tokens / table.predicted_output_tokens))
     assert ratio == pytest.approx(2.0, rel=0.01)
 

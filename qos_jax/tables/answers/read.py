@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from qos_jax.errors import input_error
+from qos_jax.options import check_options, option
 from qos_jax.tables.answers.generic import add_generic, is_generic
 from qos_jax.tables.answers.log import AnswerLog, take_rows
 from qos_jax.tables.answers.log_builder import LogBuilder
@@ -28,22 +29,28 @@ class LogConfig:
       InputError: a value out of its range, naming the field, which is also the flag's name.
     """
 
-    log: tuple[str, ...] = ()  # files of one format, or a folder of lookahead6
-    format: str = AUTO  # one of FORMATS; auto = by the first record
-    score_range: tuple[float, float] = (0.0, 1.0)  # what scores run from and to; rescaled to [0, 1]
+    log: tuple[str, ...] = option(
+        (),
+        help="answer log, a file or a folder of lookahead6; with several, files of one format",
+        repeatable=True,
+    )
+    format: str = option(AUTO, known=FORMATS)  # of the log; auto = by its first record
+    score_range: tuple[float, float] = (0.0, 1.0)  # what the log's scores run from and to: rescaled to [0, 1]
     score_name: str = BERTSCORE  # which of MixInstruct's scores is the quality
-    tokenizer: str | None = None  # tokenizer.json to count tokens with where only texts are given
-    exclude_task: tuple[str, ...] = ()  # tasks to leave out, for example for their licence
+    tokenizer: str | None = option(
+        None,
+        help="tokenizer.json that counts tokens where only texts are given; none = their number is estimated",
+    )
+    exclude_task: tuple[str, ...] = option(
+        (), help="task to leave out, for example for its licence", repeatable=True
+    )
 
     def __post_init__(self) -> None:
+        check_options(self)
         if not self.log or not all(self.log):
             raise input_error("names no file", field="log", remedy="give --log=FILE")
         if len(set(self.log)) < len(self.log):
             raise input_error("names a file twice", field="log", remedy="name each once")
-        if self.format not in FORMATS:
-            raise input_error(
-                f"{self.format!r} is unknown", field="format", remedy=f"use one of {', '.join(FORMATS)}"
-            )
         if not (np.isfinite(self.score_range).all() and self.score_range[0] < self.score_range[1]):
             raise input_error(
                 f"{self.score_range[0]:g} to {self.score_range[1]:g} is no range",

@@ -98,9 +98,9 @@ class SplitConfig:
       InputError: a value out of its range, naming the field, which is also the flag's name.
     """
 
-    split_shares: tuple[float, ...] = (0.6, 0.1, 0.3)  # of train, validation and test
-    split_seed: int = 0
-    held_out_task: str | None = None  # test is this task, whole, and nothing else
+    split_shares: tuple[float, ...] = (0.6, 0.1, 0.3)  # of the prompts in train, validation and test
+    split_seed: int = 0  # of the split
+    held_out_task: str | None = None  # task that is the test split, whole and alone
 
     def __post_init__(self) -> None:
         shares = np.asarray(self.split_shares, np.float64)
