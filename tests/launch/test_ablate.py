@@ -52,7 +52,7 @@ def test_run_again_it_trains_nothing_anew(done, launch):
     ("flag", "told"),
     [
         ("--variants=fulll", "did you mean 'full'"),
-        ("--variants=", "name some of"),
+        ("--variants=", "give some of"),
         ("--baseline=ppo", "neither a policy nor a variant"),
         ("--policies=projected_greedy,nobody", "'nobody' is unknown"),
         ("--cases.loads=0", "field 'loads'"),
