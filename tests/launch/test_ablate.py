@@ -57,7 +57,7 @@ def test_run_again_it_trains_nothing_anew(done, launch):
         ("--policies=projected_greedy,nobody", "'nobody' is unknown"),
         ("--cases.loads=0", "field 'loads'"),
         ("--train.fleet=nowhere.csv", "no such file"),
-        ("--train.search.candidates=3", "search: candidates = 3: must be even"),
+        ("--train.search.candidates=3", "train.search, field 'candidates': 3 is odd"),
     ],
 )
 def test_bad_input_is_told_before_anything_trains(launch, tmp_path, flag, told):

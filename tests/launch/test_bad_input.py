@@ -667,7 +667,7 @@ SWEEP_CASES = [
     _axis("no range", "load=1:2", "'load': '1:2' is no range", "; give FROM:TO:COUNT"),
     _axis("no count", "load=1:2:0", "'load': the count '0'", "; give"),
     _axis("log of 0", "error_level=0:1:3:log", "no logarithm", "; give"),
-    _axis("out of range", "load=0", "'load': 0 is out of range", "; give values above 0"),
+    _axis("out of range", "load=0", "'load': 0 is out of range", "; give "),
     _axis("a value twice", "load=1,1", "'load': has a value twice", "; give each once"),
     _axis("twice", "latency_limit_s=1", "'latency_limit_s': is swept twice", "; give"),
     Case(
