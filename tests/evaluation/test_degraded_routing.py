@@ -60,9 +60,8 @@ def test_a_comparison_shuffles_anew_in_every_run_what_it_calls_shuffled(monkeypa
 
     monkeypatch.setattr(comparison, "build_cases", keep)
     sources = {kind: kind for kind in PREDICTIONS}
-    draw_cases(
-        types.SimpleNamespace(cases=None, fleet=None, sources=sources, latency_limit_s=0.1, trace=None)
-    )
+    setting = types.SimpleNamespace(fleet=None, latency_limit_s=0.1, trace=None)
+    draw_cases(types.SimpleNamespace(cases=None, setting=setting, sources=sources))
     assert asked == {kind: kind == SHUFFLED for kind in PREDICTIONS}
 
 
