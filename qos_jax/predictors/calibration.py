@@ -1,7 +1,7 @@
-"""Calibration: probabilities that come true as often as they say, fitted on rows kept for it.
+"""Calibrate predicted probabilities on rows that nothing else was fitted to.
 
 Quality is corrected per expert by Platt scaling (Platt 1999), lengths by one temperature per expert (Guo et
-al. 2017). Both are drawn towards no correction, by as much as a few rows would draw them away.
+al. 2017). Both are regularised towards no correction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 _CLIP = 1e-4  # probabilities nearer to 0 or 1 are taken as this near
-_DRAW = 2.0  # rows' worth of drawing towards no correction
+_DRAW = 2.0  # strength of the regularisation towards no correction, in rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,9 +45,9 @@ def fit_calibration(
       quality: [M, N] predicted.
       length: [M, N, B] predicted probabilities.
       true_quality: [M, N] in [0, 1].
-      quality_known: [M, N] whether it is known.
-      true_bucket: [M, N].
-      bucket_known: [M, N].
+      quality_known: [M, N], whether it is known.
+      true_bucket: [M, N] index of the length bucket.
+      bucket_known: [M, N], whether it is known.
     """
     experts = quality.shape[1]
     scale, shift, sharpness = np.ones(experts), np.zeros(experts), np.ones(experts)

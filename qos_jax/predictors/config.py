@@ -58,7 +58,7 @@ class PredictorConfig:
 
     ridge_folds: int = 5  # of the ridge regressions whose answers the networks read, on all columns; 0 = none
     ridge_quality_penalty: float = 4.0  # on squared weights; a text has length 1
-    ridge_length_penalty: float = 1.0  # the same, for log tokens
+    ridge_length_penalty: float = 1.0  # likewise, for log tokens
 
     max_output_tokens: int = 16_384  # upper end of the last length bucket
     buckets: int = 40  # B, length buckets, equally wide in log tokens from 1 token

@@ -1,4 +1,4 @@
-"""From text to features: what no fit changes (raw), and what a fitted encoder makes of it."""
+"""Encode texts as features: raw ones, which no fit changes, and those of a fitted encoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qos_jax.predictors.ngrams import NgramEncoder, fit_ngrams, hashed_counts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Raw:
-    """What is read from M texts without any fit: computed once, whatever is fitted to parts of it."""
+    """Features of M texts that need no fit, computed once for all fits to parts of them."""
 
     counts: sparse.csr_matrix | None  # [M, ...] hashed, if the encoder reads n-grams
     sentences: np.ndarray | None  # [M, MINILM_SIZE], if it reads sentence embeddings
@@ -30,7 +30,7 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """Turns raw features into an embedding, and into that and the surface features, centred and scaled."""
+    """A fitted encoder: projection of n-grams, and mean and scale of embedding and surface features."""
 
     ngrams: NgramEncoder | None  # None: sentence embeddings are all
     mean: np.ndarray  # [D] float32, of embedding and surface features over the rows of the fit
@@ -39,7 +39,7 @@ class Encoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-    """What a fitted encoder makes of M texts."""
+    """M texts as encoded by a fitted encoder."""
 
     text: sparse.csr_matrix | np.ndarray  # [M, F] float32, weighed n-grams, then sentence embeddings
     embedding: np.ndarray  # [M, K] float32; projected n-grams, of length 1, then sentence embeddings
@@ -56,7 +56,7 @@ class Encoded:
 
 
 def raw_features(config: PredictorConfig, prompts: Sequence[str]) -> Raw:
-    """Read M texts.
+    """Return the raw features of M texts.
 
     Raises:
       InputError: if the encoder's package is not installed.
@@ -74,8 +74,8 @@ def text_size(config: PredictorConfig) -> int:
 def fit_encoder(config: PredictorConfig, raw: Raw) -> Encoder:
     """Fit the projection of n-grams, if there are any, and what features are centred and scaled by.
 
-    Components of n-grams are scaled as one: each by its own spread, those that tell little would weigh as
-    much as those that tell most.
+    Components of n-grams are scaled as one: scaled each by its own spread, those that explain
+    little would weigh as much as those that explain most.
     """
     ngrams = None if raw.counts is None else fit_ngrams(config, raw.counts)
     joined = np.concatenate([_embedding(ngrams, raw)[1], raw.surface], axis=1)
@@ -86,7 +86,7 @@ def fit_encoder(config: PredictorConfig, raw: Raw) -> Encoder:
 
 
 def encode(encoder: Encoder, raw: Raw) -> Encoded:
-    """Return what the encoder makes of M texts."""
+    """Return M texts encoded."""
     text, embedding = _embedding(encoder.ngrams, raw)
     joined = np.concatenate([embedding, raw.surface], axis=1)
     return Encoded(text, embedding, (joined - encoder.mean) / encoder.std)

@@ -19,12 +19,12 @@ from qos_jax.predictors.networks import Targets, apply_networks, fit_networks, n
 from qos_jax.predictors.predictions import Predictions, bucket_edges, bucket_of
 from qos_jax.predictors.ridge import Ridge, fit_ridge, uses_ridge
 
-_CHUNK_ROWS = 256  # rows asked at once: two compiled programs, for one prompt and for so many
+_CHUNK_ROWS = 256  # rows predicted at once: two compiled programs, for one prompt and for so many
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Head:
-    """What reads encoded text; :func:`fit_head` makes one."""
+    """A fitted head: quality and length from encoded text; :func:`fit_head` makes one."""
 
     ridge: Ridge | None  # what the networks read beside the encoded text, if anything
     body: Any  # parameters of the networks, leaves [members, ...], or Neighbours
@@ -46,7 +46,7 @@ def fit_head(
     judged: np.ndarray,
     on_progress: Callable[[int], None],
 ) -> tuple[Head, np.ndarray]:
-    """Fit a head to some of M prompts, and correct it by others.
+    """Fit a head to some of M prompts and calibrate it on others.
 
     Args:
       config: kind, sizes and training.
@@ -61,7 +61,7 @@ def fit_head(
     Returns:
       The head, and log(true) - log(predicted median) output tokens of the judged rows, [J, N]; NaN = missing.
     """
-    part = np.concatenate([learned, judged])  # from here on, rows are places in this
+    part = np.concatenate([learned, judged])  # from here on, rows are indices into it
     learned, judged = np.split(np.arange(len(part)), [len(learned)])
     encoded, known = encoded.take(part), answers.take(part)
     edges = bucket_edges(config.buckets, config.max_output_tokens)
@@ -103,7 +103,7 @@ def _inputs(config: PredictorConfig, encoded: Encoded, hints: np.ndarray | None)
 
 
 def _apply(config: PredictorConfig, body: Any, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ask the head, a constant number of rows at a time; probabilities as they are before calibration."""
+    """Apply the head, a constant number of rows at a time; probabilities before calibration."""
     rows = len(inputs)
     chunk = 1 if rows == 1 else _CHUNK_ROWS
     found = []

@@ -32,7 +32,7 @@ _WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256)  # tokens that texts are padded to
 
 
 def sentence_embeddings(prompts: Sequence[str]) -> np.ndarray:
-    """Return [M, MINILM_SIZE] float32 embeddings of length 1; about 70 short or 12 long texts a CPU-second.
+    """Return [M, MINILM_SIZE] float32 embeddings of M texts, of length 1.
 
     Raises:
       InputError: if one of the packages is not installed.
@@ -49,9 +49,9 @@ def sentence_embeddings(prompts: Sequence[str]) -> np.ndarray:
             tokens = np.zeros((batch, width), np.int32)
             mask = np.zeros((batch, width), np.float32)
             mask[:, 0] = 1  # of rows that are padding: a mean over nothing is none
-            for place, row in enumerate(part):
-                tokens[place, : len(ids[row])] = ids[row]
-                mask[place, : len(ids[row])] = 1
+            for index, row in enumerate(part):
+                tokens[index, : len(ids[row])] = ids[row]
+                mask[index, : len(ids[row])] = 1
             found[part] = np.asarray(_embed(heads, weights, tokens, mask))[: len(part)]
     return found
 

@@ -1,4 +1,4 @@
-"""The head without parameters: what the k most similar prompts got."""
+"""The head without parameters: the average answers to the k most similar prompts of the fit."""
 
 from __future__ import annotations
 

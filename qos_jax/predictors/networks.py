@@ -20,7 +20,7 @@ _LEAST_STEPS = 16  # gradient steps of an epoch: few rows are learned from in sm
 
 Params = Any
 OnProgress = Callable[[int], None]
-"""Takes how many more epochs are done."""
+"""Takes the number of epochs done since the last call."""
 
 
 @struct.dataclass
@@ -65,7 +65,7 @@ def apply_networks(network: HeadNetwork, params: Params, features: jax.Array) ->
     """Average the probabilities of E networks.
 
     Args:
-      network: what they are.
+      network: of which they are members.
       params: leaves [E, ...].
       features: [M, D].
 
@@ -88,16 +88,16 @@ def fit_networks(
     """Train ``config.members`` networks, each until its loss on the validation rows stops falling.
 
     The loss is the cross-entropy of quality plus that of length buckets, each averaged over what is known.
-    Networks start from what each expert does on average, so a text that tells nothing changes nothing.
+    Networks start from what each expert does on average, so a text without information changes nothing.
 
     Args:
       config: sizes and training.
-      number: another one, other random numbers.
+      number: of the head; another number draws other random numbers.
       features: [M, D] float32, centred and scaled.
       targets: of the same M rows.
       train: rows to learn from.
       validation: rows to judge by, at least one with a known answer.
-      on_progress: called after every epoch; ``max_epochs`` are told in all, however early training stops.
+      on_progress: called with epochs done; ``max_epochs`` in all, however early training stops.
 
     Returns:
       Parameters of the epoch with the lowest validation loss, leaves [members, ...].

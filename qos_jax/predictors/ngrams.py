@@ -1,8 +1,7 @@
 """The default encoder: hashed word and character n-grams, weighed by rarity, projected by truncated SVD.
 
 Latent semantic analysis (Deerwester et al. 1990) on hashed features (Weinberger et al. 2009). scikit-learn
-does the hashing and the SVD: its hash is stable across machines and versions (MurmurHash3), its tokens are
-those everyone knows, and a thousand texts take about a fifth of a CPU-second.
+does the hashing and the SVD: its hash (MurmurHash3) is stable across machines and versions.
 """
 
 from __future__ import annotations
@@ -76,9 +75,9 @@ def fit_ngrams(config: PredictorConfig, counts: sparse.csr_matrix) -> NgramEncod
 
 def _weighed(counts: sparse.csr_matrix, columns: np.ndarray, rarity: np.ndarray) -> sparse.csr_matrix:
     """Keep the columns used, weigh them, and bring every row to length 1."""
-    place = np.full(counts.shape[1], -1, np.int32)
-    place[columns] = np.arange(len(columns), dtype=np.int32)
-    at = place[counts.indices]
+    index = np.full(counts.shape[1], -1, np.int32)
+    index[columns] = np.arange(len(columns), dtype=np.int32)
+    at = index[counts.indices]
     used = at >= 0
     ends = np.concatenate([[0], np.cumsum(used)])[counts.indptr]
     data = counts.data[used] * rarity[at[used]]

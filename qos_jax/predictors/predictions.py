@@ -1,4 +1,4 @@
-"""Predictions: quality, and output length as a distribution over buckets with its mean and quantiles."""
+"""Predicted quality, and predicted output length as a distribution over buckets: its mean and quantiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qos_jax.predictors.config import PredictorConfig
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """What N experts are predicted to answer to M prompts.
+    """Predicted quality and output length of the answers of N experts to M prompts.
 
     Within a bucket, lengths are taken as equally likely in log tokens: mean and quantiles follow from that.
     """
@@ -56,7 +56,7 @@ class Predictions:
 def mean_predictions(
     config: PredictorConfig, quality: np.ndarray, output_tokens: np.ndarray, rows: int
 ) -> Predictions:
-    """Predict for every prompt what each expert does on average: what a predictor has to beat.
+    """Predict each expert's mean quality and its distribution of lengths for every prompt: the baseline.
 
     Args:
       config: its length buckets.
@@ -77,7 +77,7 @@ def mean_predictions(
 def bucket_edges(buckets: int, max_output_tokens: int) -> np.ndarray:
     """Return the B + 1 edges of buckets equally wide in log tokens, from half a token, float32.
 
-    They do not depend on data: predictors of one configuration are comparable, and no fold tells another.
+    They do not depend on data, so predictors of one configuration are comparable and folds independent.
     """
     return np.geomspace(0.5, max_output_tokens + 0.5, buckets + 1).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Predictors of quality and output length from the prompt: fitted, asked, and asked out of fold."""
+"""Fit predictors of quality and output length to prompts and answers; predict, also out of fold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qos_jax.predictors.heads import Head, fit_head
 from qos_jax.predictors.predictions import Predictions, bucket_edges
 
 OnProgress = Callable[[int, int], None]
-"""Takes how many units are done, and of how many."""
+"""Takes the number of units done, and the number of all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,14 +61,14 @@ def fit_predictor(
       quality: [M, N] in [0, 1]; NaN = missing.
       output_tokens: [M, N] whole numbers from 1; -1 = missing.
       experts: N unique names.
-      on_progress: called as it goes.
+      on_progress: called with epochs done and epochs in all.
 
     Returns:
       The predictor. The encoder is fitted to all prompts, without their answers. Each head keeps another
       ``validation_share`` of the prompts (equal texts together) for early stopping, calibration and errors.
 
     Raises:
-      InputError: naming field, place and remedy: shapes that do not fit, a value out of range, too few
+      InputError: naming field, index and remedy: shapes that do not fit, a value out of range, too few
         prompts, an expert without answers, a package missing.
     """
     answers = check_answers(config, prompts, quality, output_tokens, experts)
@@ -89,8 +89,8 @@ def out_of_fold(
 ) -> Predictions:
     """Predict every prompt by a fit that never saw it, nor an equal text.
 
-    Arguments as :func:`fit_predictor`; ``folds`` fits are made, each on all folds but one: nothing of a fit,
-    the weights of n-grams included, knows the rows that it predicts.
+    ``folds`` fits are made, each on all folds but one; nothing of a fit, the weights of n-grams included,
+    depends on the rows that it predicts. The other arguments are those of :func:`fit_predictor`.
 
     Raises:
       InputError: as :func:`fit_predictor`, or if there are fewer different prompts than folds.
@@ -112,12 +112,12 @@ def out_of_fold(
     found_length = np.empty((*shape, config.buckets), np.float32)
     for number in range(folds):
 
-        def tell(done: int, of: int, number: int = number) -> None:
+        def report(done: int, of: int, number: int = number) -> None:
             if on_progress is not None:
                 on_progress(number * of + done, folds * of)
 
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        fitted = _fit(config, raw, answers, inside, groups, experts, tell)
+        fitted = _fit(config, raw, answers, inside, groups, experts, report)
         predicted = fitted._predict(raw.take(outside))
         found_quality[outside] = predicted.quality
         found_length[outside] = predicted.bucket_probability
@@ -133,20 +133,20 @@ def _fit(
     experts: Sequence[str],
     on_progress: OnProgress | None,
 ) -> Predictor:
-    """Fit to some rows of all; nothing is computed from the others."""
+    """Fit to some rows; nothing is computed from the others."""
     parts = [_split(config, number, rows, groups, answers, experts) for number in range(config.heads)]
     encoder = fit_encoder(config, raw.take(rows))
     encoded = encode(encoder, raw.take(rows))
     done = 0
 
-    def tell(epochs: int) -> None:
+    def report(epochs: int) -> None:
         nonlocal done
         done += epochs
         if on_progress is not None:
             on_progress(done, config.heads * config.max_epochs)
 
     fits = [
-        fit_head(config, number, encoded, answers.take(rows), groups[rows], learned, judged, tell)
+        fit_head(config, number, encoded, answers.take(rows), groups[rows], learned, judged, report)
         for number, (learned, judged) in enumerate(parts)
     ]
     heads, errors = zip(*fits, strict=True)
@@ -163,7 +163,7 @@ def _split(
     answers: Answers,
     experts: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divide places in ``rows`` into those a head learns from and those it is judged on.
+    """Split indices into ``rows`` into those a head learns from and those it is judged on.
 
     Equal texts stay together. Heads of successive numbers are judged on different texts until all had a turn.
     """

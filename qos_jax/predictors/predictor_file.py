@@ -1,4 +1,4 @@
-"""Predictors as files: everything a fitted predictor is, in one .npz, checked on the way in.
+"""Save fitted predictors as .npz files and load them, checked.
 
 The arrays of a file of version 3, for N experts, B length buckets, F columns of n-grams, K components,
 E = 384 numbers of a sentence embedding, S surface features, D = K + E + S; of K and E what the encoder has:
@@ -55,7 +55,7 @@ _RIDGE_FIELDS = tuple(field.name for field in dataclasses.fields(Ridge))
 _CALIBRATION = tuple(field.name for field in dataclasses.fields(Calibration))
 # By the last part of an array's name.
 _POSITIVE = ("feature_std", "ridge_std", "quality_scale", "length_sharpness", "bucket_edges_tokens")
-_REMEDY = "write it anew with save_predictor"
+_REMEDY = "write it with qos_jax.predictors.save_predictor of this version"
 
 
 def save_predictor(path: Path, predictor: Predictor) -> None:

@@ -1,4 +1,4 @@
-"""Ridge regression on all that the encoder keeps of a text, whose answers the networks read as inputs.
+"""Ridge regression on all columns of encoded text, whose answers the networks read as inputs.
 
 A projection loses rare n-grams that a linear model on all columns still uses. For the rows of a fit the
 answers are those of regressions on other folds of it (stacked generalisation, Wolpert 1992), so the networks
@@ -103,7 +103,7 @@ def _solve(config: PredictorConfig, inputs: Any, truth: np.ndarray) -> tuple[np.
     for column in range(size):
         rows = np.flatnonzero(known[:, column])
         if rows.size < 2:
-            continue  # nothing to learn from: it says 0 of every text
+            continue  # nothing to learn from: it answers 0 to every text
         model = Regression(penalties[column], solver="sparse_cg", tol=1e-3)
         model.fit(inputs if len(rows) == len(truth) else inputs[rows], truth[rows, column].astype(np.float32))
         weights[:, column], bias[column] = model.coef_, model.intercept_

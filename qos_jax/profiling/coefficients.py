@@ -1,4 +1,4 @@
-"""The six iteration-time coefficients of an expert: their names, what varies them, and the fit of them."""
+"""The six iteration-time coefficients of an expert: names, fitted values, errors and confidence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COEFFICIENTS = (*PREFILL, *DECODE)  # the order of every array [C] in this packa
 NORMAL_95 = 1.96  # standard errors to either side
 WEAK_SHARE = 0.15  # of its value: a standard error above it makes a coefficient weakly identified
 
-# What a log needs for the coefficient to be told from the others.
+# What a log needs for a coefficient to be identified beside the others.
 NEEDS = {
     "prefill_base_s": "shorter prompts",
     "prefill_per_token_s": "prompts of other lengths",
@@ -31,7 +31,7 @@ NEEDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoefficientFit:
-    """Values of the six coefficients and how sure they are, in the order ``COEFFICIENTS``.
+    """Values of the six coefficients and their covariance, in the order ``COEFFICIENTS``.
 
     Attributes:
       value: [C] float64, seconds per unit, >= 0.
@@ -96,7 +96,7 @@ def check_fixed(fixed: Mapping[str, float]) -> None:
 def typical_iterations(
     fit: CoefficientFit, batch: float, context: float, prompt: float
 ) -> list[dict[str, Any]]:
-    """Return seconds and standard error of an iteration of each kind; sums are told better than parts.
+    """Return seconds and standard error of a typical prefill and decode iteration, sums of coefficients.
 
     Args:
       fit: the coefficients.

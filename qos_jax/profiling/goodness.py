@@ -1,4 +1,4 @@
-"""How well predicted times fit measured ones: R2, mean and worst relative error."""
+"""Compare predicted with measured times: R2, mean and worst relative error."""
 
 from __future__ import annotations
 

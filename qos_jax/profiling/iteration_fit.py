@@ -57,7 +57,7 @@ def fit_iterations(log: IterationLog, fixed: Mapping[str, float]) -> IterationFi
       fixed: values of coefficients that are given, by name.
 
     Raises:
-      InputError: too few rows, or rows that cannot tell a coefficient from the others, naming it.
+      InputError: too few rows, or rows that cannot identify a coefficient beside the others, naming it.
     """
     check_iterations(log, fixed)
     design = iteration_design(log) / log.duration_s[:, None]
@@ -103,13 +103,13 @@ def check_iterations(log: IterationLog, fixed: Mapping[str, float]) -> None:
 def _facts(log: IterationLog) -> list[str]:
     """Return what never varies in the log, in words."""
     decode, prefill = ~log.is_prefill, log.is_prefill
-    told = (
+    facts = (
         (decode, log.batch, "every decode iteration has batch {}"),
         (decode, log.context_tokens, "every decode iteration has {} context tokens"),
         (prefill, log.prefill_tokens, "every prefill iteration has {} prompt tokens"),
     )
     return [
         text.format(values[rows][0])
-        for rows, values, text in told
+        for rows, values, text in facts
         if rows.any() and np.ptp(values[rows]) == 0
     ]

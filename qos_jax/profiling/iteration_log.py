@@ -31,7 +31,7 @@ class IterationLog:
         ``done`` tokens, (done + chunk)^2 - done^2.
       context_tokens: int64, sum of the contexts of the decoding requests.
       duration_s: float64, seconds, > 0.
-      file: where it came from, for errors.
+      file: its path, for errors.
     """
 
     batch: npt.NDArray[np.int64]
@@ -73,7 +73,7 @@ def _read_part(table: TextTable) -> dict[str, np.ndarray]:
     by_sum = "prefill_tokens" in table.columns or "prefill_tokens_sq" in table.columns
     if by_prompt and by_sum:
         raise input_error(
-            "is given beside 'prefill_tokens', which says the same",
+            "is given beside 'prefill_tokens'",
             file=table.file,
             field="prompt_tokens",
             remedy="keep one of the two",

@@ -1,4 +1,4 @@
-"""Non-negative linear least squares with some coefficients given, its errors, and what it cannot tell."""
+"""Non-negative least squares with some coefficients given: solution, covariance, identifiability."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from qos_jax.profiling.coefficients import COEFFICIENTS, NEEDS
 
 Array = npt.NDArray[np.float64]
 
-MIN_OWN_SHARE = 1e-4  # of a column's length that the other columns leave unexplained; below, it is not told
+# Of a column's length, left unexplained by the other columns: below it, a coefficient is not identified.
+MIN_OWN_SHARE = 1e-4
 
 
 def free_columns(fixed: Mapping[str, float]) -> list[int]:
@@ -71,16 +72,16 @@ def robust_covariance(
 
 
 def check_identified(design: Array, fixed: Mapping[str, float], file: str, facts: Sequence[str] = ()) -> None:
-    """Raise InputError, naming the coefficients, if these rows cannot tell some from the others.
+    """Raise InputError, naming the coefficients, if these rows cannot identify some of them.
 
-    A coefficient is told if the part of its column that the other columns do not explain is at least
+    A coefficient is identified if the part of its column that the other columns do not explain is at least
     ``MIN_OWN_SHARE`` of its length (the square root of 1 / its variance inflation factor).
 
     Args:
       design: [R, C] rows already weighted.
       fixed: values by name, whose columns do not count.
       file: the log, for the error.
-      facts: what is special about the log, such as "every decode iteration has batch 8"; said in the error.
+      facts: what never varies in the log, such as "every decode iteration has batch 8", for the error.
     """
     free = free_columns(fixed)
     columns = design[:, free]
@@ -92,7 +93,7 @@ def check_identified(design: Array, fixed: Mapping[str, float], file: str, facts
         return
     why = f" ({', '.join(facts)})" if facts else ""
     if absent:
-        fault = f"no row tells {_listed(lost)}{why}"
+        fault = f"no row depends on {_listed(lost)}{why}"
     else:
         fault = f"its rows cannot tell {_listed(lost)} apart{why}"
     needed = ", ".join(dict.fromkeys(NEEDS[name] for name in lost))

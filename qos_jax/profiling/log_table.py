@@ -1,4 +1,4 @@
-"""The columns of a log under our names: what a user calls them, and well-known aliases."""
+"""Map the columns of a log to our names: by the user's mapping, by name, or by well-known alias."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a fitted profile as a fleet of one, or as one more row of a fleet's file."""
+"""Write a fitted profile as a fleet file of one expert, or append it to a fleet file."""
 
 from __future__ import annotations
 

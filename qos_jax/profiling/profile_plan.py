@@ -1,4 +1,4 @@
-"""A fit of an expert's profile, checked: its files read, its settings known."""
+"""Load and check the plan of a profile: configuration, logs, limits of the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SOURCES = ("iterations", "requests", "roofline")
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """What to fit a profile to, and the columns of its row that are given.
+    """Configuration of a profile: what it is fitted to, and the columns of its fleet row that are given.
 
     Raises:
       InputError: a value out of its range, naming the field, which is also the flag's name.

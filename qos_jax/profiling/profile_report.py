@@ -1,4 +1,4 @@
-"""A plot of predicted against measured times of a fitted profile."""
+"""Report a fitted profile: as text, and as a plot of predicted against measured times."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def render_profile(summary: Mapping[str, Any]) -> str:
     ]
     if any(found["confidence"] == "weak" for found in summary["coefficients"].values()):
         parts.append(
-            f"weak: the standard error is above {WEAK_SHARE:.0%} of the value, the log tells only sums"
+            f"weak: the standard error is above {WEAK_SHARE:.0%} of the value, the log identifies sums alone"
         )
     typical = [
         [

@@ -1,4 +1,4 @@
-"""One expert's profile from measurements: loaded and checked, fitted, written to its folder."""
+"""Fit a loaded profile plan and write its run folder: profile.json, profile.csv, plot and fleet row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def execute_profile(
       The content of ``profile.json``.
 
     Raises:
-      InputError: a log that cannot tell a coefficient, naming it.
+      InputError: a log that cannot identify a coefficient, naming it.
     """
     fit, report, agreement = _fitted(plan, folder, on_progress)
     config = plan.config
@@ -197,7 +197,7 @@ def _fit_requests(
 
 
 def _source(plan: ProfilePlan) -> tuple[str, str]:
-    """Return the kind of source, and one line that says what the numbers are worth."""
+    """Return the kind of source, and a line on what the numbers rest on."""
     config = plan.config
     if config.roofline is not None:
         r = config.roofline

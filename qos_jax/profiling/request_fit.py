@@ -1,4 +1,4 @@
-"""Fit the six coefficients to a request log by replaying it in the simulator."""
+"""Fit an expert's profile (six coefficients) to a request log by replaying it in the simulator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_REQUESTS = 10
 # Of a log-ratio; errors well above it count linearly, so that a server's warm-up cannot rule. Under load a
 # TTFT is the sum of all that went before, and so are its errors, which queued requests share; TPOT is local.
 TTFT_LOG_SCALE, TPOT_LOG_SCALE = 0.1, 0.02
-STEP = 1e-7  # relative, of exact derivatives: so small that no event of a replay changes place
+STEP = 1e-7  # relative, of exact derivatives: so small that no two events of a replay swap
 BLOCKS = 20  # of requests in a row, which share their errors: they waited in one queue
 SPREAD = (0.1, 2.0)  # of the candidates around the scale guessed from the log, log-uniform
 NOT_STUCK = 1e-3  # of its scale: where a stage starts a coefficient that the last one left at 0
@@ -44,10 +44,10 @@ class SearchConfig:
 
     candidates: int = 24  # profiles tried around the scale of the log, before any is refined
     starts: int = 2  # best candidates that are refined, each to its own minimum
-    recoveries: int = 2  # refinements of a log replayed with the fit itself: how far off does a search end?
+    recoveries: int = 2  # refinements of a log replayed with the fit itself, for the error of the search
     evaluations: int = 5  # most steps of each of the stages of a refinement, each step of C + 1 replays
-    # Relative steps of the derivatives, stage by stage. A replay is piecewise smooth, with a jump wherever an
-    # event changes place: wide differences look over the jumps, the last are so small that they meet none.
+    # Relative steps of the derivatives, stage by stage. A replay is piecewise smooth, with jumps where two
+    # events swap: wide differences average over the jumps, the last are so small that they meet none.
     steps: tuple[float, ...] = (0.3, 0.1, 0.03, 0.01, STEP)
     seed: int = 0  # of the candidates
 
@@ -110,7 +110,7 @@ def check_requests(
         )
     problem = _Problem(log, limits, fixed, rows, None)
     if problem.free:
-        # Where a replay is linear in the coefficients its derivatives show what the log cannot tell.
+        # Where a replay is linear in the coefficients its derivatives show what the log cannot identify.
         check_identified(problem.jacobian(np.ones(len(problem.free)))[1], fixed, log.file, _facts(log))
 
 
@@ -128,7 +128,7 @@ def fit_requests(
     """Return the coefficients with which the simulator best replays a log's TTFTs and TPOTs.
 
     Residuals are the logs of replayed over measured TTFT and TPOT of each request, in a robust loss (soft
-    L1). They jump wherever an event changes place, so several starts are refined, with ever narrower
+    L1). They jump wherever two events of a replay swap, so several starts are refined, with ever narrower
     differences for derivatives, and the best is kept. Two covariances are added up: that of the
     problem linearised at the best, robust to errors that neighbouring requests share, and that of the search
     itself: how far beside the fit its other starts end, and, on a log replayed with the fit, all of them. The
@@ -145,8 +145,8 @@ def fit_requests(
       on_progress: called with the number of replays done, :func:`num_replays` in all at most.
 
     Raises:
-      InputError: too few requests, one the KV cache cannot hold, or times that cannot tell a coefficient from
-        the others, naming it.
+      InputError: too few requests, one the KV cache cannot hold, or times that cannot identify a coefficient
+        beside the others, naming it.
     """
     check_requests(log, limits, fixed, rows)
     problem = _Problem(log, limits, fixed, rows, on_progress)
@@ -231,7 +231,7 @@ class _Problem:
         self._on_progress = on_progress
 
     def on(self, log: RequestLog) -> _Problem:
-        """Return the same problem with another log's times, at the same scale."""
+        """Return this problem with another log's times, at its scale."""
         other = _Problem(log, self.limits, self.fixed, self.rows, self._on_progress)
         other.scale = self.scale
         return other

@@ -1,4 +1,4 @@
-"""Read a log of requests that one server answered: when each came, got its first token and its last."""
+"""Read a request log of one server: when each request arrived and got its first and its last token."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RequestLog:
       last_token_s: float64.
       prompt_tokens: int64, >= 1.
       output_tokens: int64, >= 1.
-      file: where it came from, for errors.
+      file: its path, for errors.
     """
 
     arrival_s: npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> Re
     ``last_token_s`` on the clock of ``arrival_s`` or the spans ``ttft_s`` and ``latency_s`` since it;
     optionally ``scheduled_s``. The names of vLLM's benchmark logs are known (``ALIASES``). Other columns are
     ignored; rows may be in any order. Every request that loaded the server must be there, answered: one that
-    is left out is load that the fit does not know of.
+    is left out is load that the fit does not see.
 
     Args:
       path: the file.

@@ -1,4 +1,4 @@
-"""The profile of hardware nobody measured: a roofline from model size, bandwidth and FLOP/s, made affine."""
+"""Derive a profile without measurements: a roofline of model size, bandwidth and FLOP/s, made affine."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class RooflineConfig:
     memory_gb: float | None = None  # GPU memory, 10^9 bytes; only for the KV capacity
     weight_bytes: float = 2.0  # bytes per weight: 2 = bf16, 1 = 8 bits
     kv_bytes: float = 2.0  # bytes per cached value
-    bandwidth_efficiency: float = 0.8  # share of the published bandwidth reached (measured: 0.7 to 0.95)
-    compute_efficiency: float = 0.7  # share of the published FLOP/s reached (measured: 0.7 to 1.0)
+    bandwidth_efficiency: float = 0.8  # share of the published bandwidth reached
+    compute_efficiency: float = 0.7  # share of the published FLOP/s reached
     memory_utilisation: float = 0.9  # share of the memory for weights and KV cache
     overhead_s: float = 0.0  # seconds that every iteration takes besides (CPU, launches)
 
@@ -49,7 +49,7 @@ class RooflineConfig:
             if value is None and field.name == "memory_gb":
                 continue
             if value is None:
-                raise input_error("is missing", field=field.name, remedy="a roofline needs it")
+                raise input_error("is missing", field=field.name, remedy=f"give --{field.name}=NUMBER")
             least = 0.0 if field.name == "overhead_s" else 1e-9
             most = 1.0 if field.name in shares else 1e18
             if not least <= value <= most:  # NaN fails too
@@ -121,7 +121,7 @@ def roofline(
 def iteration_bound_s(
     config: RooflineConfig, tokens: np.ndarray, context: np.ndarray, squares: np.ndarray
 ) -> np.ndarray:
-    """Return the roofline itself, see :func:`roofline`: seconds, of the shape of the arguments."""
+    """Return the seconds of iterations by the roofline of :func:`roofline`, of the shape of the arguments."""
     activations = ACTIVATIONS_PER_HIDDEN * config.hidden_size * config.layers * config.weight_bytes
     moved = config.parameters * config.weight_bytes + activations * tokens
     moved = moved + config.kv_bytes_per_token * context

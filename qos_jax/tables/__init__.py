@@ -1,1 +1,1 @@
-"""From logs of prompts and answers to a request table: read, fitted, reported."""
+"""Request tables made from answer logs: read, completed, split, predicted, reported."""

@@ -1,8 +1,8 @@
 """The cost frontier: average quality against mean busy seconds per request, routed by predicted quality.
 
-Capacity is left out: every expert serves whatever it is given. What is bought is the trade of quality for
-computing, by choosing argmax of quality - price x cost for a range of prices; between two prices one may
-draw lots, so a frontier is the concave hull of its points. Four frontiers: *predicted* routing; a *static*
+Capacity is left out: every expert serves whatever it is given. A way of routing chooses argmax of quality -
+price x cost for each of a range of prices; mixtures of two prices are allowed, so a frontier is the concave
+hull of its points. Four frontiers: *predicted* routing; a *static*
 mixture of single experts; the *task oracle*, which sends a whole task to the expert best on it; the *oracle*,
 which knows every answer.
 """
@@ -19,14 +19,14 @@ from qos_jax.errors import input_error
 from qos_jax.files import Path, write_csv
 
 PREDICTED, STATIC, TASK_ORACLE, ORACLE = "predicted", "static", "task_oracle", "oracle"
-SHARES = (1.0, 0.98)  # of the best single expert's quality: where a frontier's cost is told
+SHARES = (1.0, 0.98)  # of the best single expert's quality, at which a frontier's cost is reported
 
 _PRICES = 81  # tried, evenly spaced in log
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontierPoint:
-    """One way of routing."""
+    """A point of a frontier: mean quality and cost at one price."""
 
     frontier: str
     price: float  # quality given up per busy second; NaN for a single expert
@@ -37,7 +37,7 @@ class FrontierPoint:
 
 @dataclasses.dataclass(frozen=True)
 class CostShare:
-    """What a frontier pays for a share of the best single expert's quality."""
+    """The cost at which a frontier reaches a share of the best single expert's quality."""
 
     frontier: str
     share: float  # of the best single expert's quality
@@ -68,7 +68,7 @@ def cost_frontier(
     resamples: int = 200,
     seed: int = 0,
 ) -> CostFrontier:
-    """Compare what quality costs.
+    """Return the cost frontiers of M requests and N experts.
 
     Args:
       quality: [M, N] true; NaN = missing.
@@ -106,13 +106,13 @@ def cost_frontier(
     values = {name: (q.mean(1), s.mean(1)) for name, (q, s) in paid.items()}
     points = []
     for name, (mean_quality, mean_cost) in values.items():
-        for place, (one_quality, one_cost) in enumerate(zip(mean_quality, mean_cost, strict=True)):
+        for k, (one_quality, one_cost) in enumerate(zip(mean_quality, mean_cost, strict=True)):
             single = name == STATIC
             points.append(
                 FrontierPoint(
                     name,
-                    float("nan") if single else float(prices[place]),
-                    experts[place] if single else "",
+                    float("nan") if single else float(prices[k]),
+                    experts[k] if single else "",
                     float(one_quality),
                     float(one_cost),
                 )
@@ -126,7 +126,7 @@ def cost_frontier(
     found = []
     for (name, share), value in shares.items():
         samples = np.array([one[name, share] for one in drawn])
-        # A resample that does not reach the quality has no cost: as if it were endless.
+        # A resample that does not reach the quality has no cost: it counts as infinite.
         low, high = np.quantile(np.nan_to_num(samples, nan=np.inf), [0.025, 0.975], method="nearest")
         found.append(CostShare(name, share, value, float(low), float(high)))
     best = experts[int(values[STATIC][0].argmax())]

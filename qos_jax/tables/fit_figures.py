@@ -1,4 +1,4 @@
-"""Fit the figures of the synthetic tables to a real table of scores and lengths (offline, NumPy).
+"""Fit the shipped figures to public data: synthetic tables to a real one, rates and lengths to traces.
 
 Everything is a moment or a quantile match, so the fit is deterministic; only three noises of the predictor
 are found by bisection, on a fixed sample.
@@ -29,9 +29,9 @@ from qos_jax.workload.trace_readers import read_trace
 EXCLUDED_TASKS = ("alpacaeval",)  # derives from a non-commercial set: never in anything shipped
 LATENT_LIMIT = 6.0  # thresholds beyond it are certain in any sample
 RUNAWAY_SHARE_OF_CAP = 0.97  # answers this close to the longest seen count as cut off
-# What a ridge on hashed word n-grams of the prompt reached on the same table, and what the predictions hit.
+# Scores of a ridge regression on hashed word n-grams of the prompt, which the synthetic predictions match.
 TARGET_AUC, TARGET_LENGTH_R2, TARGET_TYPICAL_R2, TARGET_BETWEEN_R2 = 0.81, 0.47, 0.515, 0.02
-OWN_QUALITY_NOISE, OWN_LENGTH_NOISE = 10.0, 2.0  # next to nothing / a little is seen of an expert's own part
+OWN_QUALITY_NOISE, OWN_LENGTH_NOISE = 10.0, 2.0  # of an expert's own part, hardly anything is predicted
 FIT_ROWS, FIT_SEED, BISECTIONS = 40_000, 20_250, 14
 
 Array = npt.NDArray[np.float64]
@@ -239,7 +239,7 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
 
 
 def table_figures(table: RequestTable) -> dict[str, float]:
-    """Return the figures by which a table is judged against a real one, predictions included.
+    """Return figures that compare a table with a real one, predictions included.
 
     Keys: best_single, oracle (mean quality); prompt_share (intraclass correlation of scores), score_corr and
     length_corr (mean over expert pairs), length_score_corr_min / _max (per expert); auc (of

@@ -1,4 +1,4 @@
-"""Make a request table: fit predictors on train rows, predict those out of fold and the others by the fit."""
+"""Make a request table: fit predictors to train rows; predict those out of fold, the others by the fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qos_jax.workload.table_file import MAX_LENGTH_LOG_STD
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """What was made: the table, the predictor that made its predictions, and those."""
+    """A request table, the predictor that made its predictions, and those."""
 
     named: NamedTable
     predictor: Predictor
@@ -31,16 +31,16 @@ def fit_table(plan: Preparation, on_progress: Callable[[int], None] | None = Non
     """Fit the predictor on train rows and predict all rows, those of train out of fold.
 
     A train row's prediction comes from a fit that saw neither it nor a row of the same prompt; filled answers
-    are fitted by no one. What routers are told of the length error is that of train rows out of fold.
+    are not fitted to. The length error that routers are given is that of train rows out of fold.
     """
     log, train = plan.rows.log, plan.split == TRAIN
     answers = fitted_answers(plan.rows, train)
-    tell = _Progress(plan, on_progress)
+    progress = _Progress(plan, on_progress)
     folded = out_of_fold(
-        plan.config.predictor, *answers, folds=plan.config.folds, on_progress=tell.of(plan.config.folds)
+        plan.config.predictor, *answers, folds=plan.config.folds, on_progress=progress.of(plan.config.folds)
     )
-    predictor = fit_predictor(plan.config.predictor, *answers, on_progress=tell.of(1))
-    tell.finish()
+    predictor = fit_predictor(plan.config.predictor, *answers, on_progress=progress.of(1))
+    progress.finish()
     others = predictor.predict(take_rows(log, ~train).prompts)
     predictions = dataclasses.replace(
         folded,
@@ -57,11 +57,11 @@ def fit_table(plan: Preparation, on_progress: Callable[[int], None] | None = Non
         ),
     }
     table = RequestTable(**leaves)
-    named = NamedTable(log.experts, table, _told_error(plan, predictions), plan.split, log.file)
+    named = NamedTable(log.experts, table, _known_length_error(plan, predictions), plan.split, log.file)
     return Prepared(named, predictor, predictions)
 
 
-def _told_error(plan: Preparation, predictions: Predictions) -> npt.NDArray[np.float32]:
+def _known_length_error(plan: Preparation, predictions: Predictions) -> npt.NDArray[np.float32]:
     """Return the std of log(true) - log(predicted) output tokens over train rows, out of fold: [N]."""
     error = np.log(plan.rows.log.output_tokens) - np.log(predictions.output_tokens)
     known = (plan.rows.given.output_tokens != MISSING_TOKENS) & (plan.split == TRAIN)[:, None]
@@ -70,25 +70,25 @@ def _told_error(plan: Preparation, predictions: Predictions) -> npt.NDArray[np.f
 
 
 class _Progress:
-    """Turns what each fit tells, parts done of all, into steps of ``Preparation.work``."""
+    """Converts the progress of each fit, units done of all, into steps of ``Preparation.work``."""
 
     def __init__(self, plan: Preparation, on_progress: Callable[[int], None] | None) -> None:
         self._plan, self._on_progress = plan, on_progress
-        self._begun, self._told = 0, 0
+        self._begun, self._reported = 0, 0
 
     def of(self, fits: int) -> Callable[[int, int], None]:
-        """Return what the next so many fits are to call."""
+        """Return the callback of the next ``fits`` fits."""
         start, self._begun = self._begun * self._plan.epochs, self._begun + fits
-        return lambda done, of: self._tell(start + done * fits * self._plan.epochs // of)
+        return lambda done, of: self._report(start + done * fits * self._plan.epochs // of)
 
     def finish(self) -> None:
-        """Count what early stopping left undone."""
-        self._tell(self._plan.work)
+        """Count the steps that early stopping left out."""
+        self._report(self._plan.work)
 
-    def _tell(self, done: int) -> None:
-        if self._on_progress is not None and done > self._told:
-            self._on_progress(done - self._told)
-            self._told = done
+    def _report(self, done: int) -> None:
+        if self._on_progress is not None and done > self._reported:
+            self._on_progress(done - self._reported)
+            self._reported = done
 
 
 def _interleaved(at: npt.NDArray[np.bool_], first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How good predictions of quality and length are, beside predicting each expert's mean; with intervals."""
+"""Score predictions of quality and length against predicting each expert's mean, with 95% intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qos_jax.predictors import Predictions
 from qos_jax.predictors.predictions import bucket_of
 from qos_jax.tables.scores import WeightedScore, ratio, weighted_auc
 
-MEAN, POOLED = "mean", "pooled"  # in the place of an expert: mean over experts; all their answers in one
+MEAN, POOLED = "mean", "pooled"  # in place of an expert: the mean over experts; all answers together
 
 _BATCH_NUMBERS = 2_000_000  # resampled weights held at once
 _BINS = 10  # of the expected calibration error
@@ -35,7 +35,7 @@ FIGURES = {
 class PredictorFigure:
     """One figure of one expert, of the predictions and of predicting its mean.
 
-    The figures: ``auc`` of quality >= 0.5 told from below; ``quality_r2``, R2 of quality; ``ece``, its
+    The figures: ``auc`` of quality >= 0.5 against below; ``quality_r2``, R2 of quality; ``ece``, its
     expected calibration error; ``between_r2``, R2 of how the qualities of one prompt differ between experts,
     beyond the experts' means; ``log_length_r2``, R2 of log output tokens by the predicted median;
     ``length_error_tokens``, median of its absolute error; ``bucket_accuracy``, share of lengths in the
@@ -61,7 +61,7 @@ def predictor_report(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[PredictorFigure]:
-    """Judge predictions of rows that the predictor has not seen.
+    """Score predictions of rows that the predictor has not seen.
 
     Args:
       predictions: of M prompts.
@@ -109,9 +109,9 @@ def predictor_report(
         for key in (*own, (name, MEAN), (name, POOLED)):
             if key in values:
                 low, high = np.quantile(samples[key], [0.025, 0.975])
-                place = key[1]
-                expert = experts[place] if isinstance(place, int) else place
-                count = int(counts[place] if isinstance(place, int) else counts.sum())
+                column = key[1]
+                expert = experts[column] if isinstance(column, int) else column
+                count = int(counts[column] if isinstance(column, int) else counts.sum())
                 rows.append(
                     PredictorFigure(name, expert, values[key], float(low), float(high), means[key], count)
                 )
@@ -147,18 +147,18 @@ def _figures(
     likeliest = predictions.bucket_probability.argmax(-1)
     hit = likeliest == bucket_of(np.nan_to_num(tokens, nan=1.0), predictions.bucket_edges_tokens)
     figures: dict[tuple[str, str | int], WeightedScore] = {}
-    places: list[tuple[str | int, slice]] = [(j, slice(j, j + 1)) for j in range(true.shape[1])]
-    for place, columns in [*places, (POOLED, slice(None))]:
+    singles: list[tuple[str | int, slice]] = [(j, slice(j, j + 1)) for j in range(true.shape[1])]
+    for name, columns in [*singles, (POOLED, slice(None))]:
         rows, which = np.nonzero(~np.isnan(true[:, columns]))
         y, p = true[:, columns][rows, which], said[:, columns][rows, which]
-        figures["auc", place] = _on(rows, weighted_auc(y >= 0.5, p))
-        figures["quality_r2", place] = _on(rows, _r2(y, p))
-        figures["ece", place] = _on(rows, _ece(y, p))
+        figures["auc", name] = _on(rows, weighted_auc(y >= 0.5, p))
+        figures["quality_r2", name] = _on(rows, _r2(y, p))
+        figures["ece", name] = _on(rows, _ece(y, p))
         rows, which = np.nonzero(~np.isnan(tokens[:, columns]))
         t, q = tokens[:, columns][rows, which], median[:, columns][rows, which]
-        figures["log_length_r2", place] = _on(rows, _r2(np.log(t), np.log(q)))
-        figures["length_error_tokens", place] = _on(rows, _median(np.abs(t - q)))
-        figures["bucket_accuracy", place] = _on(rows, _mean(hit[:, columns][rows, which].astype(np.float64)))
+        figures["log_length_r2", name] = _on(rows, _r2(np.log(t), np.log(q)))
+        figures["length_error_tokens", name] = _on(rows, _median(np.abs(t - q)))
+        figures["bucket_accuracy", name] = _on(rows, _mean(hit[:, columns][rows, which].astype(np.float64)))
     whole = np.flatnonzero(~np.isnan(true).any(1))
     if len(whole) and true.shape[1] > 1:
         figures["between_r2", POOLED] = _on(whole, _between(true[whole], said[whole]))

@@ -1,4 +1,4 @@
-"""What a request table is made from: an answer log, its rows completed and split, all checked."""
+"""Load and check what a request table is made from: an answer log, its rows completed and split."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Preparation:
         return (self.config.folds + 1) * self.epochs
 
     def counts(self) -> dict[str, Any]:
-        """What became of the rows of the log, for the summary."""
+        """Return counts of the log's rows for the summary: by split, dropped, filled, excluded."""
         return {
             "rows": self.rows.log.num_rows,
             "rows_by_split": {name: int(np.sum(self.split == k)) for k, name in enumerate(SPLITS)},
@@ -135,7 +135,7 @@ def load_preparation(config: PreparationConfig) -> Preparation:
 
 
 def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.int32]) -> None:
-    """Refuse now what fitting would refuse later."""
+    """Raise now the errors that fitting would raise later."""
     log = rows.given
     longest = log.output_tokens
     if longest.max() > config.max_output_tokens:
@@ -145,7 +145,7 @@ def _check_fit(config: PredictorConfig, rows: Completed, split: npt.NDArray[np.i
             file=log.files[int(row)],
             row=int(log.line[row]),
             field="output_tokens",
-            remedy=f"mend it, or give --predictor.max_output_tokens={longest.max()}",
+            remedy=f"shorten it, or give --predictor.max_output_tokens={longest.max()}",
         )
     try:
         check_answers(config, *fitted_answers(rows, split == TRAIN))

@@ -1,4 +1,4 @@
-"""Judge a fitted table, split by split: its predictions beside each expert's mean, and what routing costs."""
+"""Report on a fitted table by split: predictions against each expert's mean, and the cost frontier."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def fleet_frontier(plan: Preparation, prepared: Prepared, rows: npt.NDArray[np.b
 def busy_alone_s(
     profile: FleetProfile, prompt_tokens: npt.ArrayLike, output_tokens: npt.ArrayLike
 ) -> npt.NDArray[np.float32]:
-    """Return how long each of M requests would keep each of N experts busy, if it had it to itself.
+    """Return the busy seconds of each of M requests alone on each of N experts.
 
     Args:
       profile: leaves [N].
@@ -126,8 +126,7 @@ def frontier_figure(frontier: CostFrontier) -> Any:
         )
     for point in frontier.points:
         if point.frontier == STATIC:
-            place = (point.busy_s, point.quality)
-            axes.annotate(f" {point.expert}", place, fontsize=7, va="top")
+            axes.annotate(f" {point.expert}", (point.busy_s, point.quality), fontsize=7, va="top")
     plot_style.tidy(axes, "mean busy seconds per request", "mean quality")
     figure.legend(loc="outside lower center", frameon=False, ncols=4)
     return figure

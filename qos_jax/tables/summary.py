@@ -1,4 +1,4 @@
-"""What a request table holds and how good its predictions are, by split and expert."""
+"""Summarise a request table by split and expert: what it holds, and how good its predictions are."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class TableRow:
     log_length_r2: float  # explained share of the variance of log output tokens
     length_error_tokens: float  # median of |true - predicted|
     length_log_std: float  # std of log(true) - log(predicted) output tokens, over these rows
-    told_length_log_std: float  # the same as routers are told
+    told_length_log_std: float  # the one that routers are given
 
 
 def summarise_table(named: NamedTable) -> list[TableRow]:
     """Return a row for each split that has rows and each expert, after one for all its experts.
 
     Quality's AUC and both R2 of all experts are the means of theirs, where defined, so that differences
-    between experts, which a mean of each already tells, do not count.
+    between experts, which predicting each one's mean explains, do not count.
     """
     parts = [(ALL_ROWS, np.ones(named.num_rows, bool))]
     if named.split is not None:
@@ -131,7 +131,7 @@ def render_summary(rows: Sequence[TableRow]) -> str:
     for row in rows:
         split, expert, count, *numbers = dataclasses.astuple(row)
         cells = [
-            "-" if math.isnan(x) else f"{x:z.{places}f}" for x, places in zip(numbers, digits, strict=True)
+            "-" if math.isnan(x) else f"{x:z.{shown}f}" for x, shown in zip(numbers, digits, strict=True)
         ]
         lines.append([split, expert, count, *cells])
     align = ["left", "left", *["right"] * (len(heading) - 2)]

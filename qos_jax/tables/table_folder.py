@@ -1,4 +1,4 @@
-"""The run folder of a request table: the table, its predictor, paired requests, summaries and plots."""
+"""Write the run folder of a request table: table, predictor, paired requests, summaries and plots."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TABLE, PREDICTOR, REQUESTS = "table.npz", "predictor.npz", "requests.csv"
 
 
 def pair_with_trace(plan: Preparation, named: NamedTable) -> tuple[Requests, tuple[str, ...], dict[str, Any]]:
-    """Return the trace's arrivals with a row of the table for each, and what is to be known of it.
+    """Return the trace's arrivals with a row of the table for each.
 
     Returns:
-      T requests, their experts (the fleet's, if there is one), and what the summary tells of the pairing.
+      T requests, their experts (the fleet's, if there is one), and the summary's figures of the pairing.
     """
     config, trace = plan.config, plan.trace
     assert trace is not None
@@ -82,7 +82,7 @@ def _files_of(path: str) -> list[pathlib.Path]:
 
 
 def write_prepared(folder: RunFolder, plan: Preparation, prepared: Prepared, *, plot: bool) -> str:
-    """Write everything that was made and return what to tell the user.
+    """Write the results of a preparation and return them as text.
 
     ``table.npz`` and the predictor, ``summary.csv`` and ``summary.json``, with a trace ``requests.csv``,
     the reports of :func:`~qos_jax.tables.report.write_reports`, and with ``plot`` the plots of test
@@ -103,12 +103,12 @@ def write_prepared(folder: RunFolder, plan: Preparation, prepared: Prepared, *, 
         comment = f"arrivals: {figures['trace']}; contents: {figures['matched']}, {figures['rows_from']} rows"
         write_requests(folder.file(REQUESTS), requests, names, [comment])
         summary["paired"] = figures
-    told = _tell(folder, named, summary, plot)
-    return f"{told}\n\n{write_reports(folder, plan, prepared, plot=plot)}"
+    text = _write_summaries(folder, named, summary, plot)
+    return f"{text}\n\n{write_reports(folder, plan, prepared, plot=plot)}"
 
 
 def verify_table(path: str, out: str, *, overwrite: bool, plot: bool) -> str:
-    """Summarise an existing table into a run folder and return what to tell the user.
+    """Summarise an existing table into a run folder and return the summary as text.
 
     Raises:
       InputError: naming file, array and remedy of what is wrong with the table; or the folder is in use.
@@ -116,10 +116,10 @@ def verify_table(path: str, out: str, *, overwrite: bool, plot: bool) -> str:
     named = read_table(path)
     settings = {"launcher": "prepare_data --verify", "table": path, "table_sha256": sha256(path)}
     folder = open_run_folder(out, settings, overwrite=overwrite)
-    return _tell(folder, named, {"rows": named.num_rows, "experts": list(named.names)}, plot)
+    return _write_summaries(folder, named, {"rows": named.num_rows, "experts": list(named.names)}, plot)
 
 
-def _tell(folder: RunFolder, named: NamedTable, summary: dict[str, Any], plot: bool) -> str:
+def _write_summaries(folder: RunFolder, named: NamedTable, summary: dict[str, Any], plot: bool) -> str:
     """Write summaries and plots of a table, and return them as text."""
     rows = summarise_table(named)
     write_summary(folder, rows)

@@ -1,4 +1,4 @@
-"""Make a table's predictions worse by traced bias and noise: robustness to bad predictions is a sweep."""
+"""Add traced bias and noise to a table's predictions, to sweep over how bad predictions are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qos_jax.workload.synthetic import MAX_TOKENS
 
 @struct.dataclass
 class AddedError:
-    """Error put on top of what predictions have; every leaf traced, so ``jax.vmap`` sweeps over it.
+    """Error added to predictions; every leaf is traced, so ``jax.vmap`` sweeps over it.
 
     The four are scalars, or arrays [N] for errors that differ by expert.
     """
@@ -59,10 +59,10 @@ def with_prediction_error(key: jax.Array, table: RequestTable, error: AddedError
 
 
 def known_log_std(length_log_std: jax.typing.ArrayLike, error: AddedError) -> jax.Array:
-    """Return the std of log(true) - log(predicted) that a router is told of the worse predictions: [N].
+    """Return the std of log(true) - log(predicted) output tokens after added error: [N] float32.
 
-    Whoever operates a predictor measures its spread, so the noise is known; a bias is an error nobody has
-    noticed, so it is not, and it leaves this std as it is.
+    Routers are given it. The noise counts, since whoever operates a predictor measures its spread; a bias
+    leaves this std as it is, as an error that nobody has noticed.
 
     Args:
       length_log_std: [N] float32, that of the predictions as they were.

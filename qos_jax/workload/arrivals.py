@@ -22,7 +22,7 @@ from qos_jax.errors import input_error
 
 @struct.dataclass
 class Recording:
-    """Recorded gaps, see :func:`with_recording`."""
+    """Gaps of a recording, in place of drawn ones; see :func:`with_recording`."""
 
     gaps: jax.Array  # [G] float32, over their mean
     replays: jax.Array  # [] bool, whether gaps are these, at the rate of the process
@@ -50,7 +50,7 @@ class ArrivalProcess:
 
 @struct.dataclass
 class ArrivalState:
-    """Where the process stands; no absolute clock."""
+    """State of an arrival process between two arrivals; it holds no absolute time."""
 
     bin: jax.Array  # [] int32, profile bin, in [0, P)
     bin_left_s: jax.Array  # [] float32, seconds left in it
@@ -100,12 +100,14 @@ def make_process(
         if not isinstance(value, jax.core.Tracer) and not np.all(
             np.isfinite(value) & (np.asarray(value) > 0)
         ):
-            raise input_error(f"{value} is not a finite number above 0", field=field, remedy="give one")
+            raise input_error(f"{value} is out of range", field=field, remedy="give a finite number above 0")
     if not isinstance(profile, jax.core.Tracer):
         rates = np.asarray(profile, dtype=np.float64)
         if rates.ndim != 1 or not np.all(np.isfinite(rates)) or np.any(rates < 0) or not rates.sum() > 0:
             raise input_error(
-                "is not a list of finite rates >= 0, one above 0", field="profile", remedy="mend it"
+                "is not a list of finite rates >= 0, one above 0",
+                field="profile",
+                remedy="give a relative rate per bin, such as (0.5, 1.5)",
             )
     shape = jnp.asarray(profile, jnp.float32)
     leaves: dict[str, Any] = {field: jnp.asarray(value, jnp.float32) for field, value in numbers.items()}
@@ -152,10 +154,10 @@ def diurnal(
 def with_recording(
     process: ArrivalProcess, gap_s: np.ndarray | jax.Array, replays: bool | jax.Array = True
 ) -> ArrivalProcess:
-    """Return the process with recorded gaps, which are replayed at its mean rate where ``replays`` says so.
+    """Return the process with recorded gaps, replayed at its mean rate where ``replays`` holds.
 
-    A replay begins at a random place of the recording, and from its end goes on at its start. ``replays`` may
-    be traced, so that some vmap lanes replay and others draw.
+    A replay begins at a random gap of the recording and wraps around at its end. ``replays`` may be traced,
+    so that some vmap lanes replay and others draw.
 
     Args:
       process: draws the gaps where they are not replayed.
@@ -179,10 +181,14 @@ def with_recording(
 
 
 def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.Array = 0) -> ArrivalState:
-    """Return the state at time 0: start of ``start_bin`` of the profile, the chain in its stationary law.
+    """Return the state at time 0: at the start of a profile bin, the chain in its stationary distribution.
 
-    The first gap is a whole gap of the renewal process, as if a request had just arrived. A recording
-    begins anywhere.
+    The first gap is a whole gap of the renewal process, as if a request had just arrived.
+
+    Args:
+      key: random key, of the chain's state and of the gap at which a recording begins.
+      process: the process.
+      start_bin: [] int32, bin of the profile; taken modulo P.
     """
     state_key, left_key = jax.random.split(key)
     burst_share = process.burst_mean_s / (process.burst_mean_s + process.calm_mean_s)
@@ -192,12 +198,17 @@ def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.
         bin_left_s=process.bin_s,
         in_burst=in_burst,
         state_left_s=_sojourn_s(left_key, process, in_burst),
-        position=_any_place(key, process),
+        position=_any_position(key, process),
     )
 
 
 def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tuple[jax.Array, ArrivalState]:
-    """Draw the time to the next arrival.
+    """Draw the time to the next arrival and advance the process to it.
+
+    Args:
+      key: random key.
+      process: the process.
+      state: right after the arrival before, or of :func:`init_arrivals`.
 
     Returns:
       gap_s: [] float32, seconds; infinite if the (traced, unchecked) rate is not above 0.
@@ -210,7 +221,17 @@ def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tu
 def sample_gaps(
     key: jax.Array, process: ArrivalProcess, num_gaps: int, start_bin: int | jax.Array = 0
 ) -> jax.Array:
-    """Draw ``num_gaps`` consecutive gaps from a fresh state: [T] float32, seconds; ``num_gaps`` static."""
+    """Draw consecutive gaps from a fresh state.
+
+    Args:
+      key: random key.
+      process: the process.
+      num_gaps: T, static.
+      start_bin: [] int32, bin of the profile at time 0.
+
+    Returns:
+      [T] float32, seconds.
+    """
     init_key, draw_key, walk_key = jax.random.split(key, 3)
     units = _unit_gaps(draw_key, process, (num_gaps,))
     if not process.is_mmpp and process.profile.shape[0] == 1 and process.recording is None:
@@ -237,7 +258,7 @@ def _sojourn_s(key: jax.Array, process: ArrivalProcess, in_burst: jax.Array) -> 
     return jax.random.exponential(key) * mean_s
 
 
-def _any_place(key: jax.Array, process: ArrivalProcess) -> jax.Array | None:
+def _any_position(key: jax.Array, process: ArrivalProcess) -> jax.Array | None:
     if process.recording is None:
         return None
     # Folded in, so that the other draws are those of the same process without a recording.
@@ -260,7 +281,7 @@ def _arrive(
 def _walk(
     key: jax.Array, process: ArrivalProcess, state: ArrivalState, unit: jax.Array
 ) -> tuple[jax.Array, ArrivalState]:
-    """Turn ``unit`` of operational time into seconds, piece by piece."""
+    """Turn ``unit`` of operational time into seconds, over pieces of constant rate."""
     num_bins = process.profile.shape[0]
     if not process.is_mmpp and num_bins == 1:
         return unit / process.rate_per_s, state

@@ -1,4 +1,4 @@
-"""A request table with better or worse predictions: what a router's knowledge is worth."""
+"""Replace the predictions of a request table by better or worse ones, to measure what they are worth."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ PREDICTIONS = (FITTED, MEAN, SHUFFLED, TRUE)
 
 
 def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> NamedTable:
-    """Return a table whose truths are the same and whose predictions are of another kind.
+    """Return a table with its truths unchanged and its predictions of another kind.
 
     - ``fitted``: those of the table.
     - ``mean``: of each expert its mean quality and its median output tokens over train rows: no text is read.
     - ``shuffled``: those of another row of the same split, the whole row's together: right on average, and
-      wrong about this request. It is one shuffle, which by chance suits these rows a little or not, in all
-      runs alike: comparisons shuffle anew in every run.
+      wrong about this request. One shuffle for all runs is biased: comparisons shuffle in every run.
     - ``true``: the true quality and output tokens.
 
-    ``length_log_std``, what a router is told of their error, is that of train rows too: the table's own, or
+    ``length_log_std``, the length error that a router is given, is that of train rows: the table's own, or
     measured anew for ``mean`` and ``shuffled``; 0 for ``true``.
 
     Args:

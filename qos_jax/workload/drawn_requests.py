@@ -1,4 +1,4 @@
-"""What the requests of a case ask for and would be answered: drawn from figures, or from a table's rows."""
+"""Draw the requests of runs and the answers of each expert: from synthetic parameters or a table's rows."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from qos_jax.workload import (
 )
 from qos_jax.workload.table_rows import effective_rows, even_rows, length_ratios, rows_near, take_rows
 
-Source = SyntheticParams | NamedTable  # figures to draw requests from, or real ones to draw
+Source = SyntheticParams | NamedTable  # parameters to sample requests from, or real ones to draw
 
-FAR = 1.5  # times longer or shorter: what a table's rows may miss recorded lengths by without a note
-FEW = 0.1  # of the rows, or of the draws if they are fewer: repeating as fewer would is worth a note
+FAR = 1.5  # times longer or shorter than recorded lengths: a table's rows beyond it are warned of
+FEW = 0.1  # of the rows, or of the draws if they are fewer: fewer effective rows are warned of
 
 
 def draw_contents(
     keys: jax.Array, source: Source, lengths: LengthHistogram | Trace | None, num_requests: int
 ) -> RequestTable:
-    """Draw the requests of S runs.
+    """Draw the requests of S runs and their answers.
 
-    From figures, requests of these lengths are made up (``sample_table``, ``table_for_trace``). From a table,
-    its rows are drawn with replacement: evenly without ``lengths``, else each near the length of its
-    request (``rows_near``). A row keeps its own lengths and qualities: then only the ARRIVALS are those of a
-    trace, and where the table has few rows of such lengths, or none, a logged warning says so.
+    From synthetic parameters, requests of these lengths are sampled (``sample_table``, ``table_for_trace``).
+    From a table, rows are drawn with replacement: uniformly without ``lengths``, else each near the length
+    of its request (``rows_near``). A row keeps its own lengths and qualities: only the ARRIVALS are then those
+    of a trace; where the table has few rows of such lengths, or none, a warning is logged.
 
     Args:
       keys: [S] random keys, one per run.
-      source: figures of N experts, or a table of them.
+      source: synthetic parameters of N experts, or a table of them.
       lengths: None = the source's own; a histogram to draw from; or a trace, whose requests they are.
       num_requests: T; that of the trace, if one is given.
 
@@ -71,9 +71,11 @@ def draw_contents(
 
 
 def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
-    """Return the std of log length errors that routers are told: [N] float32.
+    """Return the std of log length errors that routers are given: [N] float32.
 
-    A table's own, which holds over all its rows; of figures, as measured over the requests drawn [S, T].
+    Args:
+      source: a table has its own, which holds over all its rows.
+      drawn: requests [S, T], over which it is measured for synthetic parameters.
     """
     if isinstance(source, NamedTable):
         return source.length_log_std
@@ -82,10 +84,10 @@ def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
 
 
 def shuffle_predictions(keys: jax.Array, drawn: RequestTable) -> RequestTable:
-    """Return the requests of S runs, each with the predictions of another of its run, or by chance its own.
+    """Return the requests of S runs with their predictions permuted within each run.
 
-    A shuffle of the table's rows, shared by all runs, happens to suit those rows a little or not: by a QoS
-    that more seeds do not average out, and that intervals over seeds do not count.
+    Each run has a permutation of its own: one shared by all would bias the QoS by an amount that more seeds
+    do not average out and that intervals over seeds do not count.
 
     Args:
       keys: [S] random keys, one per run.
@@ -128,7 +130,14 @@ def _warn_if_unlike(
 def draw_table(
     key: jax.Array, figures: SyntheticParams, histogram: LengthHistogram | None, num_requests: int
 ) -> RequestTable:
-    """Make up the requests of one run, as :func:`draw_contents` does; jittable, ``num_requests`` static."""
+    """Sample the synthetic requests of one run as :func:`draw_contents` does; jittable.
+
+    Args:
+      key: random key of the run.
+      figures: synthetic parameters of N experts.
+      histogram: of lengths to draw from; None = those of the parameters.
+      num_requests: T, static.
+    """
     key = jax.random.fold_in(key, 0)
     if histogram is None:
         return sample_table(key, figures, num_requests)

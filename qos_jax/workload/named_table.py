@@ -1,4 +1,4 @@
-"""A request table that knows its experts by name: take a fleet's experts and the rows of a split."""
+"""A request table with the names of its experts: take a fleet's experts, or the rows of a split."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ALL_ROWS = "all"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NamedTable:
-    """A request table that knows its experts.
+    """A request table with the names of its experts.
 
     Attributes:
       names: N unique names, the order of the table's experts.
       table: M rows, NumPy leaves.
       length_log_std: [N] float32, known std of log(true) - log(predicted) output tokens.
       split: [M] int32 index into ``SPLITS``, None if the rows are not split.
-      file: where it came from, for errors.
+      file: path of its source, for errors.
     """
 
     names: tuple[str, ...]

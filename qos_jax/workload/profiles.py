@@ -1,4 +1,4 @@
-"""Shipped figures of public traces: rate profiles, length histograms, latency limits; load and sample."""
+"""Shipped figures of public traces (rate profiles, length histograms, limits): load, sample, derive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIMIT_COLUMNS = ("fleet", "latency_limit_s", "reason")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RateProfile:
-    """How a trace's arrivals vary in time.
+    """Arrival rate of a trace over time.
 
     Attributes:
       name: of the trace.
@@ -125,7 +125,7 @@ def sample_lengths(key: jax.Array, histogram: LengthHistogram, num_rows: int) ->
 
 
 def load_calibration() -> SyntheticParams:
-    """Load the shipped figures of the synthetic request tables (six experts)."""
+    """Load the shipped parameters of synthetic request tables (six experts)."""
     return load_params(data_folder() / "calibration" / "lookahead6.json")
 
 

@@ -1,4 +1,4 @@
-"""The request table: what each request asks for and what each expert would answer, true and predicted."""
+"""The request table: prompt tokens of each request; quality and length of each answer, true and predicted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flax import struct
 
 @struct.dataclass
 class RequestTable:
-    """M requests and the answers N experts would give them; leaves are NumPy or JAX arrays."""
+    """M requests and the answers of N experts to each; leaves are NumPy or JAX arrays."""
 
     prompt_tokens: jax.Array  # [M] int32, tokens, >= 1
     quality: jax.Array  # [M, N] float32, in [0, 1], of the true answer

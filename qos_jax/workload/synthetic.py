@@ -1,4 +1,4 @@
-"""Synthetic request tables whose qualities, lengths and predictions behave like a real table's.
+"""Sample synthetic request tables whose qualities, lengths and predictions follow those of a real table.
 
 The model (per task k, expert i; every latent standard normal):
 
@@ -38,7 +38,12 @@ class _Latents:
 
 
 def sample_table(key: jax.Array, params: SyntheticParams, num_rows: int) -> RequestTable:
-    """Draw ``num_rows`` requests and the answers of N experts; jittable, ``num_rows`` static.
+    """Sample requests and the answers of N experts; jittable.
+
+    Args:
+      key: random key.
+      params: parameters of K tasks, N experts and the predictor.
+      num_rows: M, static.
 
     Returns:
       A table with M = num_rows; ``predicted_output_tokens`` is the predictor's median.
@@ -62,7 +67,7 @@ def sample_table(key: jax.Array, params: SyntheticParams, num_rows: int) -> Requ
 def table_for_trace(
     key: jax.Array, params: SyntheticParams, prompt_tokens: jax.Array, output_tokens: jax.Array
 ) -> RequestTable:
-    """Return the table of recorded requests: lengths as recorded, experts differing as in the real table.
+    """Sample the answers of N experts to recorded requests of the lengths recorded.
 
     The recorded output tokens are taken as the *geometric mean over the experts*; each expert's log length
     deviates from it by its own offset and spread of a drawn task (no cap: the record has its own tail). The
@@ -73,7 +78,7 @@ def table_for_trace(
 
     Args:
       key: random key.
-      params: calibrated figures of N experts.
+      params: parameters of N experts.
       prompt_tokens: [M] int32, >= 1.
       output_tokens: [M] int32, >= 1.
 

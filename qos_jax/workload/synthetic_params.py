@@ -22,7 +22,7 @@ NUM_LEVELS = 5  # qualities are 0, 0.25, 0.5, 0.75, 1; a task marked right or wr
 
 @struct.dataclass
 class SyntheticParams:
-    """Figures of K tasks and N experts, and of the predictor; all leaves float32 and traced."""
+    """Parameters of K tasks, N experts and the predictor; all leaves float32 and traced."""
 
     task_weight: jax.Array  # [K] share of requests per task, sums to 1
     prompt_log_mean: jax.Array  # [K] mean of log prompt tokens
@@ -54,7 +54,7 @@ class SyntheticParams:
 
 
 def load_params(path: Path) -> SyntheticParams:
-    """Read figures that :func:`save_params` wrote.
+    """Read parameters that :func:`save_params` wrote.
 
     Raises:
       InputError: naming the file and the field that is missing, unknown, misshapen or not finite.
@@ -86,7 +86,13 @@ def load_params(path: Path) -> SyntheticParams:
 
 
 def save_params(path: Path, params: SyntheticParams, notes: Mapping[str, Any]) -> None:
-    """Write figures as JSON, ``notes`` (source, licence, achieved figures) before them."""
+    """Write parameters as JSON, rounded to six digits.
+
+    Args:
+      path: the file, written whole or not at all.
+      params: the parameters.
+      notes: plain values to put before them, such as source and licence.
+    """
     fields = _shapes(params.task_weight.shape[0], params.num_experts)
     values = {f: _rounded(np.asarray(getattr(params, f), np.float64).tolist()) for f in fields}
     content = {**notes, "expert_names": list(params.expert_names), "params": values}
@@ -96,7 +102,7 @@ def save_params(path: Path, params: SyntheticParams, notes: Mapping[str, Any]) -
 
 
 def experts_named(params: SyntheticParams, names: Sequence[str]) -> SyntheticParams:
-    """Return the figures of the experts called ``names``; ``X#2`` is a second copy of ``X``.
+    """Return the parameters of experts by name; ``X#2`` is a second copy of ``X``.
 
     Raises:
       InputError: a name is not among the calibrated experts.
@@ -105,7 +111,7 @@ def experts_named(params: SyntheticParams, names: Sequence[str]) -> SyntheticPar
     for name in names:
         if name.split("#")[0] not in known:
             raise input_error(
-                f"no figures for expert {name!r}{near_match(name, known)}",
+                f"no parameters for expert {name!r}{near_match(name, known)}",
                 field="expert",
                 remedy=f"use one of {', '.join(known)}, or draw experts with sample_experts",
             )
@@ -114,7 +120,7 @@ def experts_named(params: SyntheticParams, names: Sequence[str]) -> SyntheticPar
 
 
 def select_experts(params: SyntheticParams, indices: tuple[int, ...]) -> SyntheticParams:
-    """Return the figures of the experts at ``indices``, in order; repeats are named ``X#2``, ``X#3``, ..."""
+    """Return the parameters of the experts at these indices; repeats are named ``X#2``, ``X#3``, ..."""
     names: list[str] = []
     for index in indices:
         base = params.expert_names[index]
@@ -128,7 +134,7 @@ def select_experts(params: SyntheticParams, indices: tuple[int, ...]) -> Synthet
 
 
 def sample_experts(key: jax.Array, params: SyntheticParams, num_experts: int) -> SyntheticParams:
-    """Return ``num_experts`` experts drawn from the calibrated population.
+    """Draw experts from the calibrated population.
 
     Whole shuffles of the population first, so up to N experts are distinct; those beyond N are repeats moved
     by half the population's own spread in ability (thresholds) and verbosity (log lengths).

@@ -1,4 +1,4 @@
-"""A trace: when requests arrived and how long they were, and pure ways to cut and scale one."""
+"""A trace: arrival times and lengths of recorded requests, and pure functions to cut and scale one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Trace:
       arrival_s: [T] float64, seconds since the first arrival, which is at 0; non-decreasing.
       prompt_tokens: [T] int32, >= 1.
       output_tokens: [T] int32, >= 1.
-      name: where it came from, for tables and plots.
+      name: of its source, for tables and plots.
       skipped_rows: rows of the source left out because they had no prompt or no output token
-        (failed requests), never silently: readers log the number.
+        (failed requests); readers log the number.
     """
 
     arrival_s: npt.NDArray[np.float64]
@@ -85,7 +85,7 @@ def scale_rate(trace: Trace, factor: float) -> Trace:
       InputError: factor is not finite or not above 0.
     """
     if not (np.isfinite(factor) and factor > 0):
-        raise input_error(f"rate factor {factor} is not a finite number above 0", remedy="give e.g. 1.5")
+        raise input_error(f"{factor} is out of range", field="factor", remedy="give a finite number above 0")
     return dataclasses.replace(trace, arrival_s=trace.arrival_s / factor)
 
 
@@ -115,7 +115,7 @@ def _cut(trace: Trace, low: int, high: int) -> Trace:
 
 
 def gaps_s(earlier_s: npt.NDArray[np.float64], later_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Seconds from each of some instants to later ones as float32, without drift however long the trace.
+    """Return the seconds from earlier to later instants as float32, without drift however long the trace.
 
     Instants are first rounded to 2^-24 s (0.06 microseconds): gaps below a second are then exact in
     float32, so the gaps of a week add up to the week. Longer gaps round by 1 part in 10^7 at most.

@@ -1,1 +1,1 @@
-"""Logs of prompts and answers, whatever their layout, as one kind of record."""
+"""Answer logs: files of prompts and answers in several formats, read as one :class:`log.AnswerLog`."""

@@ -1,4 +1,4 @@
-"""The generic answer log: prompts with scores and answers per model, as JSON Lines or CSV, wide or long.
+"""Read the generic answer log: prompts with scores and answers per model, as JSON Lines or CSV, wide or long.
 
 Wide, a prompt a record, in JSON:
 
@@ -10,8 +10,8 @@ and either ``output_tokens.MODEL`` or ``text.MODEL``. Long, an answer a record, 
 
     prompt, model, score, output_tokens or text; prompt_tokens, task, id
 
-Only ``prompt`` and the answers are required. A score lies in the score range ([0, 1] unless told
-otherwise); tokens that are not given are counted from the text. An answer or a field that is absent, null
+Only ``prompt`` and the answers are required. A score lies in the score range ([0, 1] by
+default); tokens that are not given are counted from the text. An answer or a field that is absent, null
 or an empty cell is missing; the text "" is an answer of nothing, which takes the one token that ends it.
 Records of the long form with the same prompt are one row. ``id`` is not used.
 """
@@ -28,7 +28,7 @@ from qos_jax.tables.answers.token_count import TokenCount
 _ROW = ("prompt_tokens", "task", "id")
 _ANSWER = ("score", "output_tokens", "text")
 _LENGTH = ("output_tokens", "text")
-_Rows = dict[str, tuple[int, tuple[Any, Any]]]  # by prompt, of the long form: its index, and what was told
+_Rows = dict[str, tuple[int, tuple[Any, Any]]]  # by prompt, of the long form: its index, tokens and task
 
 
 def is_generic(record: Record) -> bool:
@@ -77,18 +77,18 @@ def _add_long(
     count: TokenCount,
 ) -> bool:
     check_fields(record, ("prompt", "model"), (*_ROW, *_ANSWER), builder, row)
-    prompt, told = record["prompt"], (record.get("prompt_tokens"), record.get("task"))
+    prompt, given = record["prompt"], (record.get("prompt_tokens"), record.get("task"))
     counted = False
     if isinstance(prompt, str) and prompt in rows:
         index, before = rows[prompt]
-        if told != before:
-            field = "prompt_tokens" if told[0] != before[0] else "task"
+        if given != before:
+            field = "prompt_tokens" if given[0] != before[0] else "task"
             raise builder.error(
                 row, field, "differs from that of the same prompt above", "give the same in all rows"
             )
     else:
         index, counted = _add_row(builder, row, record, count)
-        rows[prompt] = index, told
+        rows[prompt] = index, given
     answer = {name: record.get(name) for name in _ANSWER}
     return _add_answer(builder, index, row, record["model"], answer, "", count) or counted
 

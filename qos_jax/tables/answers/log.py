@@ -1,4 +1,4 @@
-"""An answer log: prompts and what each expert answered, checked, however it was written."""
+"""The answer log: prompts and each expert's answers, checked, of whatever format."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class AnswerLog:
       quality: [M, N] float32 in [0, 1], NaN = missing.
       output_tokens: [M, N] int32, tokens, >= 1; ``MISSING_TOKENS`` = missing.
       task: M names of what a prompt is an example of, or None.
-      file: where it came from, for errors: all files.
+      file: paths of all its files, for errors.
       files: M, the file of each row.
-      line: [M] int32, where each row is in its file: a line or a place in a list, from 1.
-      notes: what a user is to know of how it was read, such as counts that are estimates.
+      line: [M] int32, line of each row in its file, or its index in a list, from 1.
+      notes: remarks on how it was read, for the user, such as counts that are estimates.
     """
 
     prompts: tuple[str, ...]

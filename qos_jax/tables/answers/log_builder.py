@@ -1,4 +1,4 @@
-"""Gather an answer log from the records of any format, and refuse what is malformed."""
+"""Build an answer log from the records of any format, and refuse what is malformed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_TOKENS = MAX_INT32 // 2  # of a prompt or an answer, so that their sum is an
 
 
 class LogBuilder:
-    """Gathers an :class:`AnswerLog` row by row and answer by answer, and refuses what is malformed.
+    """Builds an :class:`AnswerLog` row by row and answer by answer, and refuses what is malformed.
 
     Args:
       file: of the rows that come next, for errors; may be set anew between files.
@@ -40,7 +40,17 @@ class LogBuilder:
         return input_error(fault, file=self.file, row=row, field=field, remedy=remedy)
 
     def add_row(self, row: int, prompt: Any, prompt_tokens: Any, task: Any) -> int:
-        """Add a prompt and return its index; ``task`` None = not told, ``prompt_tokens`` as in answers."""
+        """Add a prompt.
+
+        Args:
+          row: line in the file, for errors.
+          prompt: its text.
+          prompt_tokens: its length, a number or the text of one.
+          task: name of its task; None = not given.
+
+        Returns:
+          The index of the prompt.
+        """
         text = self.text(row, "prompt", prompt)
         if not text.strip():
             raise self.error(row, "prompt", "is empty", "give the text of the prompt")
@@ -118,7 +128,7 @@ class LogBuilder:
         """Return the log.
 
         Raises:
-          InputError: no prompt; an expert without a score or without a length anywhere; a task told for
+          InputError: no prompt; an expert without a score or without a length anywhere; a task given for
             some prompts only.
         """
         experts = tuple(self._experts)
@@ -162,8 +172,8 @@ class LogBuilder:
         return [f"{self._empty_answers} answers of 0 tokens count as the one token that ends them"]
 
     def _checked_tasks(self) -> tuple[str, ...] | None:
-        told = [task for task in self._tasks if task is not None]
-        if told and len(told) < len(self._tasks):
+        given = [task for task in self._tasks if task is not None]
+        if given and len(given) < len(self._tasks):
             at = self._tasks.index(None)
             self.file = self._files[at]
             raise self.error(
@@ -172,7 +182,7 @@ class LogBuilder:
                 "is missing, and other rows have it",
                 "give it in every row or in none",
             )
-        return tuple(told) or None
+        return tuple(given) or None
 
     def _quality(self, row: int, field: str, value: Any) -> float:
         number = self.number(row, field, value)
@@ -181,7 +191,7 @@ class LogBuilder:
                 row,
                 field,
                 f"{number:g} is outside [{self._low:g}, {self._high:g}]",
-                "mend it, or give the range of the scores with --score_range=LOW,HIGH",
+                "give --score_range=LOW,HIGH, what scores run from and to",
             )
         return (number - self._low) / (self._high - self._low)
 

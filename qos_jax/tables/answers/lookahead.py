@@ -1,4 +1,4 @@
-"""The answer log in the layout of lookahead6: ``prompts.jsonl.gz`` beside ``scores_lengths.npz``.
+"""Read an answer log in the layout of lookahead6: ``prompts.jsonl.gz`` beside ``scores_lengths.npz``.
 
 ``scores_lengths.npz`` holds, for M prompts and N models, ``models`` [N] text, ``score`` [M, N] (NaN =
 missing), ``out_tokens`` [M, N] integer (-1 = missing), ``prompt_tokens`` [M] integer and ``dataset`` [M]

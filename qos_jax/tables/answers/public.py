@@ -1,4 +1,4 @@
-"""Answer logs of public data sets, from files that the user downloaded: SPROUT (CARROT) and MixInstruct.
+"""Read answer logs of public data sets from downloaded files: SPROUT (CARROT) and MixInstruct.
 
 What is assumed of SPROUT (arXiv 2502.03261; CARROT-LLM-Routing/SPROUT): a record a prompt, with the text
 ``prompt``, ``dataset`` (taken as the task), optionally ``key``, ``dataset_level``, ``dataset_idx`` and
@@ -89,19 +89,19 @@ def add_mixinstruct(builder: LogBuilder, path: str, count: TokenCount, score_nam
         if not isinstance(candidates, list):
             raise builder.error(row, "candidates", "is no list", "give one object per model")
         for k, candidate in enumerate(candidates):
-            place = f"candidates[{k}]"
+            field = f"candidates[{k}]"
             if not isinstance(candidate, Mapping) or not isinstance(candidate.get("scores"), Mapping):
-                raise builder.error(row, place, "is no object with scores", "give model, text and scores")
+                raise builder.error(row, field, "is no object with scores", "give model, text and scores")
             scores, text = candidate["scores"], candidate.get("text")
             if score_name not in scores:
                 raise builder.error(
                     row,
-                    f"{place}.scores.{score_name}",
+                    f"{field}.scores.{score_name}",
                     f"is missing{near_match(score_name, scores)}",
                     "choose another score with --score_name",
                 )
-            length = None if text is None else count(builder.text(row, f"{place}.text", text))
-            fields = f"{place}.scores.{score_name}", f"{place}.text"
+            length = None if text is None else count(builder.text(row, f"{field}.text", text))
+            fields = f"{field}.scores.{score_name}", f"{field}.text"
             builder.add_answer(index, row, candidate.get("model"), scores[score_name], length, fields)
 
 

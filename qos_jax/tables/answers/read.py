@@ -23,7 +23,7 @@ FORMATS = (AUTO, GENERIC, LOOKAHEAD, SPROUT, MIXINSTRUCT)
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Where an answer log is and how to read it.
+    """Files of an answer log and how to read them.
 
     Raises:
       InputError: a value out of its range, naming the field, which is also the flag's name.
@@ -87,7 +87,7 @@ def read_answers(config: LogConfig) -> tuple[AnswerLog, dict[str, int]]:
 
 
 def _kind(path: str) -> str:
-    """Return the format of a file or folder, told by what it holds."""
+    """Return the format of a file or folder by its content."""
     if os.path.isdir(path):
         if is_lookahead(path):
             return LOOKAHEAD
@@ -129,6 +129,6 @@ def check_tasks(log: AnswerLog, names: tuple[str, ...], field: str) -> None:
     known = sorted(set(log.task or ()))
     for name in names:
         if name not in known:
-            fault = f"task {name!r} is not in the log" if known else "the log tells no tasks"
+            fault = f"task {name!r} is not in the log" if known else "the log has no tasks"
             remedy = f"use one of {', '.join(known[:12])}" if known else "leave it out, or give tasks"
             raise input_error(fault, file=log.file, field=field, remedy=remedy)

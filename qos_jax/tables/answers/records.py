@@ -40,13 +40,13 @@ def record_kind(path: Path) -> str:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield every record of a file with its number: a line of it, or a place in a list or table, from 1.
+    """Yield every record of a file with its number: its line, or its index in a list or table, from 1.
 
     A row of a CSV file is the line that it ends on, since cells may hold line breaks; its empty cells are
     None.
 
     Raises:
-      InputError: naming the file, the row and the remedy, when the fault is come to.
+      InputError: naming the file, the row and the remedy, when it is reached.
     """
     kind = record_kind(path)
     if kind == PARQUET:

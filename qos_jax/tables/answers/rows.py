@@ -1,4 +1,4 @@
-"""Make an answer log fit for a table: what to do with missing answers, and who is in which split."""
+"""Complete the rows of an answer log, dropped or filled where answers are missing, and split them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Completed:
 def complete(log: AnswerLog, missing: str) -> Completed:
     """Return a log without missing answers: rows that miss one dropped, or answers filled.
 
-    ``fill`` supposes that an answer differs from the row's other answers as this expert's differ from
+    ``fill`` assumes that an answer differs from the row's other answers as this expert's differ from
     theirs on average (a two-way additive model): quality = mean of the row's own + this expert's mean
-    difference, clipped to [0, 1]; the same for log tokens. Filled truths are for simulation; predictors are
-    to be fitted without.
+    difference, clipped to [0, 1]; likewise for log tokens. Filled answers are for simulation; predictors
+    are fitted without them.
 
     Raises:
       InputError: no row is complete; with ``fill``, a row has no score or no length at all.
