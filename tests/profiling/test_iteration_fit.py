@@ -96,7 +96,7 @@ UNTOLD = {
     ),
     "no context": (
         {"batch": BATCH, "context_tokens": 0 * BATCH},
-        ("no row tells decode_per_context_token_s",),
+        ("no row depends on decode_per_context_token_s",),
     ),
 }
 

@@ -102,7 +102,7 @@ UNTOLD = {
     "no second token": (
         {"output_tokens": np.ones(20, int), "arrival_s": APART},
         (
-            "no row tells decode_base_s, decode_per_seq_s and decode_per_context_token_s",
+            "no row depends on decode_base_s, decode_per_seq_s and decode_per_context_token_s",
             "no request has a second token",
         ),
     ),
