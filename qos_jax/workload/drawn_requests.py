@@ -38,8 +38,8 @@ def draw_contents(
 
     From synthetic parameters, requests of these lengths are sampled (``sample_table``, ``table_for_trace``).
     From a table, rows are drawn with replacement: uniformly without ``lengths``, else each near the length
-    of its request (``rows_near``). A row keeps its own lengths and qualities: only the arrivals are then those
-    of a trace. A warning is logged where the table has few rows of such lengths, or none.
+    of its request (``rows_near``). A row keeps its own lengths and qualities: only the arrivals are then
+    those of a trace. A warning is logged where the table has few rows of such lengths, or none.
 
     Args:
       keys: [S] random keys, one per run.
