@@ -1,4 +1,4 @@
-"""All devices of all processes as one row of lanes: spread arrays over them, gather results, agree."""
+"""Device placement over one mesh of lanes, the devices of all processes: spread, gather, agree."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _Result = TypeVar("_Result")
 
 
 def lane_mesh(devices: int | None = None) -> Mesh:
-    """A mesh of one axis, ``lanes``, of the first ``devices`` devices; by default all of every process."""
+    """Return a mesh of one axis, ``lanes``, of the first ``devices`` devices; of all processes by default."""
     return Mesh(np.array(jax.devices()[:devices]), (LANES,))
 
 
 def spread(mesh: Mesh, tree: Any) -> Any:
-    """Put NumPy leaves [L, ...] on the devices, an equal part of L on each; L must divide evenly."""
+    """Shard NumPy leaves [L, ...] over the devices, an equal part of L on each; L must divide evenly."""
     return _put(tree, NamedSharding(mesh, PartitionSpec(LANES)))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Put a whole copy of every leaf on every device."""
+    """Replicate every leaf on every device."""
     return _put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
@@ -50,16 +50,16 @@ def agree(value: np.ndarray) -> np.ndarray:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Put arrays where ``shardings`` says, be they of this process, equal in all of them, or of all."""
+    """Put arrays on devices by ``shardings``, whether each process holds them whole or they are global."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
     return jax.jit(lambda leaves: leaves, out_shardings=shardings)(tree)
 
 
 def own_copy(mesh: Mesh, tree: Any) -> Any:
-    """Return arrays spread over ``mesh`` whole, for this process to use by itself; all must call it.
+    """Return arrays spread over ``mesh`` whole, for this process alone; every process must call it.
 
-    The tree itself in a run of one process.
+    In a run of one process, the tree itself.
     """
     if jax.process_count() == 1:
         return tree
@@ -68,15 +68,15 @@ def own_copy(mesh: Mesh, tree: Any) -> Any:
 
 
 def writer_does(work: Callable[[], _Result]) -> _Result | None:
-    """Let process 0 do something, and return what came of it there, None in the others; all must call it.
+    """Call ``work`` in process 0 and return its result there, None elsewhere; every process must call it.
 
     Raises:
-      InputError: in the others, if it failed.
+      InputError: in the other processes, if ``work`` raised.
       Exception: in process 0, what ``work`` raises.
     """
     if not is_writer():
         if not agree(np.zeros(1, bool))[0]:
-            raise input_error("process 0 could not begin", remedy="mend what its message says")
+            raise input_error("process 0 could not begin", remedy="follow the remedy that process 0 prints")
         return None
     done = False
     try:
@@ -88,14 +88,14 @@ def writer_does(work: Callable[[], _Result]) -> _Result | None:
 
 
 def is_writer() -> bool:
-    """Return whether this process writes files and talks to the user: process 0 does."""
+    """Return whether this process writes files and prints, which process 0 alone does."""
     return jax.process_index() == 0
 
 
 def vmap_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``jax.vmap(function)``; under ``jax.set_mesh`` of lanes, each device maps its own part.
 
-    A loop in the function then waits for the slowest lane of its device, not of all of them.
+    A loop in the function then waits for the slowest lane of its device, not of all devices.
     """
     mapped = jax.vmap(function)
     if not _are_lanes_set():
@@ -106,10 +106,10 @@ def vmap_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def share_out(tree: Any) -> Any:
-    """Return the leaves [L, ...] as they are; under ``jax.set_mesh`` of lanes, a part of L on each device.
+    """Return the leaves [L, ...] unchanged; under ``jax.set_mesh`` of lanes, sharded over the devices by L.
 
-    What is averaged over L afterwards, as a gradient is, is then averaged over the devices. Where L does not
-    divide evenly, every device keeps the whole.
+    A mean over L that follows, as of a gradient, is then one over devices. Where L does not divide evenly,
+    every device keeps the whole.
     """
     if not _are_lanes_set():
         return tree

@@ -1,4 +1,4 @@
-"""What has been arriving lately: running means of gaps and requests, and the load that they amount to."""
+"""Recent arrivals: running means of gaps and requests, and the load offered (see README.md, rule 13)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from flax import struct
 from qos_jax.serving import FleetProfile
 from qos_jax.workload.capacity import capacity_of_means_per_s
 
-WINDOWS = (8, 64)  # W, arrivals that a mean looks back over: bursts, and the time of day
-MAX_LOAD = 50.0  # of a load offered: arrivals at one instant have no rate
+WINDOWS = (8, 64)  # arrivals that a mean looks back over: bursts, and the time of day
+MAX_LOAD = 50.0  # bound of an offered load, since arrivals at one instant have no finite rate
 
 
 @struct.dataclass
 class Demand:
-    """Exponentially weighted sums over the arrivals so far, of W windows and N experts; a router may see it.
+    """Exponentially weighted sums over the arrivals so far, of W windows and N experts; routers may see it.
 
-    Divided by ``seen`` they are means: the weights of all arrivals add up to it, not to 1, at the start.
+    Divided by ``seen``, the sum of the weights, they are means.
     """
 
     seen: jax.Array  # [W] float32 in [0, 1), weight of the arrivals so far
@@ -43,37 +43,47 @@ def after_request(
     predicted_output_tokens: jax.Array,
     predicted_quality: jax.Array,
 ) -> Demand:
-    """Count in a request ([] and [N] tokens, [N]); its gap is to follow: :func:`after_gap`."""
+    """Add a request to the sums; :func:`after_gap` adds the gap that follows it.
+
+    Args:
+      demand: the sums so far.
+      prompt_tokens: [] int32.
+      predicted_output_tokens: [N] float32.
+      predicted_quality: [N] float32.
+    """
     prompt = prompt_tokens.astype(jnp.float32)
     return dataclasses.replace(
         demand,
-        prompt_tokens=_moved(demand.prompt_tokens, prompt),
-        prompt_tokens_sq=_moved(demand.prompt_tokens_sq, prompt * prompt),
-        predicted_output_tokens=_moved(demand.predicted_output_tokens, predicted_output_tokens[:, None]),
-        predicted_quality=_moved(demand.predicted_quality[:, None], predicted_quality[:, None])[:, -1],
+        prompt_tokens=_updated(demand.prompt_tokens, prompt),
+        prompt_tokens_sq=_updated(demand.prompt_tokens_sq, prompt * prompt),
+        predicted_output_tokens=_updated(demand.predicted_output_tokens, predicted_output_tokens[:, None]),
+        predicted_quality=_updated(demand.predicted_quality[:, None], predicted_quality[:, None])[:, -1],
     )
 
 
 def after_gap(demand: Demand, gap_s: jax.Array) -> Demand:
-    """Count in the gap to the next arrival, [] seconds; where there is none (inf), nothing changes."""
+    """Add the gap to the next arrival, [] seconds; an infinite one (no next arrival) changes nothing."""
     last = ~jnp.isfinite(gap_s)
     return dataclasses.replace(
         demand,
-        seen=jnp.where(last, demand.seen, _moved(demand.seen, jnp.float32(1.0))),
-        gap_s=jnp.where(last, demand.gap_s, _moved(demand.gap_s, jnp.where(last, 0.0, gap_s))),
+        seen=jnp.where(last, demand.seen, _updated(demand.seen, jnp.float32(1.0))),
+        gap_s=jnp.where(last, demand.gap_s, _updated(demand.gap_s, jnp.where(last, 0.0, gap_s))),
     )
 
 
 def offered_load(profile: FleetProfile, demand: Demand, length_log_std: jax.Array) -> jax.Array:
-    """Arrival rate as a share of what the fleet can serve of such requests, [W] float32; 0 before any gap.
+    """Return the arrival rate as a share of the fleet's capacity for such requests, [W] float32.
 
-    Capacity is that of ``workload.capacity``, on the means over the window; predicted lengths are medians,
-    and those of log-normal lengths are exp(std^2 / 2) below the means.
+    Capacity is that of ``workload.capacity``, on the means over the window. Predicted lengths are medians
+    of log-normals, whose means are exp(std^2 / 2) times as large.
 
     Args:
       profile: the fleet, leaves [N].
-      demand: what arrived.
+      demand: the arrivals so far.
       length_log_std: [N] float32, known error of the predicted lengths.
+
+    Returns:
+      [W] float32, at most ``MAX_LOAD``; 0 before any gap.
     """
     seen = jnp.where(demand.seen > 0.0, demand.seen, 1.0)[None]
     output = demand.predicted_output_tokens / seen * jnp.exp(0.5 * jnp.square(length_log_std))[:, None]
@@ -85,23 +95,23 @@ def offered_load(profile: FleetProfile, demand: Demand, length_log_std: jax.Arra
 
 
 def mean_output_tokens(demand: Demand) -> jax.Array:
-    """Predicted output tokens of an arrival, mean over the longest window, [N] float32; 0 before any."""
+    """Return the mean predicted output tokens over the longest window, [N] float32; 0 before any arrival."""
     return _over_longest(demand, demand.predicted_output_tokens[:, -1])
 
 
 def mean_quality(demand: Demand) -> jax.Array:
-    """Predicted quality of an arrival, mean over the longest window, [N] float32; 0 before any."""
+    """Return the mean predicted quality over the longest window, [N] float32; 0 before any arrival."""
     return _over_longest(demand, demand.predicted_quality)
 
 
 def _over_longest(demand: Demand, total: jax.Array) -> jax.Array:
-    """The mean that a sum over the longest window, [N], amounts to; 0 before any arrival."""
+    """Divide a sum over the longest window, [N], by its weight; 0 before any arrival."""
     seen = demand.seen[-1]
     return jnp.where(seen > 0.0, total / jnp.where(seen > 0.0, seen, 1.0), 0.0)
 
 
-def _moved(mean: jax.Array, value: jax.Array) -> jax.Array:
-    """Exponentially weighted sums [..., W] one arrival later."""
+def _updated(mean: jax.Array, value: jax.Array) -> jax.Array:
+    """Return exponentially weighted sums, [..., W], with one more value."""
     share = 1.0 / jnp.array(WINDOWS, jnp.float32)
     share = share.reshape((1,) * (mean.ndim - 1) + (-1,))
     return mean + share * (value - mean)

@@ -1,4 +1,4 @@
-"""The edge as the simulator sees it: experts, what their requests are about, and one step of both."""
+"""The state of the edge: experts and the contents of their requests; route a request, let time pass."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from qos_jax.serving import (
     ServingConfig,
     ServingState,
     advance,
-    arrive,
+    assign_slot,
     empty_state,
-    evict,
+    enqueue,
+    evicted_content,
     insert,
-    place,
 )
 
 
 @struct.dataclass
 class Request:
-    """One request and what each of N experts would make of it."""
+    """One request, with its true and predicted outcome at each of N experts."""
 
     prompt_tokens: jax.Array  # [] int32
-    output_tokens: jax.Array  # [N] int32, TRUE answer length: the simulator's, never a router's
-    quality: jax.Array  # [N] float32 in [0, 1], TRUE quality
+    output_tokens: jax.Array  # [N] int32, true output length, which no router sees
+    quality: jax.Array  # [N] float32 in [0, 1], true quality, which no router sees
     predicted_output_tokens: jax.Array  # [N] float32, the predictor's median
     predicted_quality: jax.Array  # [N] float32 in [0, 1]
 
@@ -43,17 +43,17 @@ class FleetState:
     quality: jax.Array  # [N, K] float32, true
     predicted_output_tokens: jax.Array  # [N, K] float32
     predicted_quality: jax.Array  # [N, K] float32
-    demand: Demand  # what has arrived lately
+    demand: Demand  # recent arrivals
 
     @property
     def generated_tokens(self) -> jax.Array:
-        """[N, K] int32, tokens generated, the one in the making counted."""
+        """[N, K] int32, tokens generated, at the end of the iteration in progress."""
         return self.serving.context_tokens - self.prompt_tokens
 
 
 @struct.dataclass
 class Outcome:
-    """How a completed request ended."""
+    """The outcome of a completed request; every leaf of one shape, [] or [N, K]."""
 
     request_id: jax.Array  # int32, -1 = no request
     expert: jax.Array  # int32
@@ -64,19 +64,19 @@ class Outcome:
 
 @struct.dataclass
 class Routed:
-    """What became of one routing decision."""
+    """The result of one routing decision."""
 
     accepted: jax.Array  # [] bool
-    rejected: jax.Array  # [] bool, sent to an expert that had no room
-    dropped: jax.Array  # [] bool, sent to none
-    # The outcome that left its slot to make room: each completed request leaves once, here or in
-    # `remaining_outcomes`, so a run's records cost one row a step.
+    rejected: jax.Array  # [] bool, by the expert it was sent to
+    dropped: jax.Array  # [] bool, sent to no expert
+    # The outcome that the request overwrote: each completed request is reported once, here or by
+    # `remaining_outcomes`, so that the records of a run cost one row a step.
     evicted: Outcome
 
 
 @struct.dataclass
 class Passed:
-    """What happened while time passed."""
+    """The events and totals of the time that passed."""
 
     completed: jax.Array  # [N, K] bool, slots whose request completed
     completed_count: jax.Array  # [N] int32
@@ -88,7 +88,7 @@ class Passed:
 
 
 def empty_fleet(config: ServingConfig) -> FleetState:
-    """Return the edge before any request."""
+    """Return N idle experts before any arrival."""
     shape = (config.num_experts, config.slots)
     return FleetState(
         serving=empty_state(config),
@@ -112,27 +112,19 @@ def route(
       request: the request.
       request_id: [] int32, counts up with arrivals.
       action: [] int32.
+
+    Returns:
+      The edge with the request in a slot, if an expert accepted it, and the result of the decision.
     """
     num_experts = state.prompt_tokens.shape[0]
-    placement = place(profile, state.serving, action, request.prompt_tokens, request.output_tokens)
     serving = state.serving
-    gone = evict(
-        placement,
-        Outcome(
-            request_id=serving.request_id,
-            expert=jnp.broadcast_to(
-                jnp.arange(num_experts, dtype=jnp.int32)[:, None], serving.request_id.shape
-            ),
-            ttft_s=serving.ttft_s,
-            latency_s=serving.latency_s,
-            preemptions=serving.preemptions,
-        ),
-    )
-    gone = dataclasses.replace(gone, request_id=jnp.where(placement.accepted, gone.request_id, -1))
+    assignment = assign_slot(profile, serving, action, request.prompt_tokens, request.output_tokens)
+    evicted = evicted_content(assignment, _slot_outcomes(serving))
+    evicted = dataclasses.replace(evicted, request_id=jnp.where(assignment.accepted, evicted.request_id, -1))
     newcomer = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
-    content = insert(placement, {name: getattr(state, name) for name in newcomer}, newcomer)
+    content = insert(assignment, {name: getattr(state, name) for name in newcomer}, newcomer)
     routed_state = FleetState(
-        serving=arrive(placement, serving, request_id, request.prompt_tokens, request.output_tokens),
+        serving=enqueue(assignment, serving, request_id, request.prompt_tokens, request.output_tokens),
         **content,
         demand=after_request(
             state.demand, request.prompt_tokens, request.predicted_output_tokens, request.predicted_quality
@@ -140,10 +132,10 @@ def route(
     )
     dropped = (action < 0) | (action >= num_experts)
     return routed_state, Routed(
-        accepted=placement.accepted,
-        rejected=~placement.accepted & ~dropped,
+        accepted=assignment.accepted,
+        rejected=~assignment.accepted & ~dropped,
         dropped=dropped,
-        evicted=gone,
+        evicted=evicted,
     )
 
 
@@ -162,6 +154,9 @@ def pass_time(
       state: the edge now.
       gap_s: [] float32, seconds.
       latency_limit_s: [] float32, L, seconds per output token.
+
+    Returns:
+      The edge ``gap_s`` later, and the events and totals of the time that passed.
     """
     serving, progress = advance(config, profile, state.serving, gap_s)
     per_token_s = serving.latency_s / state.output_tokens.astype(jnp.float32)
@@ -179,16 +174,20 @@ def pass_time(
 
 
 def remaining_outcomes(state: FleetState) -> Outcome:
-    """Outcomes still in the slots, [N, K] each; ``request_id`` -1 where there is none.
+    """Return the outcomes still in the slots, [N, K]; ``request_id`` -1 where there is none.
 
-    With the evicted ones of every :func:`route` they are all completed requests, each once.
+    Together with the evicted ones of every :func:`route` these are all completed requests, each once.
     """
-    serving = state.serving
-    known = ~serving.live & (serving.request_id >= 0)
-    num_experts = serving.request_id.shape[0]
+    outcomes = _slot_outcomes(state.serving)
+    return dataclasses.replace(outcomes, request_id=jnp.where(state.serving.live, -1, outcomes.request_id))
+
+
+def _slot_outcomes(serving: ServingState) -> Outcome:
+    """Return what each slot records of its request, [N, K]; an outcome only where the slot is dead."""
+    num_experts, slots = serving.request_id.shape
     return Outcome(
-        request_id=jnp.where(known, serving.request_id, -1),
-        expert=jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32)[:, None], serving.request_id.shape),
+        request_id=serving.request_id,
+        expert=jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32)[:, None], (num_experts, slots)),
         ttft_s=serving.ttft_s,
         latency_s=serving.latency_s,
         preemptions=serving.preemptions,

@@ -1,4 +1,4 @@
-"""One step of the edge: a request is routed and time passes to the next, on the occupied slots only."""
+"""One step of the edge, on the occupied slots only: route a request, let time pass to the next."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pass_time, route
-from qos_jax.routing.whole_batch import greatest_of_batch
+from qos_jax.routing.whole_batch import max_over_batch
 from qos_jax.serving import FleetProfile, ServingConfig
 
 Tree = TypeVar("Tree")
 
-# Fewest slots an expert is stepped with, and how many times as many the next width has. Each is a program of
-# its own, a second to compile: 8, 32, 128 were as fast on a CPU or up to 1.2 times, but are more programs for
-# small fleets; 32 alone was slower.
+# Fewest slots an expert is stepped with, and how many times as many the next width has. Each width is a
+# program of its own to compile, so few are used.
 _NARROWEST = 16
 _WIDER = 4
 
@@ -34,10 +33,10 @@ def step_fleet(
 ) -> tuple[FleetState, Routed, Passed]:
     """Route a request, then let time pass to the next: :func:`route` and :func:`pass_time`, to the bit.
 
-    A newcomer enters the last slot of its expert and pushes out its last dead one, so those in flight stay
-    together at the end, in no more slots than were ever taken at once. Of the :func:`step_widths` the least
-    is stepped that holds all of them, in every lane of a ``jax.vmap``: the time taken follows how many are
-    in flight, not how many might be.
+    A newcomer enters the last slot of its expert and evicts the last dead one (see serving/README.md,
+    rule 11), so the requests in flight stay together at the end. The least of the :func:`step_widths` that
+    holds all of them in every lane of a ``jax.vmap`` is stepped: the time taken follows how many are in
+    flight, not how many slots there are.
 
     Args:
       config: static sizes and the scheduler.
@@ -48,6 +47,9 @@ def step_fleet(
       action: [] int32, the expert; anything but 0..N-1 drops the request.
       gap_s: [] float32, seconds to the next arrival; ``inf`` drains.
       latency_limit_s: [] float32, L, seconds per output token.
+
+    Returns:
+      The edge at the next arrival, the result of the decision, and the totals of the time that passed.
     """
 
     def stepped(state: FleetState) -> tuple[FleetState, Routed, Passed]:
@@ -58,8 +60,8 @@ def step_fleet(
     widths = step_widths(config.slots)
     if len(widths) == 1:
         return stepped(state)
-    # One more, free for the newcomer at whichever expert.
-    needed = greatest_of_batch(jnp.minimum(occupied_slots(state) + 1, config.slots))
+    # One more, free for the newcomer at any expert.
+    needed = max_over_batch(jnp.minimum(occupied_slots(state) + 1, config.slots))
     shapes = jax.eval_shape(stepped, state)
     done = (state, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1:]))
     for narrower, width in itertools.pairwise((0, *widths)):
@@ -70,31 +72,31 @@ def step_fleet(
             _, whole = loop
             return jnp.bool_(False), _put_back(whole, stepped(last_slots(whole[0], width)))
 
-        # A loop of one round or none where a branch would do: XLA updates what a loop carries in place, but
-        # copies all that a branch returns, which took up to 1.4 times as long.
+        # A loop of one round or none instead of a branch: XLA updates in place what a loop carries, but
+        # copies all that a branch returns.
         todo = (narrower < needed) & (needed <= width)
         _, done = jax.lax.while_loop(lambda loop: loop[0], once, (todo, done))
     return done
 
 
 def step_widths(slots: int) -> tuple[int, ...]:
-    """How many of an expert's last slots may be stepped alone, least first; the last is all K of them.
+    """Return how many of an expert's last slots may be stepped alone, least first; the last is all K.
 
-    One is left out that would save less than half of the work.
+    A width that would save less than half of the work is left out.
     """
     powers = (_NARROWEST * _WIDER**power for power in itertools.count())
     return (*itertools.takewhile(lambda width: 2 * width < slots, powers), slots)
 
 
 def occupied_slots(state: FleetState) -> jax.Array:
-    """The fewest last slots that hold the requests in flight at any expert, [] int32 in 0..K."""
+    """Return the fewest last slots that hold the requests in flight at any expert, [] int32 in 0..K."""
     in_use = jnp.any(state.serving.live, axis=0)
     after = jnp.int32(in_use.shape[0]) - jnp.argmax(in_use).astype(jnp.int32)
     return jnp.where(jnp.any(in_use), after, 0)
 
 
 def last_slots(state: FleetState, width: int) -> FleetState:
-    """The edge with the last ``width`` slots of each expert: their leaves [N, width], the rest as it is."""
+    """Return the edge with the last ``width`` slots of each expert: their leaves [N, width]."""
     slotted = {
         field.name: jax.tree.map(
             lambda leaf: leaf[:, -width:] if leaf.ndim == 2 else leaf, getattr(state, field.name)
@@ -106,7 +108,7 @@ def last_slots(state: FleetState, width: int) -> FleetState:
 
 
 def _put_back(whole: Tree, narrow: Tree) -> Tree:
-    """``whole`` with all of ``narrow`` in it; of an array with fewer slots, in its last ones."""
+    """Return ``whole`` with ``narrow`` written over it; arrays of fewer slots into the last ones."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         missing = old.shape[-1] - new.shape[-1] if old.ndim else 0

@@ -19,8 +19,8 @@ ARRIVED_FEATURES = (
     "best_quality",  # largest predicted quality
     "mean_quality",  # mean predicted quality
     "fleet_load",  # l1p(requests in flight / sum of max_running)
-    "load_now",  # l1p(arrival rate / what the fleet can serve of such requests), over the last 8 arrivals
-    "load_lately",  # the same over the last 64; both are 0 where nothing arrived before
+    "load_short",  # l1p(arrival rate / capacity for such requests), over a window of 8 arrivals
+    "load_long",  # the same over 64 arrivals; both are 0 where nothing arrived before
 )
 EXPERT_FEATURES = (
     "batch_share",  # number running / max_running
@@ -42,18 +42,18 @@ EXPERT_FEATURES = (
 SLOT_FEATURES = (
     "left",  # l1p(tokens left, given that it got so far) / 8
     "done",  # generated / (generated + left)
-    "spent",  # l1p(age_s / (L (generated + left))): share of its latency budget that is gone
+    "spent",  # l1p(age_s / (L (generated + left))): share of its latency budget that is spent
     "slack",  # x / (1 + |x|), x = (L (generated + left) - age_s) / (L left): pace it can afford, in L
     "age",  # l1p(age_s / L) / 8
     "prompt",  # l1p(prompt tokens) / 8
     "kv_share",  # (prompt + generated) / kv_capacity_tokens
-    "prefill_left",  # tokens of a partly prefilled prompt to come / prompt tokens
+    "prefill_left",  # prompt tokens still to prefill / prompt tokens
     "quality",  # predicted quality
 )
 PAIR_FEATURES = (
     "quality",  # predicted quality
     "output",  # l1p(d) / 8
-    "length",  # log(d / mean of d over the arrivals of late), clipped to [-3, 3]; 0 before any arrived
+    "length",  # log(d / mean of d over recent arrivals), clipped to [-3, 3]; 0 before any arrived
     "own_chance",  # chance to meet L, projected
     "own_qos",  # predicted quality x that chance
     "pushed",  # l1p(expected number of requests pushed past L)
@@ -67,9 +67,9 @@ PAIR_FEATURES = (
 class GraphFeatures:
     """An :class:`Observation` as a star-shaped graph: N experts, K slots each; all float32 finite, O(1).
 
-    The columns are listed, each with its formula, in ``ARRIVED_FEATURES`` ... ``PAIR_FEATURES``. One
-    slot of the observation is one ``running`` node and one ``waiting`` node, of which the masks let at
-    most one exist. What a mask hides is zero.
+    The columns are listed, each with its formula, in ``ARRIVED_FEATURES`` ... ``PAIR_FEATURES``. A slot
+    of the observation is one ``running`` and one ``waiting`` node, of which the masks let at most one
+    exist. Masked features are zero.
     """
 
     arrived: jax.Array  # [len(ARRIVED_FEATURES)] float32, the request to be routed
@@ -83,17 +83,17 @@ class GraphFeatures:
 
     @property
     def running(self) -> jax.Array:
-        """[N, K, len(SLOT_FEATURES)] float32, features of the running nodes, zero where there is none."""
-        return _shown(self.slot, self.running_mask)
+        """Features of the running nodes, [N, K, len(SLOT_FEATURES)] float32, masked."""
+        return _masked(self.slot, self.running_mask)
 
     @property
     def waiting(self) -> jax.Array:
-        """[N, K, len(SLOT_FEATURES)] float32, features of the waiting nodes, zero where there is none."""
-        return _shown(self.slot, self.waiting_mask)
+        """Features of the waiting nodes, [N, K, len(SLOT_FEATURES)] float32, masked."""
+        return _masked(self.slot, self.waiting_mask)
 
 
 def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | None = None) -> GraphFeatures:
-    """Return the features of what a router sees.
+    """Return the graph features of an observation.
 
     Args:
       seen: the observation, of one environment; ``jax.vmap`` it over many.
@@ -108,9 +108,9 @@ def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | N
     slot = _slot_features(seen, generated, left)
     return GraphFeatures(
         arrived=_arrived_features(seen, exists, live),
-        expert=_shown(_expert_features(seen, running_mask, waiting_mask, left), exists),
-        slot=_shown(slot, live),
-        pair=_shown(_pair_features(seen, impact), exists),
+        expert=_masked(_expert_features(seen, running_mask, waiting_mask, left), exists),
+        slot=_masked(slot, live),
+        pair=_masked(_pair_features(seen, impact), exists),
         expert_mask=exists,
         running_mask=running_mask,
         waiting_mask=waiting_mask,
@@ -118,7 +118,7 @@ def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | N
     )
 
 
-def _shown(features: jax.Array, mask: jax.Array) -> jax.Array:
+def _masked(features: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask[..., None], features, 0.0)
 
 
@@ -128,7 +128,7 @@ def _tokens(count: jax.Array) -> jax.Array:
 
 def _arrived_features(seen: Observation, exists: jax.Array, live: jax.Array) -> jax.Array:
     experts = jnp.maximum(jnp.sum(exists, dtype=jnp.float32), 1.0)
-    places = jnp.sum(jnp.where(exists, seen.profile.max_running, 0), dtype=jnp.float32)
+    batch_slots = jnp.sum(jnp.where(exists, seen.profile.max_running, 0), dtype=jnp.float32)
     quality = jnp.where(exists, seen.predicted_quality, 0.0)
     output = jnp.where(exists, seen.predicted_output_tokens, 0.0)
     columns = {
@@ -136,9 +136,9 @@ def _arrived_features(seen: Observation, exists: jax.Array, live: jax.Array) -> 
         "mean_output": _tokens(jnp.sum(output) / experts),
         "best_quality": jnp.max(quality),
         "mean_quality": jnp.sum(quality) / experts,
-        "fleet_load": jnp.log1p(jnp.sum(live, dtype=jnp.float32) / jnp.maximum(places, 1.0)),
-        "load_now": jnp.log1p(seen.offered_load[0]),
-        "load_lately": jnp.log1p(seen.offered_load[1]),
+        "fleet_load": jnp.log1p(jnp.sum(live, dtype=jnp.float32) / jnp.maximum(batch_slots, 1.0)),
+        "load_short": jnp.log1p(seen.offered_load[0]),
+        "load_long": jnp.log1p(seen.offered_load[1]),
     }
     return jnp.stack([columns[name] for name in ARRIVED_FEATURES])
 
@@ -170,7 +170,7 @@ def _expert_features(seen: Observation, running: jax.Array, waiting: jax.Array, 
     prefill_s = profile.prefill_base_s + prompt * (
         profile.prefill_per_token_s + profile.prefill_per_token_sq_s * prompt
     )
-    # The batch the newcomer would decode in: as many as have room.
+    # The batch the newcomer would decode in.
     batch = jnp.minimum(size + queue + 1.0, max_running)
     columns = {
         "batch_share": size / max_running,

@@ -25,7 +25,7 @@ EDGE_TYPES = (
 
 @dataclasses.dataclass(frozen=True)
 class GraphLayout:
-    """Where each type lies in the arrays of the jraph graph: static, from the sizes alone."""
+    """Rows of each node and edge type in the arrays of the jraph graph: static, from the sizes alone."""
 
     num_experts: int  # N
     slots: int  # K
@@ -33,14 +33,14 @@ class GraphLayout:
     @property
     def nodes(self) -> dict[str, slice]:
         """Rows of each node type; slots lie expert by expert."""
-        places = self.num_experts * self.slots
-        return dict(zip(NODE_TYPES, _blocks((1, self.num_experts, places, places)), strict=True))
+        num_slots = self.num_experts * self.slots
+        return dict(zip(NODE_TYPES, _blocks((1, self.num_experts, num_slots, num_slots)), strict=True))
 
     @property
     def edges(self) -> dict[tuple[str, str, str], slice]:
         """Rows of each edge type."""
-        places = self.num_experts * self.slots
-        sizes = (self.num_experts,) * 2 + (places,) * 4
+        num_slots = self.num_experts * self.slots
+        sizes = (self.num_experts,) * 2 + (num_slots,) * 4
         return dict(zip(EDGE_TYPES, _blocks(sizes), strict=True))
 
     def ends(self, edge_type: tuple[str, str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -67,20 +67,20 @@ def _blocks(sizes: tuple[int, ...]) -> list[slice]:
 
 
 def to_graphs_tuple(features: GraphFeatures) -> jraph.GraphsTuple:
-    """Return the graph as jraph has it, of a shape that depends on N and K alone (see GraphLayout).
+    """Return the graph as a ``jraph.GraphsTuple`` whose shape depends on N and K alone (see GraphLayout).
 
     V = 1 + N + 2 N K nodes, E = 2 N + 4 N K edges. ``nodes`` is a dict: ``features`` [V, F] float32, each
     type's columns first and zeros behind; ``type`` [V] int32, index into ``NODE_TYPES``; ``mask`` [V] bool.
     ``edges`` likewise: ``features`` [E, P], zero but on arrived - expert; ``type`` [E], into ``EDGE_TYPES``;
-    ``mask`` [E], both ends exist. What does not exist stays in place, masked: no padding graph is needed.
+    ``mask`` [E], both ends exist. Nodes that do not exist are masked, so no padding graph is needed.
     """
     layout = GraphLayout(*features.running_mask.shape)
-    places = layout.num_experts * layout.slots
+    num_slots = layout.num_experts * layout.slots
     blocks = {
         "arrived": (features.arrived[None], jnp.ones((1,), bool)),
         "expert": (features.expert, features.expert_mask),
-        "running": (features.running.reshape(places, -1), features.running_mask.reshape(places)),
-        "waiting": (features.waiting.reshape(places, -1), features.waiting_mask.reshape(places)),
+        "running": (features.running.reshape(num_slots, -1), features.running_mask.reshape(num_slots)),
+        "waiting": (features.waiting.reshape(num_slots, -1), features.waiting_mask.reshape(num_slots)),
     }
     width = max(block.shape[-1] for block, _ in blocks.values())
     nodes = layout.nodes
@@ -92,7 +92,7 @@ def to_graphs_tuple(features: GraphFeatures) -> jraph.GraphsTuple:
     receivers = np.concatenate(
         [got + nodes[dst].start for (_, got), (_, _, dst) in zip(ends, EDGE_TYPES, strict=True)]
     )
-    bare = jnp.zeros((4 * places, features.pair.shape[-1]), jnp.float32)
+    bare = jnp.zeros((4 * num_slots, features.pair.shape[-1]), jnp.float32)
     return jraph.GraphsTuple(
         nodes={
             "features": jnp.concatenate(

@@ -1,4 +1,4 @@
-"""What routing the newcomer to each expert would gain, and cost those already there."""
+"""Impact of the newcomer at each expert: its own chance and QoS, and the QoS that others lose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flax import struct
 
 from qos_jax.routing.observation import Observation, TrueObservation
 from qos_jax.routing.outlook import Outlook, predicted_outlook, true_outlook
-from qos_jax.routing.projection import project
+from qos_jax.routing.projection import Projection, project
 
 
 @struct.dataclass
@@ -29,38 +29,35 @@ def projected_impact(
 
     A request meets L with the chance that its latency per token, log-normal about the projected one,
     stays below L. Two errors make its spread: its own length (std ``length_log_std``), weighed by how
-    far latency per token depends on it, and ``margin`` for what else may come.
+    far latency per token depends on it, and ``margin``.
 
     Args:
       seen: the observation.
-      margin: [] float32 >= 0, std of log latency per token beyond the newcomer's own length; 0 with
-        exact lengths is a hard test.
-      margin_of_others: the same for the requests in flight; by default as the newcomer's.
+      margin: [] float32 >= 0, std of log latency per token beyond the newcomer's own length, as of
+        arrivals to come; 0 with exact lengths is a hard test.
+      margin_of_others: the margin of the requests in flight, [] float32; the newcomer's by default.
     """
-    return _impact(
-        seen,
+    outlook, quality, slot_quality = (
         predicted_outlook(seen),
         seen.predicted_quality,
         seen.slot_predicted_quality,
-        seen.length_log_std,
-        margin,
-        margin if margin_of_others is None else margin_of_others,
     )
+    return _impact(seen, outlook, quality, slot_quality, seen.length_log_std, margin, margin_of_others)
 
 
 def true_impact(
     truth: TrueObservation, margin: jax.Array, margin_of_others: jax.Array | None = None
 ) -> Impact:
-    """The same with true lengths and qualities, for oracles; only later arrivals are unknown to it."""
-    return _impact(
-        truth.seen,
-        true_outlook(truth),
-        truth.quality,
-        truth.slot_quality,
-        jnp.zeros_like(truth.seen.length_log_std),
-        margin,
-        margin if margin_of_others is None else margin_of_others,
-    )
+    """Project the newcomer's effect by true lengths and qualities, for oracles; later arrivals are unknown.
+
+    Args:
+      truth: the observation with true lengths and qualities.
+      margin: see :func:`projected_impact`.
+      margin_of_others: see :func:`projected_impact`.
+    """
+    exact = jnp.zeros_like(truth.seen.length_log_std)
+    outlook = true_outlook(truth)
+    return _impact(truth.seen, outlook, truth.quality, truth.slot_quality, exact, margin, margin_of_others)
 
 
 def _impact(
@@ -70,23 +67,18 @@ def _impact(
     slot_quality: jax.Array,
     length_log_std: jax.Array,
     margin: jax.Array,
-    margin_of_others: jax.Array,
+    margin_of_others: jax.Array | None,
 ) -> Impact:
     limit_s = seen.latency_limit_s
     projection = project(outlook)
-    tokens = jnp.maximum(outlook.output_tokens, 1.0)
-    left_share = outlook.left_tokens / tokens
-    column_std = length_log_std[:, None]
+    others = margin if margin_of_others is None else margin_of_others
 
     def chance(latency_s: jax.Array) -> jax.Array:
-        decode_share = _share(projection.decode_s, latency_s)
-        std = _log_std(decode_share, left_share, column_std, margin_of_others)
-        return _chance(latency_s / tokens, std, limit_s)
+        return _chance_in_flight(outlook, projection, latency_s, length_log_std, others, limit_s)
 
-    live = outlook.live
-    # Of one already late, the spread may grow with the delay, and its chance with it: no gain is meant.
+    # A delay may raise the chance of a late request, by its larger spread; that counts as no gain.
     lost = jnp.maximum(chance(projection.latency_s) - chance(projection.delayed_s), 0.0)
-    lost = jnp.where(live, lost, 0.0)
+    lost = jnp.where(outlook.live, lost, 0.0)
     new_tokens = jnp.maximum(outlook.new_output_tokens, 1.0)
     new_per_token_s = projection.new_latency_s / new_tokens
     new_share = _share(projection.new_decode_s, projection.new_latency_s)
@@ -101,39 +93,52 @@ def _impact(
     )
 
 
+def _chance_in_flight(
+    outlook: Outlook,
+    projection: Projection,
+    latency_s: jax.Array,
+    length_log_std: jax.Array,
+    margin: jax.Array,
+    limit_s: jax.Array,
+) -> jax.Array:
+    """Return the chance, [N, K], that each request in flight meets the limit with E2E ``latency_s``."""
+    tokens = jnp.maximum(outlook.output_tokens, 1.0)
+    decode_share = _share(projection.decode_s, latency_s)
+    std = _log_std(decode_share, outlook.left_tokens / tokens, length_log_std[:, None], margin)
+    return _chance(latency_s / tokens, std, limit_s)
+
+
 def _share(part_s: jax.Array, whole_s: jax.Array) -> jax.Array:
-    """Part over whole; 0 where both are, as of one token on an expert whose prefill is free."""
+    """Return part over whole; 0 where both are 0, as of one token on an expert whose prefill is free."""
     return part_s / jnp.maximum(whole_s, 1e-9)
 
 
 def _log_std(
     decode_share: jax.Array, left_share: jax.Array | float, length_log_std: jax.Array, margin: jax.Array
 ) -> jax.Array:
-    """Std of log latency per token: d log(latency / tokens) / d log(left) x its std, and the margin."""
+    """Return the std of log latency per token: sensitivity to the length times its std, and the margin."""
     sensitivity = decode_share - left_share
     return jnp.sqrt(jnp.square(sensitivity * length_log_std) + jnp.square(margin))
 
 
 def _chance(per_token_s: jax.Array, log_std: jax.Array, limit_s: jax.Array) -> jax.Array:
-    """Chance that a log-normal latency per token with this median is at most the limit."""
+    """Return the chance that a log-normal latency per token with this median is at most the limit."""
     slack = jnp.log(limit_s / jnp.maximum(per_token_s, 1e-9))
     # Floored, so that exact lengths without margin make a hard test that still counts equality as met.
     return jax.scipy.special.ndtr((slack + 1e-6) / jnp.maximum(log_std, 1e-7))
 
 
 def paper_impact(seen: Observation) -> jax.Array:
-    """The paper's action impact estimator: QoS lost on each expert if the newcomer runs there, [N].
+    """Estimate the QoS lost at each expert if the newcomer runs there, as the paper does: [N] float32.
 
-    For each request j running there, extra latency per token
-    ``[k1 p + k2 sum_{k=1}^{min(left_j, d) - 1} (p + k)] / output_j``, k1 = prefill_per_token_s,
-    k2 = decode_per_context_token_s, p the newcomer's prompt, d its predicted length; j is pushed past
-    L if (elapsed / generated) <= L < that + extra. Lost: the sum of their predicted qualities.
-    Source: arXiv 2508.00234, action impact estimator, see routing/README.md, rule 9.
+    See README.md, rule 9, for the formula. Only running requests count, by their predicted qualities.
+    Source: arXiv 2508.00234, action impact estimator.
     """
     profile = seen.profile
     prompt = seen.prompt_tokens.astype(jnp.float32)
     generated = seen.slot_generated_tokens.astype(jnp.float32)
-    left = left_or_one(seen.slot_predicted_output_tokens, generated)
+    # The paper's reading of the tokens left, not those given survival (rule 12).
+    left = jnp.maximum(seen.slot_predicted_output_tokens - generated, 1.0)
     together = jnp.maximum(jnp.minimum(left, seen.predicted_output_tokens[:, None]) - 1.0, 0.0)
     decode_s = profile.decode_per_context_token_s[:, None] * (
         together * prompt + 0.5 * together * (together + 1.0)
@@ -142,11 +147,6 @@ def paper_impact(seen: Observation) -> jax.Array:
     now_s = seen.age_s / jnp.maximum(generated, 1.0)
     pushed = seen.running & (now_s <= seen.latency_limit_s) & (now_s + extra_s > seen.latency_limit_s)
     return jnp.sum(jnp.where(pushed, seen.slot_predicted_quality, 0.0), axis=-1)
-
-
-def left_or_one(predicted_tokens: jax.Array, generated_tokens: jax.Array) -> jax.Array:
-    """Tokens left by the point prediction, at least 1: the paper's reading, kept for its estimator."""
-    return jnp.maximum(predicted_tokens - generated_tokens, 1.0)
 
 
 def qos_in_flight(truth: TrueObservation) -> jax.Array:
@@ -158,16 +158,15 @@ def qos_in_flight(truth: TrueObservation) -> jax.Array:
 
 
 def expected_qos_in_flight(seen: Observation, margin: jax.Array) -> jax.Array:
-    """The same Phi by predictions: quality times the chance to meet L of all in flight, [] float32.
+    """Return Phi by predictions: quality times the chance to meet L of all in flight, [] float32.
 
     Args:
-      seen: the observation; the arrived request counts nothing.
-      margin: as of :func:`projected_impact`.
+      seen: the observation; the newcomer does not count.
+      margin: see :func:`projected_impact`.
     """
     outlook = predicted_outlook(seen)
     projection = project(outlook)
-    tokens = jnp.maximum(outlook.output_tokens, 1.0)
-    decode_share = _share(projection.decode_s, projection.latency_s)
-    std = _log_std(decode_share, outlook.left_tokens / tokens, seen.length_log_std[:, None], margin)
-    chance = _chance(projection.latency_s / tokens, std, seen.latency_limit_s)
+    chance = _chance_in_flight(
+        outlook, projection, projection.latency_s, seen.length_log_std, margin, seen.latency_limit_s
+    )
     return jnp.sum(jnp.where(outlook.live, seen.slot_predicted_quality * chance, 0.0))

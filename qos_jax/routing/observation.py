@@ -1,4 +1,4 @@
-"""What a router may see, and what only an oracle may: two types, so that none can cheat by mistake."""
+"""What a router may see, and what only an oracle may: two types, so that no router reads the truth."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Observation:
     latency_limit_s: jax.Array  # [] float32, L, seconds per output token
     length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
     profile: FleetProfile  # leaves [N]
-    offered_load: jax.Array  # [W] float32, arrival rate of late / capacity, over the windows of demand.py
-    mean_output_tokens: jax.Array  # [N] float32, predicted output tokens of arrivals of late; 0 before any
-    mean_quality: jax.Array  # [N] float32, predicted quality of arrivals of late; 0 before any
-    available: jax.Array  # [N] bool, the waiting queue has room and the KV cache holds the prompt
+    offered_load: jax.Array  # [W] float32, recent arrival rate / capacity, by the windows of demand.py
+    mean_output_tokens: jax.Array  # [N] float32, mean predicted, recent arrivals; 0 before any
+    mean_quality: jax.Array  # [N] float32, mean predicted, recent arrivals; 0 before any
+    available: jax.Array  # [N] bool, fewer than max_waiting wait, and the KV cache holds the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
     running: jax.Array  # [N, K] bool
     age_s: jax.Array  # [N, K] float32, seconds since arrival
     slot_prompt_tokens: jax.Array  # [N, K] int32
-    slot_generated_tokens: jax.Array  # [N, K] int32, the one in the making counted
+    slot_generated_tokens: jax.Array  # [N, K] int32, at the end of the iteration in progress
     slot_prefill_left_tokens: jax.Array  # [N, K] int32, of a partly prefilled prompt
     slot_predicted_output_tokens: jax.Array  # [N, K] float32
     slot_predicted_quality: jax.Array  # [N, K] float32
@@ -52,7 +52,7 @@ class Observation:
 
 @struct.dataclass
 class TrueObservation:
-    """An observation with the truth beside it: for oracles, which show the ceiling."""
+    """An observation with true lengths and qualities, for oracles."""
 
     seen: Observation
     output_tokens: jax.Array  # [N] int32, true answer length of the arrived request
@@ -69,7 +69,16 @@ def observe(
     request: Request,
     step: jax.Array,
 ) -> Observation:
-    """Return what the router sees of ``state`` when ``request`` arrives as number ``step``."""
+    """Return what the router sees of ``state`` when ``request`` arrives as number ``step``.
+
+    Args:
+      profile: the fleet, leaves [N].
+      latency_limit_s: [] float32, L, seconds per output token.
+      length_log_std: [N] float32, std of log(true) - log(predicted) output tokens.
+      state: the edge at the instant of arrival.
+      request: the arrived request.
+      step: [] int32, requests that arrived before.
+    """
     serving = state.serving
     waiting = jnp.sum(serving.waiting, axis=-1, dtype=jnp.int32)
     return Observation(
@@ -97,14 +106,14 @@ def observe(
 
 
 def relative_length(seen: Observation, tokens: jax.Array) -> jax.Array:
-    """Tokens over the mean predicted output of the arrivals of late, [N] float32; 1 before any."""
+    """Return tokens over the mean predicted output of recent arrivals, [N] float32; 1 before any."""
     known = seen.mean_output_tokens > 0.0
     mean = jnp.where(known, seen.mean_output_tokens, 1.0)
     return jnp.where(known, jnp.maximum(tokens, 1.0) / jnp.maximum(mean, 1.0), 1.0)
 
 
 def reveal(seen: Observation, state: FleetState, request: Request) -> TrueObservation:
-    """Return the observation with the truth that an oracle may see."""
+    """Return the observation with the true lengths and qualities that an oracle may see."""
     return TrueObservation(
         seen=seen,
         output_tokens=request.output_tokens,

@@ -1,4 +1,4 @@
-"""The reward of a step: QoS completed, and what the choice did to the others."""
+"""The reward of a step (see README.md, rules 6 to 8)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,18 @@ def reward_for(
     """Return the reward of one step, [] float32.
 
     - ``qos``: QoS of the requests completed in the step.
-    - ``paper``: that minus ``impact_weight`` times the paper's impact penalty of the chosen expert
-      (none for a request it rejected, or that was dropped: nobody is delayed). Source: arXiv 2508.00234,
-      tailored reward.
-    - ``potential``: that plus ``discount * Phi(after) - Phi(before)``, Phi = the QoS in flight, 0 at the
-      end. The best policy is unchanged; the credit arrives with the choice. Source: Ng, Harada and
-      Russell, "Policy invariance under reward transformations", ICML 1999.
+    - ``paper``: ``qos - impact_weight * penalty``, the paper's impact penalty of the chosen expert; 0 if the
+      request was rejected or dropped. Source: arXiv 2508.00234, tailored reward.
+    - ``potential``: ``qos + discount * Phi(after) - Phi(before)``, Phi = :func:`qos_in_flight`, 0 at the end.
+      Source: Ng, Harada and Russell, "Policy invariance under reward transformations", ICML 1999.
 
     Args:
       kind: one of ``params.REWARDS``.
-      params: the environment's numbers.
+      params: the environment's parameters.
       before: the state the action was taken in.
       action: [] int32.
       accepted: [] bool, the chosen expert took the request.
-      passed: what completed.
+      passed: the totals of the step.
       after: the state reached.
       terminated: [] bool.
     """

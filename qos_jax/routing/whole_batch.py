@@ -12,15 +12,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def whole_batch(function: Function) -> Function:
-    """Return ``function`` with a rule of its own for ``jax.vmap``: it is called with one more leading axis.
+    """Return ``function`` with a ``jax.vmap`` rule of its own: one call with one more leading axis.
 
-    A loop whose first or last round depends on the data has, under ``jax.vmap``, a bound per lane: its
-    counter becomes an array, each slice by it a gather, and all that is carried is selected anew per lane in
-    every round. A function that is written for any leading axes takes the bound of the whole batch instead:
-    right wherever a round more changes nothing.
+    A loop whose first or last round depends on the data has a bound per lane under ``jax.vmap``: its
+    counter becomes an array, each slice by it a gather, and all that it carries is selected per lane in
+    every round. A function written for any leading axes takes the bound of the whole batch instead, which
+    is correct where a further round changes nothing.
 
     Args:
-      function: pytrees of arrays to a pytree of arrays, each with the same leading axes [...], also none. No
+      function: pytrees of arrays to a pytree of arrays, all with the same leading axes [...], or none. No
         lane may depend on another.
     """
     run = jax.custom_batching.custom_vmap(function)
@@ -37,15 +37,14 @@ def whole_batch(function: Function) -> Function:
 
 
 @jax.custom_batching.custom_vmap
-def greatest_of_batch(value: jax.Array) -> jax.Array:
-    """Return ``value``, any shape; under ``jax.vmap`` its maximum over the lanes, one and the same for all.
+def max_over_batch(value: jax.Array) -> jax.Array:
+    """Return ``value``, any shape; under ``jax.vmap`` its maximum over the lanes, equal in all of them.
 
-    A loop that it decides on runs as often for all. By a number per lane, all that is carried would be
-    selected anew in every round.
+    A loop bounded by it runs as often in all lanes, so nothing it carries is selected per lane.
     """
     return value
 
 
-@greatest_of_batch.def_vmap
+@max_over_batch.def_vmap
 def _of_lanes(axis_size: int, in_batched: list[bool], value: jax.Array) -> tuple[jax.Array, bool]:
-    return greatest_of_batch(jnp.max(value, axis=0) if in_batched[0] else value), False
+    return max_over_batch(jnp.max(value, axis=0) if in_batched[0] else value), False

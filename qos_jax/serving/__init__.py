@@ -1,21 +1,21 @@
 """How an LLM server works through its requests: continuous batching in closed form."""
 
 from qos_jax.serving.advance import Progress, advance
-from qos_jax.serving.arrive import Placement, arrive, evict, insert, place
+from qos_jax.serving.arrive import SlotAssignment, assign_slot, enqueue, evicted_content, insert
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
 
 __all__ = [
-    "SCHEDULERS",
     "FleetProfile",
-    "Placement",
-    "Progress",
     "ServingConfig",
     "ServingState",
-    "advance",
-    "arrive",
+    "SCHEDULERS",
     "empty_state",
-    "evict",
+    "assign_slot",
+    "enqueue",
+    "advance",
+    "Progress",
+    "SlotAssignment",
     "insert",
-    "place",
+    "evicted_content",
 ]

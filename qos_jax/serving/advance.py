@@ -1,4 +1,11 @@
-"""Let time pass: bring N experts from one arrival to the next, in closed form between events."""
+"""Let time pass: bring N experts from one arrival to the next, in closed form between events.
+
+Times of a gap, in seconds (all words are in README.md):
+  lead: from now to the end of the iteration in progress, 0 if there is none; kept in the state.
+  offset: from the start of the gap to a boundary; the lead, at first.
+  rest: what rounding left out of the offset, which is the sum of both.
+  overrun: from the end of the gap to a boundary, offset + rest - gap; at last, the lead where positive.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +27,7 @@ _NOT_RUNNING = jnp.iinfo(jnp.int32).max
 
 @struct.dataclass
 class Progress:
-    """What happened while time passed."""
+    """The events and totals of a gap."""
 
     completed: jax.Array  # [N, K] bool, completed in this gap; their outcome is in the state's slots
     busy_s: jax.Array  # [N] float32, seconds of this gap in which an iteration ran
@@ -46,7 +53,7 @@ class _Decode(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """What does not change while the gap lasts."""
+    """The constants of a gap."""
 
     profile: FleetProfile
     rules: scheduler.Scheduler
@@ -54,17 +61,15 @@ class _Gap(NamedTuple):
     gap_s: jax.Array  # [] float32
 
     def overrun_s(self, offset_s: jax.Array, offset_rest_s: jax.Array) -> jax.Array:
-        """Seconds from the end of the gap to a boundary, [N]; negative within the gap, 0 at its end."""
+        """Return the seconds from the end of the gap to a boundary, [N]; negative within it, 0 at its end."""
         return offset_s - self.gap_s + offset_rest_s
 
 
 def advance(
     config: ServingConfig, profile: FleetProfile, state: ServingState, gap_s: jax.Array
 ) -> tuple[ServingState, Progress]:
-    """Let ``gap_s`` seconds pass (see README.md, rules 9 and 12; exact but for float32 rounding).
+    """Advance the experts by ``gap_s`` seconds (see README.md, rules 9 to 13).
 
-    Iterations that end within the gap end, its last instant included; one begins at every boundary
-    BEFORE the end of the gap. A boundary at the very end waits for the arrivals of that instant.
     One round of the loop decides at a boundary, covers the prompt iteration, if there is prompt work, and
     then whole runs of decode iterations, from completion to completion, for as long as no boundary
     could decide anything but to decode: nobody waits, memory lasts, and the gap has not ended.
@@ -76,7 +81,7 @@ def advance(
       gap_s: [] float32, seconds, >= 0; ``inf`` drains every expert.
 
     Returns:
-      The experts ``gap_s`` later, and what happened meanwhile.
+      The experts ``gap_s`` later, and the events and totals of the gap.
     """
     gap_s = jnp.asarray(gap_s, jnp.float32)
     gap = _Gap(profile, scheduler.BY_NAME[config.scheduler], state.age_s, gap_s)
@@ -126,7 +131,7 @@ def advance(
 
 
 def _round(gap: _Gap, batch: Batch, active: jax.Array) -> tuple[Batch, jax.Array]:
-    """One decision of every active expert; returns the batch after it and who may have another, [N] bool."""
+    """Decide once at every active expert; return the batch after it and who may decide again, [N] bool."""
     phase = gap.rules.decide(gap.profile, batch, active)
     batch = _prompt_iteration(gap, batch, phase)
     # After prompt work, decode at once only if the next boundary would decide the same.
@@ -135,12 +140,12 @@ def _round(gap: _Gap, batch: Batch, active: jax.Array) -> tuple[Batch, jax.Array
     decodes = decodes & (count(batch.running) > 0)
     decoded = _decode(gap, batch, decodes)
     completed = count(batch.running) - count(decoded.running)
-    # An expert that could not progress ends here instead of hanging the program.
+    # Rule 13: an expert that cannot progress ends here, where another round would repeat it for ever.
     return decoded, (decodes | phase.worked) & (count(batch.live) > completed)
 
 
 def _must_decode(gap: _Gap, batch: Batch, phase: PromptPhase) -> jax.Array:
-    """[N] bool: the boundary after a prompt iteration could decide nothing but to decode, memory allowing."""
+    """Return whether the boundary after a prompt iteration can only decode, memory allowing, [N] bool."""
     decodes = ~scheduler.head_fits(gap.profile, batch, phase)
     if gap.rules.splits_prompts:
         decodes = decodes & (count(batch.running & (batch.prefill_left_tokens > 0)) == 0)
@@ -176,7 +181,7 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
     While nobody waits that is to the end of the gap or of memory, from completion to completion; with
     somebody waiting it is to the first completion.
     """
-    # Counts of stored masks: to combine masks slot by slot first takes a CPU eight times as long.
+    # Counts of stored masks, since a CPU does not vectorise a count of masks combined slot by slot.
     nobody_waits = count(batch.live) == count(batch.running)
 
     def body(run: _Decode) -> _Decode:
@@ -194,9 +199,9 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         )
         iterations = jnp.where(decodes, iterations, 0)
         iterations_f = iterations.astype(jnp.float32)
-        whole_s, part_s = latency.decode_run_parts_s(gap.profile, iterations_f, size_f, held_f)
-        offset_s, rest_s = latency.add_exactly(run.offset_s, run.offset_rest_s, whole_s)
-        offset_s, rest_s = latency.add_exactly(offset_s, jnp.zeros_like(rest_s), part_s + rest_s)
+        run_s, run_rest_s = latency.decode_run_parts_s(gap.profile, iterations_f, size_f, held_f)
+        offset_s, rest_s = latency.add_exactly(run.offset_s, run.offset_rest_s, run_s)
+        offset_s, rest_s = latency.add_exactly(offset_s, jnp.zeros_like(rest_s), run_rest_s + rest_s)
         overrun_s = gap.overrun_s(offset_s, rest_s)
         # Those that finish after the gap hold their slot until the iteration in progress ends.
         freed = once_per_expert((overrun_s <= 0.0).astype(jnp.int32)) > 0
@@ -237,5 +242,5 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
 
 
 def _latency_s(gap: _Gap, finished: jax.Array, at_s: jax.Array, latency_s: jax.Array) -> jax.Array:
-    """E2E latency of those that just got their last token at age ``at_s``, kept for the others: [N, K]."""
+    """Return E2E latencies, [N, K], set for those that just got their last token at age ``at_s``."""
     return jnp.where(finished, at_s + gap.profile.network_rtt_s[:, None], latency_s)

@@ -12,7 +12,7 @@ _FAR_S = 1e12
 
 
 def prefill_s(profile: FleetProfile, tokens: jax.Array, tokens_sq: jax.Array) -> jax.Array:
-    """Seconds of a prefill iteration over prompts of c tokens (see README.md, rules 3 and 8).
+    """Return the seconds of a prefill iteration over prompts of c tokens (see README.md, rules 3 and 8).
 
     Args:
       profile: the fleet, leaves [N].
@@ -32,10 +32,7 @@ def prefill_s(profile: FleetProfile, tokens: jax.Array, tokens_sq: jax.Array) ->
 def decode_run_s(
     profile: FleetProfile, iterations: jax.Array, batch: jax.Array, held_tokens: jax.Array
 ) -> jax.Array:
-    """Seconds of m decode iterations of an unchanging batch: T(m) of README.md, rule 9.
-
-    The context grows by ``batch`` tokens an iteration, so
-    ``T(m) = m (decode_base_s + decode_per_seq_s B + decode_per_context_token_s (held + B (m - 1) / 2))``.
+    """Return the seconds of m decode iterations of an unchanging batch: T(m) of README.md, rule 9.
 
     Args:
       profile: the fleet, leaves [N].
@@ -51,9 +48,9 @@ def decode_run_s(
 
 
 def alone_s(profile: FleetProfile, prompt_tokens: jax.Array, output_tokens: jax.Array) -> jax.Array:
-    """Seconds that an expert which serves nothing else is busy with one request.
+    """Return the seconds that an otherwise idle expert is busy with one request.
 
-    One prefill iteration, which makes the first token, and a decode iteration for each of the others.
+    One prefill iteration yields the first token, and a decode iteration each of the others.
 
     Args:
       profile: the fleet, leaves [N].
@@ -71,25 +68,32 @@ def alone_s(profile: FleetProfile, prompt_tokens: jax.Array, output_tokens: jax.
 def decode_run_parts_s(
     profile: FleetProfile, iterations: jax.Array, batch: jax.Array, held_tokens: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """T(m) as an exact float32 product and a much smaller rest, which carries what that leaves out.
+    """Return T(m) as an exact float32 product and a much smaller rest, which carries what that leaves out.
 
     ``decode_base_s + decode_per_seq_s B`` is the same in every iteration of a batch size, so its rounding
-    would be a bias: microseconds after minutes without an idle moment. Here its leading 12 bits are
-    multiplied exactly (m < 4096) and all that was rounded off goes into the rest.
+    would add up to a drift while an expert is never idle. Here its leading 12 bits are multiplied
+    exactly (m < 4096) and all that was rounded off goes into the rest.
 
-    Arguments as :func:`decode_run_s`; returns two [N] float32, seconds, whose sum is T(m).
+    Args:
+      profile: the fleet, leaves [N].
+      iterations: [N] float32, m.
+      batch: [N] float32, B, requests running.
+      held_tokens: [N] float32, sum of their contexts before the first iteration.
+
+    Returns:
+      Two [N] float32, seconds, whose sum is T(m).
     """
     per_seq_s = profile.decode_per_seq_s * batch
     fixed_s = profile.decode_base_s + per_seq_s
     rounded_off_s = per_seq_s - (fixed_s - profile.decode_base_s)
-    lead_s = jax.lax.reduce_precision(fixed_s, exponent_bits=8, mantissa_bits=11)
+    leading_s = jax.lax.reduce_precision(fixed_s, exponent_bits=8, mantissa_bits=11)
     mean_context = held_tokens + batch * (iterations - 1.0) * 0.5
-    rest_s = (fixed_s - lead_s) + rounded_off_s + profile.decode_per_context_token_s * mean_context
-    return iterations * lead_s, iterations * rest_s
+    rest_s = (fixed_s - leading_s) + rounded_off_s + profile.decode_per_context_token_s * mean_context
+    return iterations * leading_s, iterations * rest_s
 
 
 def add_exactly(time_s: jax.Array, rest_s: jax.Array, more_s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Add seconds to a time kept as value + rest, so that nothing is rounded off (Knuth's TwoSum)."""
+    """Add seconds to a time kept as value and rest, so that nothing is rounded off (Knuth's TwoSum)."""
     total_s = time_s + more_s
     other_s = total_s - time_s
     lost_s = (time_s - (total_s - other_s)) + (more_s - other_s)
@@ -103,10 +107,10 @@ def decode_iterations_until(
     held_tokens: jax.Array,
     most: jax.Array,
 ) -> jax.Array:
-    """Smallest m >= 1 with ``T(m) >= horizon_s``, or ``most`` if that is smaller.
+    """Return the smallest m >= 1 with ``T(m) >= horizon_s``, or ``most`` if that is smaller.
 
-    T is a quadratic in m, so its root gives m up to rounding; the last step looks one iteration back.
-    A root rounded down only splits the run in two, one rounded up would overshoot an arrival.
+    T is a quadratic in m, so its root gives m up to rounding; the last step checks one iteration less. A
+    root rounded down only splits the run in two; one rounded up would overshoot an arrival.
 
     Args:
       profile: the fleet, leaves [N].
@@ -137,9 +141,16 @@ def decode_iterations_until(
 def decode_run_kv_token_s(
     profile: FleetProfile, iterations: jax.Array, batch: jax.Array, held_tokens: jax.Array
 ) -> jax.Array:
-    """KV tokens times seconds over m decode iterations: sum over k < m of X_k * T_k, X_k = held + B k.
+    """Return KV tokens times seconds over m decode iterations: sum_{k<m} X_k T_k, X_k = held + B k.
 
-    Arguments as :func:`decode_run_s`; returns [N] float32 token seconds.
+    Args:
+      profile: the fleet, leaves [N].
+      iterations: [N] float32, m.
+      batch: [N] float32, B, requests running.
+      held_tokens: [N] float32, sum of their contexts before the first iteration.
+
+    Returns:
+      [N] float32, token-seconds.
     """
     m = iterations
     fixed_s = profile.decode_base_s + profile.decode_per_seq_s * batch

@@ -1,8 +1,8 @@
-"""The arbiter: one expert served iteration by iteration, in plain Python floats, to be read.
+"""The reference: one expert served iteration by iteration, in plain Python floats.
 
-Nothing here is clever on purpose. The fast simulator skips over iterations in closed form; this module
+It is written to be read, not to be fast. The simulator skips over iterations in closed form; this module
 steps through every one of them, following the rules of README.md in their own order, so that a
-disagreement between the two is settled by reading.
+disagreement of the two is settled by reading.
 
 One iteration is: queue the arrivals, let the scheduler plan (preempt, admit, price), let the time pass,
 hand out tokens. Only the plan differs between the two schedulers.
@@ -63,7 +63,7 @@ class ReferenceProfile:
 
 @dataclass(frozen=True)
 class ReferenceOutcome:
-    """What became of one request."""
+    """The outcome of one request."""
 
     request_id: int  # as given, by default the position in routing order
     status: str  # "completed", "rejected" (by the expert) or "dropped" (by the router)
@@ -75,7 +75,7 @@ class ReferenceOutcome:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """One expert's work on its whole trace, until everything has completed."""
+    """The run of one expert over its trace, until everything has completed."""
 
     outcomes: list[ReferenceOutcome]  # [T] in routing order
     busy_s: float  # seconds, the sum of the iterations' durations
@@ -90,9 +90,9 @@ class ReferenceRun:
 
 @dataclass
 class _Request:
-    """A request on its way through the expert."""
+    """The state of one request at an expert."""
 
-    order: int  # position in routing order: arrivals are sorted, so also its place in every FIFO
+    order: int  # position in routing order: arrivals are sorted, so also its position in every queue
     prompt_tokens: int
     output_tokens: int
     generated_tokens: int = 0
@@ -104,7 +104,7 @@ class _Request:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens whose KV it needs: what to prefill when admitted, and what it holds while running."""
+        """Return the tokens to prefill when admitted, which are those in the KV cache while running."""
         return self.prompt_tokens + self.generated_tokens
 
 
@@ -114,7 +114,7 @@ class _Expert:
 
     profile: ReferenceProfile
     # A heap by routing order, so that its head is the earliest arrival and a preempted request returns to its
-    # place; its length is the length of the queue.
+    # position by arrival; its length is the length of the queue.
     waiting: list[tuple[int, _Request]] = field(default_factory=list)
     running: list[_Request] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ class _Expert:
             heapq.heappush(self.waiting, (request.order, request))
 
     def held_tokens(self) -> int:
-        """Sum of the contexts of the running; a partly prefilled request counts its whole prompt."""
+        """Return the context tokens of the running; a partly prefilled request counts its whole prompt."""
         return sum(r.context_tokens for r in self.running)
 
     def preempt_until_memory_suffices(self) -> None:
@@ -143,7 +143,7 @@ class _Expert:
             heapq.heappush(self.waiting, (latest.order, latest))
 
     def decode_duration_s(self, decoding: Sequence[_Request]) -> float:
-        """Rule 4: seconds of an iteration in which these requests gain a token and no prompt is processed."""
+        """Rule 4: return the seconds of an iteration that only decodes, one token per request."""
         p = self.profile
         context = sum(r.context_tokens for r in decoding)
         return p.decode_base_s + p.decode_per_seq_s * len(decoding) + p.decode_per_context_token_s * context
@@ -187,7 +187,7 @@ def _plan_prefill_first(expert: _Expert) -> _Plan:
 
 
 def _plan_chunked_prefill(expert: _Expert) -> _Plan:
-    """Let decoding and pieces of prompts share every iteration's token budget."""
+    """Apply rules 6 to 8: decoding and chunks of prompts share every iteration's token budget."""
     p = expert.profile
     expert.preempt_until_memory_suffices()
     decoding = [r for r in expert.running if r.prefill_left_tokens == 0]
@@ -344,7 +344,7 @@ def simulate_fleet(
     expert: ArrayLike,
     scheduler: str = "prefill_first",
 ) -> tuple[list[ReferenceOutcome], list[ReferenceRun]]:
-    """Serve a routed trace on a fleet: each expert works on its own share, unaware of the others.
+    """Serve a routed trace on a fleet: each expert serves its own requests, independent of the others.
 
     Args:
       profile: the fleet, leaves [N].
@@ -375,7 +375,7 @@ def simulate_fleet(
             remedy=f"use 0 .. {num_experts - 1}, or -1 for a dropped request",
             field="expert",
         )
-    # Here and not only below, where the share of one expert may happen to be sorted.
+    # Checked here too, since the share of one expert may be sorted where the whole is not.
     _check_sorted(arrivals)
 
     outcomes = [ReferenceOutcome(i, DROPPED, None, None, 0) for i in range(num)]
@@ -412,7 +412,7 @@ def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s
 
 
 def _closest_tie_s(arrivals: Sequence[float], boundaries: Sequence[float]) -> float:
-    """Smallest non-zero distance in seconds between any arrival and any boundary (sorted); inf if none."""
+    """Return the least non-zero seconds between any arrival and any boundary (sorted); inf if none."""
     padded = np.concatenate([[-np.inf], boundaries, [np.inf]])
     before = padded[np.searchsorted(padded, arrivals, side="left") - 1]  # the last one strictly before
     after = padded[np.searchsorted(padded, arrivals, side="right")]  # the first one strictly after
@@ -446,7 +446,7 @@ def _check_sorted(arrivals: np.ndarray) -> None:
 def _check_trace(
     arrival_s: ArrayLike, prompt_tokens: ArrayLike, output_tokens: ArrayLike
 ) -> tuple[list[float], list[int], list[int]]:
-    """Return the trace as Python numbers, or say what is wrong with it."""
+    """Return the trace as Python numbers; raise InputError at the first invalid value."""
     arrivals = np.asarray(arrival_s, np.float64)
     prompts, outputs = np.asarray(prompt_tokens), np.asarray(output_tokens)
     if arrivals.ndim != 1 or prompts.shape != arrivals.shape or outputs.shape != arrivals.shape:

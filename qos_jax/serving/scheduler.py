@@ -26,7 +26,7 @@ class Batch:
     latency_s: jax.Array  # [N, K] float32
     preemptions: jax.Array  # [N, K] int32
     offset_s: jax.Array  # [N] float32, seconds from the start of the gap to this boundary
-    offset_rest_s: jax.Array  # [N] float32, what rounding left out of it
+    offset_rest_s: jax.Array  # [N] float32, seconds, what rounding left out of the offset
     kv_token_s: jax.Array  # [N] float32, KV tokens held x seconds, of the iterations begun in this gap
 
     @property
@@ -37,7 +37,7 @@ class Batch:
 
 @struct.dataclass
 class PromptPhase:
-    """The prompt work decided at a boundary: one iteration, or none."""
+    """The prompt work decided at a boundary: one iteration with prefill, or none."""
 
     running: jax.Array  # [N, K] bool, the batch once preempted and admitted
     preempted: jax.Array  # [N, K] bool, sent back to wait
@@ -45,12 +45,12 @@ class PromptPhase:
     prefill_left_tokens: jax.Array  # [N, K] int32, after the iteration
     duration_s: jax.Array  # [N] float32, 0 = no prompt work
     worked: jax.Array  # [N] bool, there is prompt work
-    rank: jax.Array  # [N, K] int32, place among the live slots before the iteration, from 1
+    rank: jax.Array  # [N, K] int32, position among the live slots before the iteration, from 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """What sets one scheduler apart."""
+    """One way to decide at a boundary."""
 
     # (profile, batch, active [N] bool) -> the prompt phase at this boundary of the active experts
     decide: Callable[[FleetProfile, Batch, jax.Array], PromptPhase]
@@ -59,7 +59,7 @@ class Scheduler:
 
 
 def masked_sum(mask: jax.Array, values: jax.Array) -> jax.Array:
-    """Sum of ``values`` over the last axis where ``mask`` holds: [N, K] -> [N], dtype kept."""
+    """Return the sum of ``values`` over the last axis where ``mask`` holds: [N, K] -> [N], dtype kept."""
     return jnp.sum(jnp.where(mask, values, 0), axis=-1, dtype=values.dtype)
 
 
@@ -69,20 +69,19 @@ def count(mask: jax.Array) -> jax.Array:
 
 
 def once_per_expert(values: jax.Array) -> jax.Array:
-    """Return the same integers, [N] int32 in 0..2^31 - 2, worked out once and not anew for each slot.
+    """Return ``values`` unchanged, [N] int32 in 0..2^31 - 2, computed once and not again for each slot.
 
     XLA on CPU repeats cheap arithmetic on [N] in every loop over [N, K] that uses its result (it drops
-    ``jax.lax.optimization_barrier`` before it does so), and may then leave that loop scalar: 26 instead of
-    3 us a decode run of 64 environments with 6 experts and 32 slots. A remainder it takes for too dear to
-    repeat.
+    ``jax.lax.optimization_barrier`` before it does so), and may then leave that loop scalar. A remainder
+    counts as too costly to repeat.
     """
     return jax.lax.rem(values, jnp.int32(jnp.iinfo(jnp.int32).max))
 
 
 def prefix_sum(values: jax.Array) -> jax.Array:
-    """Inclusive sum along the slots: [N, K] int32 -> [N, K] int32.
+    """Return the inclusive sum along the slots, dtype kept: [N, K] -> [N, K].
 
-    By doubling shifts: for tens of slots 1.6 times the whole simulator's speed with ``jnp.cumsum`` on CPU.
+    By doubling shifts, which are faster than ``jnp.cumsum`` on CPU for tens of slots.
     """
     slots = values.shape[-1]
     shift = 1
@@ -182,7 +181,7 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
 
 
 def head_fits(profile: FleetProfile, batch: Batch, phase: PromptPhase) -> jax.Array:
-    """Whether the first waiting request might be admitted at the boundary after a prompt iteration.
+    """Return whether the first waiting request might be admitted at the boundary after a prompt iteration.
 
     See README.md, rule 2; chunked prefill, which also keeps a token free for each running request,
     may then still refuse it.

@@ -48,7 +48,7 @@ class ServingState:
     The slots of an expert are in order of arrival. A slot is live from its request's arrival to its
     completion; admission is FIFO and preemption takes the latest, so **the running requests are
     always the earliest of the live ones**: every FIFO rule is a prefix sum over slots. A dead slot
-    keeps the outcome of its request until a later arrival takes its place.
+    keeps the outcome of its request until a later arrival overwrites it.
 
     Token counts are those at the END of the iteration in progress, which ends ``lead_s`` from now: a
     live running request with no tokens left completes then.

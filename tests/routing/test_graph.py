@@ -116,8 +116,8 @@ def test_formulas_by_hand():
             "best_quality": 0.9,
             "mean_quality": 0.7,
             "fleet_load": l1p(2 / 6),
-            "load_now": l1p(0.5),
-            "load_lately": l1p(0.25),
+            "load_short": l1p(0.5),
+            "load_long": l1p(0.25),
         },
         "expert": {
             "batch_share": 2 / 3,

@@ -4,25 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.routing.whole_batch import greatest_of_batch, whole_batch
+from qos_jax.routing.whole_batch import max_over_batch, whole_batch
 
 VALUES = jnp.array([[3, 1, 2], [5, 0, 4]], jnp.int32)
 
 
 def test_greatest_is_the_value_itself_alone_and_that_of_all_lanes_under_vmap():
-    assert int(greatest_of_batch(VALUES[0, 1])) == 1
-    np.testing.assert_array_equal(jax.vmap(greatest_of_batch)(VALUES), [[5, 1, 4]] * 2)
-    np.testing.assert_array_equal(jax.vmap(jax.vmap(greatest_of_batch))(VALUES), [[5] * 3] * 2)
+    assert int(max_over_batch(VALUES[0, 1])) == 1
+    np.testing.assert_array_equal(jax.vmap(max_over_batch)(VALUES), [[5, 1, 4]] * 2)
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(max_over_batch))(VALUES), [[5] * 3] * 2)
 
 
 def test_greatest_of_what_is_the_same_in_all_lanes_is_that():
-    lanes = jax.vmap(lambda x: x + greatest_of_batch(jnp.int32(7)))(VALUES[0])
+    lanes = jax.vmap(lambda x: x + max_over_batch(jnp.int32(7)))(VALUES[0])
     np.testing.assert_array_equal(lanes, VALUES[0] + 7)
 
 
 def test_a_loop_by_the_greatest_runs_as_often_in_every_lane():
     def rounds(limit):
-        return jax.lax.fori_loop(0, greatest_of_batch(limit), lambda _, count: count + 1, jnp.int32(0))
+        return jax.lax.fori_loop(0, max_over_batch(limit), lambda _, count: count + 1, jnp.int32(0))
 
     np.testing.assert_array_equal(jax.jit(jax.vmap(rounds))(VALUES[0]), [3, 3, 3])
 

@@ -13,10 +13,10 @@ from qos_jax.serving import (
     FleetProfile,
     ServingConfig,
     advance,
-    arrive,
+    assign_slot,
     empty_state,
-    evict,
-    place,
+    enqueue,
+    evicted_content,
 )
 
 COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
@@ -44,12 +44,12 @@ def route_one(config, profile, carry, x):
     """Route one request and let time pass to the next: a step of a scan."""
     state, request_id = carry
     gap_s, expert, prompt, output = x
-    placement = place(profile, state, expert, prompt, output)
-    gone = evict(placement, _outcome(state))
-    gone = (jnp.where(placement.accepted, gone[0], -1), *gone[1:])
-    state = arrive(placement, state, request_id, prompt, output)
+    assignment = assign_slot(profile, state, expert, prompt, output)
+    gone = evicted_content(assignment, _outcome(state))
+    gone = (jnp.where(assignment.accepted, gone[0], -1), *gone[1:])
+    state = enqueue(assignment, state, request_id, prompt, output)
     state, progress = advance(config, profile, state, gap_s)
-    return (state, request_id + 1), (placement.accepted, gone, state, progress)
+    return (state, request_id + 1), (assignment.accepted, gone, state, progress)
 
 
 @functools.partial(jax.jit, static_argnums=0)
