@@ -23,7 +23,7 @@ from qos_jax.benchmark.simulator import (
     measure_reference,
 )
 from qos_jax.benchmark.training import AGENTS, measure_search, measure_training, training_plan
-from qos_jax.benchmark.work import Work, draw_work, pick_runs
+from qos_jax.benchmark.work import Work, draw_work
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, Policy, policy
@@ -228,7 +228,7 @@ def _reference(plan: BenchmarkPlan, work: Work) -> Speed | None:
     few = min(plan.config.reference_runs, work.runs.shape[0])
     if not few or row.SIMULATOR not in plan.config.what:
         return None
-    same = Work(work.serving, pick_runs(work.runs, np.arange(few)))
+    same = Work(work.serving, work.runs.take(np.arange(few)))
     decided = simulate(work.serving, plan.router, same.runs).records.expert
     return measure_reference(same, plan.router.name, decided, plan.config.repeats)
 

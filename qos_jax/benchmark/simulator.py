@@ -10,7 +10,7 @@ import numpy as np
 
 from qos_jax.benchmark.row import HEURISTICS, REFERENCE, SIMULATOR, Speed
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
-from qos_jax.benchmark.work import Lane, Work, block_size, lanes_of, own_params, pick_runs
+from qos_jax.benchmark.work import Lane, Work, block_size, lanes_of, own_params
 from qos_jax.policies import Policy
 from qos_jax.routing import EnvConfig, EnvState, RoutingEnvironment
 from qos_jax.serving.reference import simulate_fleet
@@ -91,7 +91,7 @@ def measure_evaluation(work: Work, policy: Policy, environments: int, repeats: i
 
     Arguments as of :func:`measure_closed_form`. Time to compile is not counted.
     """
-    runs = pick_runs(work.runs, np.arange(environments) % work.runs.shape[0])
+    runs = work.runs.take(np.arange(environments) % work.runs.shape[0])
     result, wall_s, cpu_s = timed(lambda: simulate(work.serving, policy, runs), repeats)
     qos = sum(float(result.records.at(i).qos(runs.latency_limit_s[i]).sum()) for i in range(environments))
     latency_s = np.asarray(result.records.latency_s, np.float64)

@@ -172,18 +172,6 @@ def busy_observations(work: Work, policy: Policy, count: int) -> Observation:
     return jax.jit(jax.vmap(one))(jax.tree.map(lambda x: x[0], lanes))
 
 
-def pick_runs(runs: Runs, index: np.ndarray) -> Runs:
-    """Return the runs at ``index``, in that order, repeats included."""
-    return dataclasses.replace(
-        runs,
-        latency_limit_s=runs.latency_limit_s[index],
-        length_log_std=runs.length_log_std[index],
-        arrival_s=runs.arrival_s[index],
-        requests=jax.tree.map(lambda x: np.asarray(x)[index], runs.requests),
-        seed=runs.seed[index],
-    )
-
-
 def cut_stretches(runs: Runs, count: int, size: int) -> Runs:
     """Cut the first run into ``count`` evenly spaced stretches of ``size`` requests, which may overlap.
 
@@ -199,9 +187,7 @@ def cut_stretches(runs: Runs, count: int, size: int) -> Runs:
         )
     index = np.linspace(0, length - size, count).astype(int)[:, None] + np.arange(size)
     return dataclasses.replace(
-        runs,
-        latency_limit_s=np.repeat(runs.latency_limit_s[:1], count),
-        length_log_std=np.repeat(runs.length_log_std[:1], count, axis=0),
+        runs.take(np.zeros(count, int)),
         arrival_s=runs.arrival_s[0][index],
         requests=jax.tree.map(lambda x: np.asarray(x)[0][index], runs.requests),
         seed=np.arange(count, dtype=np.uint32),

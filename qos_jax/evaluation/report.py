@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from qos_jax.evaluation import plots
@@ -88,14 +86,7 @@ def best_policy(compared: Compared, case: CaseName, policies: Sequence[Policy]) 
 def _timeline(config: ServingConfig, policy: Policy, case: Case, expert_names: Sequence[str]) -> Any:
     """The figure of seed 0 of a case, run again with the experts' load looked at before each arrival."""
     runs = case.runs
-    first = dataclasses.replace(
-        runs,
-        latency_limit_s=runs.latency_limit_s[:1],
-        length_log_std=runs.length_log_std[:1],
-        arrival_s=runs.arrival_s[:1],
-        requests=jax.tree.map(lambda x: x[:1], runs.requests),
-        seed=runs.seed[:1],
-    )
+    first = runs.take(slice(1))
     load = simulate(config, policy, first, keep_snapshots=True).snapshots
     assert load is not None
     return plots.timeline(

@@ -316,7 +316,7 @@ def _rows(
         mine, demand = jax.tree.map(lambda leaf: leaf[lane], (of_all, lanes.state.fleet.demand))
         request = request_at(mine.table, row)
         fleet = dataclasses.replace(idle, demand=demand)  # it knows what qualities are usual
-        seen = observe(mine.profile, mine.latency_limit_s, mine.length_log_std, fleet, request, jnp.int32(0))
+        seen = observe(mine.known, fleet, request, jnp.int32(0))
         return router_input(seen, greedy), request.quality
 
     return jax.vmap(one)(lane, row)

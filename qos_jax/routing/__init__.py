@@ -4,7 +4,7 @@ from qos_jax.routing.adapters import GymnaxEnv, GymnaxEnvV1, stoa_environment
 from qos_jax.routing.environment import EnvState, RoutingEnvironment, StepInfo, TimeStep
 from qos_jax.routing.fleet_state import FleetState, Outcome, Request
 from qos_jax.routing.impact import Impact, paper_impact, projected_impact, qos_in_flight, true_impact
-from qos_jax.routing.observation import Observation, TrueObservation
+from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation
 from qos_jax.routing.params import EnvConfig, EnvParams, Episode, make_params
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "GymnaxEnv",
     "GymnaxEnvV1",
     "Impact",
+    "KnownFleet",
     "Observation",
     "Outcome",
     "Request",

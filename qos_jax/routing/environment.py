@@ -137,14 +137,7 @@ class RoutingEnvironment:
 
     def observation(self, params: EnvParams, state: EnvState) -> Observation:
         """What a router may see of ``state``."""
-        return observe(
-            params.profile,
-            params.latency_limit_s,
-            params.length_log_std,
-            state.fleet,
-            state.request,
-            state.step,
-        )
+        return observe(params.known, state.fleet, state.request, state.step)
 
     def true_observation(self, params: EnvParams, state: EnvState) -> TrueObservation:
         """What an oracle may see of ``state``."""

@@ -12,6 +12,15 @@ from qos_jax.serving import FleetProfile
 
 
 @struct.dataclass
+class KnownFleet:
+    """What is known of a fleet of N experts beforehand, the same at every decision."""
+
+    profile: FleetProfile  # leaves [N]
+    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
+
+
+@struct.dataclass
 class Observation:
     """What a router sees when a request arrives: predictions, queues, profiles; no true outcome.
 
@@ -61,35 +70,26 @@ class TrueObservation:
     slot_quality: jax.Array  # [N, K] float32, true
 
 
-def observe(
-    profile: FleetProfile,
-    latency_limit_s: jax.Array,
-    length_log_std: jax.Array,
-    state: FleetState,
-    request: Request,
-    step: jax.Array,
-) -> Observation:
+def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Array) -> Observation:
     """Return what the router sees of ``state`` when ``request`` arrives as number ``step``.
 
     Args:
-      profile: the fleet, leaves [N].
-      latency_limit_s: [] float32, L, seconds per output token.
-      length_log_std: [N] float32, std of log(true) - log(predicted) output tokens.
-      state: the edge at the instant of arrival.
+      known: profile, latency limit and length error of the fleet.
+      state: the fleet at the instant of arrival.
       request: the arrived request.
       step: [] int32, requests that arrived before.
     """
-    serving = state.serving
+    serving, profile = state.serving, known.profile
     waiting = jnp.sum(serving.waiting, axis=-1, dtype=jnp.int32)
     return Observation(
         step=step,
         prompt_tokens=request.prompt_tokens,
         predicted_output_tokens=request.predicted_output_tokens,
         predicted_quality=request.predicted_quality,
-        latency_limit_s=latency_limit_s,
-        length_log_std=length_log_std,
+        latency_limit_s=known.latency_limit_s,
+        length_log_std=known.length_log_std,
         profile=profile,
-        offered_load=offered_load(profile, state.demand, length_log_std),
+        offered_load=offered_load(profile, state.demand, known.length_log_std),
         mean_output_tokens=mean_output_tokens(state.demand),
         mean_quality=mean_quality(state.demand),
         available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.kv_capacity_tokens),

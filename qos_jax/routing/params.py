@@ -10,6 +10,7 @@ from flax import struct
 
 from qos_jax.routing.believed_quality import expected_quality, quality_fit
 from qos_jax.routing.fleet_state import Request
+from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.workload.arrivals import ArrivalProcess
 from qos_jax.workload.request_table import RequestTable
@@ -66,6 +67,11 @@ class EnvParams:
     discount: jax.Array  # [] float32, gamma of the potential-based reward
     process: ArrivalProcess | None = None
     episode: Episode | None = None
+
+    @property
+    def known(self) -> KnownFleet:
+        """What a router knows of the fleet beforehand."""
+        return KnownFleet(self.profile, self.latency_limit_s, self.length_log_std)
 
 
 def make_params(

@@ -8,9 +8,14 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from qos_jax.files import atomic_write
+from qos_jax.routing.fleet_state import Outcome
+from qos_jax.workload.request_table import RequestTable
 
 COMPLETED, REJECTED, DROPPED = 0, 1, 2
 STATUS_NAMES = ("completed", "rejected", "dropped")
@@ -109,6 +114,66 @@ class RunTotals:
                 "run totals need busy_s [..., N], kv_token_s [..., N] and makespan_s [...], got "
                 f"{self.busy_s.shape}, {self.kv_token_s.shape} and {self.makespan_s.shape}"
             )
+
+
+@struct.dataclass
+class TracedRecords:
+    """The fates of T requests of one run as :class:`RequestRecords`, within a program."""
+
+    status: jax.Array  # [T] int32: COMPLETED, REJECTED or DROPPED
+    expert: jax.Array  # [T] int32
+    output_tokens: jax.Array  # [T] int32
+    quality: jax.Array  # [T] float32
+    ttft_s: jax.Array  # [T] float32, NaN where not completed
+    latency_s: jax.Array  # [T] float32, NaN where not completed
+    preemptions: jax.Array  # [T] int32
+
+
+@struct.dataclass
+class TracedTotals:
+    """What N experts did in one run as :class:`RunTotals`, within a program."""
+
+    busy_s: jax.Array  # [N] float32
+    kv_token_s: jax.Array  # [N] float32
+    makespan_s: jax.Array  # [] float32
+
+
+def traced_records(
+    table: RequestTable, expert: jax.Array, status: jax.Array, evicted: Outcome, remaining: Outcome
+) -> tuple[TracedRecords, jax.Array]:
+    """Join the outcomes of a drained run to its requests, within a program.
+
+    Args:
+      table: T requests.
+      expert: [T] int32, the actions.
+      status: [T] int32; COMPLETED = accepted.
+      evicted: leaves [E], outcomes that left their slots on the way; ``request_id`` -1 = none.
+      remaining: leaves [N, K], outcomes still in their slots.
+
+    Returns:
+      records: of all requests.
+      unaccounted: [] int32, requests without exactly one end: a defect if above 0.
+    """
+    outcome = jax.tree.map(lambda early, late: jnp.concatenate([early, late.reshape(-1)]), evicted, remaining)
+    count = status.shape[0]
+    index = jnp.where(outcome.request_id >= 0, outcome.request_id, count)  # past the end: dropped
+
+    def enter(start: float | int, values: jax.Array) -> jax.Array:
+        return jnp.full((count,), start, values.dtype).at[index].set(values, mode="drop")
+
+    ends = jnp.zeros((count,), jnp.int32).at[index].add(1, mode="drop")
+    accepted = status == COMPLETED
+    chosen = jnp.where(status == DROPPED, 0, expert)[:, None]
+    records = TracedRecords(
+        status=status,
+        expert=expert,
+        output_tokens=jnp.take_along_axis(table.output_tokens, chosen, axis=-1)[:, 0],
+        quality=jnp.take_along_axis(table.quality, chosen, axis=-1)[:, 0],
+        ttft_s=enter(jnp.nan, outcome.ttft_s),
+        latency_s=enter(jnp.nan, outcome.latency_s),
+        preemptions=enter(0, outcome.preemptions),
+    )
+    return records, jnp.sum(ends != accepted.astype(jnp.int32), dtype=jnp.int32)
 
 
 def write_records_csv(

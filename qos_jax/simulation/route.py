@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from flax import struct
 
 from qos_jax.routing.fleet_state import FleetState, Outcome, Request
 from qos_jax.routing.fleet_step import step_fleet
-from qos_jax.routing.observation import observe, reveal
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.routing.observation import KnownFleet, observe, reveal
+from qos_jax.serving import ServingConfig
 from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED
+from qos_jax.workload.request_table import RequestTable
 
 
 @struct.dataclass
@@ -53,22 +55,35 @@ class Snapshot:
     kv_tokens: jax.Array  # [N] int32, context of the running requests
 
 
+def requests_of(table: RequestTable) -> Request:
+    """Return the rows of a table as requests, leaves [...] and [..., N]."""
+    return Request(**{field.name: getattr(table, field.name) for field in dataclasses.fields(Request)})
+
+
 def route_requests(
     config: ServingConfig,
     policy_function: Callable[..., jax.Array],
     keep_snapshots: bool,
     policy_params: Any,
-    profile: FleetProfile,
-    latency_limit_s: jax.Array,
-    length_log_std: jax.Array,
+    known: KnownFleet,
     seed: jax.Array,
     fleet: FleetState,
     arriving: Arriving,
 ) -> tuple[Carry, Logged, Snapshot | None]:
-    """Step one run through C requests; pure, so ``jax.vmap`` it over any of its arrays.
+    """Route C requests of one run; pure, so ``jax.vmap`` it over any of its arrays.
+
+    Args:
+      config: static sizes and the scheduler.
+      policy_function: of (parameters, key, :class:`TrueObservation`), see ``Policy.act_function``.
+      keep_snapshots: whether to return the experts' load before each arrival.
+      policy_params: of the policy.
+      known: profile, latency limit and length error of N experts.
+      seed: [] uint32, of the policy's own randomness; request i draws by key i of the run.
+      fleet: the experts right before the first arrival.
+      arriving: the requests, and the gaps after them.
 
     Returns:
-      carry: the edge right before the arrival after the last, and the totals of these requests.
+      carry: the fleet right before the arrival after the last, and the totals of these requests.
       logged: leaves [C, ...].
       snapshots: leaves [C, N], if kept.
     """
@@ -76,12 +91,19 @@ def route_requests(
 
     def step(carry: Carry, arrival: Arriving) -> tuple[Carry, tuple[Logged, Snapshot | None]]:
         fleet, request = carry.fleet, arrival.request
-        seen = observe(profile, latency_limit_s, length_log_std, fleet, request, arrival.request_id)
+        seen = observe(known, fleet, request, arrival.request_id)
         key = jax.random.fold_in(run_key, arrival.request_id)
         action = policy_function(policy_params, key, reveal(seen, fleet, request))
         action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)
         fleet, routed, passed = step_fleet(
-            config, profile, fleet, request, arrival.request_id, action, arrival.gap_after_s, latency_limit_s
+            config,
+            known.profile,
+            fleet,
+            request,
+            arrival.request_id,
+            action,
+            arrival.gap_after_s,
+            known.latency_limit_s,
         )
         status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
         carry = Carry(

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.policies.types import Policy
-from qos_jax.routing.fleet_state import FleetState, Request, empty_fleet, remaining_outcomes
+from qos_jax.routing.fleet_state import FleetState, empty_fleet, remaining_outcomes
+from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
-from qos_jax.simulation.route import Arriving, Carry, Logged, Snapshot, route_requests
+from qos_jax.simulation.route import Arriving, Carry, Logged, Snapshot, requests_of, route_requests
 from qos_jax.workload.request_table import RequestTable
 from qos_jax.workload.trace import gaps_s
 
@@ -48,6 +49,17 @@ class Runs:
         """(R, T)."""
         return self.arrival_s.shape[0], self.arrival_s.shape[1]
 
+    def take(self, index: slice | np.ndarray) -> Runs:
+        """Return the runs at ``index``, in that order, repeats included."""
+        return dataclasses.replace(
+            self,
+            latency_limit_s=self.latency_limit_s[index],
+            length_log_std=self.length_log_std[index],
+            arrival_s=self.arrival_s[index],
+            requests=jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.requests),
+            seed=self.seed[index],
+        )
+
 
 def cpu_block_runs(config: ServingConfig) -> int:
     """Runs to step together on a CPU: a power of two, fewer the more slots a run has. See above.
@@ -58,24 +70,24 @@ def cpu_block_runs(config: ServingConfig) -> int:
     return min(2 ** (fitting.bit_length() - 1), CPU_BLOCK_RUNS)
 
 
+# The axis of runs of what is known of a fleet: the profile is the same for all.
+_KNOWN_BY_RUN: Any = KnownFleet(profile=None, latency_limit_s=0, length_log_std=0)  # type: ignore[arg-type]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "policy_function", "keep_snapshots"))
 def _run_chunk(
     config: ServingConfig,
     policy_function: Callable[..., jax.Array],
     keep_snapshots: bool,
     policy_params: Any,
-    profile: FleetProfile,
-    latency_limit_s: jax.Array,
-    length_log_std: jax.Array,
+    known: KnownFleet,
     seed: jax.Array,
     fleet: FleetState,
     arriving: Arriving,
 ) -> tuple[Carry, Logged, Snapshot | None]:
-    """Step the runs of a block (leading axis) through a chunk of requests each."""
-    one_run = functools.partial(
-        route_requests, config, policy_function, keep_snapshots, policy_params, profile
-    )
-    return jax.vmap(one_run)(latency_limit_s, length_log_std, seed, fleet, arriving)
+    """Route a chunk of requests of each run of a block (leading axis, of all but the profile)."""
+    one_run = functools.partial(route_requests, config, policy_function, keep_snapshots, policy_params)
+    return jax.vmap(one_run, in_axes=(_KNOWN_BY_RUN, 0, 0, 0))(known, seed, fleet, arriving)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +142,12 @@ def simulate(
         # The last block is filled up with repeats of the last run, whose results are left out.
         lanes = np.minimum(np.arange(first, first + block_runs), num_runs - 1)
         real = slice(first, min(first + block_runs, num_runs))
-        per_run = (
-            jnp.asarray(runs.latency_limit_s[lanes], jnp.float32),
-            jnp.asarray(runs.length_log_std[lanes], jnp.float32),
-            jnp.asarray(runs.seed[lanes], jnp.uint32),
+        known = KnownFleet(
+            profile=profile,
+            latency_limit_s=jnp.asarray(runs.latency_limit_s[lanes], jnp.float32),
+            length_log_std=jnp.asarray(runs.length_log_std[lanes], jnp.float32),
         )
+        seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
         fleet = jax.tree.map(lambda x: jnp.broadcast_to(x, (block_runs, *x.shape)), empty_fleet(config))
         kept = []
         for start in range(0, num_requests, chunk_requests):
@@ -144,8 +157,8 @@ def simulate(
                 policy_function,
                 keep_snapshots,
                 policy.params,
-                profile,
-                *per_run,
+                known,
+                seed,
                 fleet,
                 _arriving(runs, lanes, start, stop, chunk_requests),
             )
@@ -194,15 +207,8 @@ def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) 
     real = np.arange(start, start + chunk) < stop
     gap_after_s[:, ~real] = 0.0
     request_id = np.where(real, index, -1).astype(np.int32)
-    table = runs.requests
     return Arriving(
-        request=Request(
-            prompt_tokens=jnp.asarray(cut(table.prompt_tokens)),
-            output_tokens=jnp.asarray(cut(table.output_tokens)),
-            quality=jnp.asarray(cut(table.quality)),
-            predicted_output_tokens=jnp.asarray(cut(table.predicted_output_tokens)),
-            predicted_quality=jnp.asarray(cut(table.predicted_quality)),
-        ),
+        request=requests_of(jax.tree.map(lambda leaf: jnp.asarray(cut(leaf)), runs.requests)),
         gap_after_s=jnp.asarray(gap_after_s),
         request_id=jnp.asarray(np.broadcast_to(request_id, (lanes.size, chunk))),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import GreedyParams
+from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.sweep.axes import Axis, multiply_out
@@ -80,7 +81,7 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
     count = len(points)
     by_shape: dict[ServingConfig, list[int]] = {}
     for place, part in enumerate(parts):
-        profile = part.numbers.profile
+        profile = part.numbers.known.profile
         shape = ServingConfig(
             fleets[place].fleet.num_experts,
             int(np.max(profile.max_running)),
@@ -107,7 +108,9 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
         fleet=np.repeat(np.arange(len(fleets)), count),
         arrival_rate_per_s=np.concatenate([part.rate_per_s for part in parts]),
         capacity_per_s=np.concatenate([part.capacity_per_s for part in parts]),
-        latency_limit_s=np.concatenate([part.numbers.latency_limit_s for part in parts]).astype(np.float64),
+        latency_limit_s=np.concatenate([part.numbers.known.latency_limit_s for part in parts]).astype(
+            np.float64
+        ),
         groups=tuple(groups),
     )
 
@@ -156,10 +159,8 @@ def _numbers_of(
         limit_s = np.full(count, swept.latency_limit_s, np.float64)
     numbers = CellNumbers(
         fleet=scalar("fleet", place).astype(np.int32),
-        profile=profile,
+        known=KnownFleet(profile, limit_s.astype(np.float32), length_log_std),
         arrival_rate_per_s=rate.astype(np.float32),
-        latency_limit_s=limit_s.astype(np.float32),
-        length_log_std=length_log_std,
         gap_cv=scalar("gap_cv", draws.gap_cv),
         burst_factor=scalar("burst_factor", draws.burst_factor),
         burst_mean_s=scalar("burst_mean_s", draws.burst_mean_s),

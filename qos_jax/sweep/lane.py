@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.policies.greedy_params import GreedyParams
-from qos_jax.routing.fleet_state import Request, empty_fleet, remaining_outcomes
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
+from qos_jax.routing.observation import KnownFleet
+from qos_jax.serving import ServingConfig
 from qos_jax.simulation.metrics import METRICS, traced_summarise
-from qos_jax.simulation.records import COMPLETED, DROPPED
-from qos_jax.simulation.route import Arriving, Carry, Logged, route_requests
+from qos_jax.simulation.records import TracedTotals, traced_records
+from qos_jax.simulation.route import Arriving, Carry, Logged, requests_of, route_requests
 from qos_jax.workload import LengthHistogram, RequestTable, SyntheticParams, sample_gaps
 from qos_jax.workload.drawn_requests import draw_table
 from qos_jax.workload.named import arrival_process, start_bin
@@ -26,7 +27,7 @@ class LaneConfig:
     """What all runs of a program have in common; static and hashable."""
 
     serving: ServingConfig
-    workload: str  # one of ``cases.WORKLOADS`` but "trace"
+    workload: str  # one of ``workload.named.WORKLOADS`` but "trace"
     num_requests: int  # T
     seeds: int  # S
 
@@ -44,11 +45,9 @@ class LaneSource:
 class CellNumbers:
     """Every number of a cell of the grid; a leading axis [C] on the host, none within a run."""
 
-    fleet: jax.Array  # [] int32, place among the F fleets of the source
-    profile: FleetProfile  # leaves [N]
+    fleet: jax.Array  # [] int32, index of the F fleets of the source
+    known: KnownFleet  # profile, latency limit and length error
     arrival_rate_per_s: jax.Array  # [] float32, requests / s
-    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
-    length_log_std: jax.Array  # [N] float32, known error of predicted lengths
     gap_cv: jax.Array  # [] float32, of workload "gamma"
     burst_factor: jax.Array  # [] float32, of "mmpp"
     burst_mean_s: jax.Array  # [] float32, seconds
@@ -78,28 +77,6 @@ class LaneResult:
     unaccounted: jax.Array  # [] int32, requests without exactly one end: a defect if above 0
 
 
-@struct.dataclass
-class _Records:
-    """The fates of T requests, with the names of ``RequestRecords``."""
-
-    status: jax.Array
-    expert: jax.Array
-    output_tokens: jax.Array
-    quality: jax.Array
-    ttft_s: jax.Array
-    latency_s: jax.Array
-    preemptions: jax.Array
-
-
-@struct.dataclass
-class _Totals:
-    """What the experts did, with the names of ``RunTotals``."""
-
-    busy_s: jax.Array
-    kv_token_s: jax.Array
-    makespan_s: jax.Array
-
-
 def run_lane(
     config: LaneConfig,
     policy_function: Callable[..., jax.Array],
@@ -114,22 +91,24 @@ def run_lane(
     """
     cell = lane.cell
     table, gap_s, carry, logged = _route_all(config, policy_function, policy_params, source, lane)
-    records, unaccounted = _records(table, carry, logged)
+    records, unaccounted = traced_records(
+        table, logged.expert, logged.status, logged.evicted, remaining_outcomes(carry.fleet)
+    )
     arrival_s = jnp.cumsum(gap_s.at[0].set(0.0))
-    totals = _Totals(
+    totals = TracedTotals(
         busy_s=carry.busy_s,
         kv_token_s=carry.kv_token_s,
         makespan_s=jnp.max(arrival_s + jnp.nan_to_num(records.latency_s)),
     )
-    metrics = traced_summarise(records, totals, cell.profile, cell.latency_limit_s)
+    metrics = traced_summarise(records, totals, cell.known.profile, cell.known.latency_limit_s)
     return LaneResult(jnp.stack([metrics[name] for name in METRICS]), unaccounted)
 
 
 def lane_bytes(config: LaneConfig, source: LaneSource, lane: Lane) -> int:
     """Return about how many bytes a run needs on a device while it runs; nothing is computed.
 
-    The requests and their log count twice, for their sorting; the edge counts 16 times, for what a heuristic
-    works out of it. A compiled program tells it exactly: see ``LaneProgram.measured_bytes``.
+    The requests and their log count twice, for their sorting; the fleet's state counts 16 times, for what a
+    heuristic computes from it. A compiled program tells it exactly: see ``LaneProgram.measured_bytes``.
 
     Args:
       config: static sizes.
@@ -144,8 +123,8 @@ def lane_bytes(config: LaneConfig, source: LaneSource, lane: Lane) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     kept = jax.eval_shape(lambda s, x: _route_all(config, first, None, s, x), source, lane)
-    edge = size(jax.eval_shape(lambda: empty_fleet(config.serving)))
-    return 2 * (size(kept) - edge) + 16 * edge
+    state = size(jax.eval_shape(lambda: empty_fleet(config.serving)))
+    return 2 * (size(kept) - state) + 16 * state
 
 
 def _route_all(
@@ -159,13 +138,7 @@ def _route_all(
     cell = lane.cell
     table, gap_s = draw_requests(config, source, lane)
     arriving = Arriving(
-        request=Request(
-            prompt_tokens=table.prompt_tokens,
-            output_tokens=table.output_tokens,
-            quality=table.quality,
-            predicted_output_tokens=table.predicted_output_tokens,
-            predicted_quality=table.predicted_quality,
-        ),
+        request=requests_of(table),
         gap_after_s=jnp.append(gap_s[1:], jnp.float32(jnp.inf)),
         request_id=jnp.arange(config.num_requests, dtype=jnp.int32),
     )
@@ -179,9 +152,7 @@ def _route_all(
         policy_function,
         False,
         params,
-        cell.profile,
-        cell.latency_limit_s,
-        cell.length_log_std,
+        cell.known,
         lane.policy_seed,
         empty_fleet(config.serving),
         arriving,
@@ -214,32 +185,3 @@ def figures_of(source: LaneSource, cell: CellNumbers) -> SyntheticParams:
         quality_bias=mine.quality_bias + cell.quality_bias,
         length_bias_log=mine.length_bias_log + cell.length_bias_log,
     )
-
-
-def _records(table: RequestTable, carry: Carry, logged: Logged) -> tuple[_Records, jax.Array]:
-    """Bring every outcome to its request; a drained run leaves the last of them in the slots."""
-    outcome = jax.tree.map(
-        lambda early, late: jnp.concatenate([early, late.reshape(-1)]),
-        logged.evicted,
-        remaining_outcomes(carry.fleet),
-    )
-    count = logged.status.shape[0]
-    place = jnp.where(outcome.request_id >= 0, outcome.request_id, count)  # past the end: dropped
-
-    def enter(start: float | int, values: jax.Array) -> jax.Array:
-        return jnp.full((count,), start, values.dtype).at[place].set(values, mode="drop")
-
-    ends = jnp.zeros((count,), jnp.int32).at[place].add(1, mode="drop")
-    accepted = logged.status == COMPLETED
-    dropped = logged.status == DROPPED
-    chosen = jnp.where(dropped, 0, logged.expert)[:, None]
-    records = _Records(
-        status=logged.status,
-        expert=logged.expert,
-        output_tokens=jnp.take_along_axis(table.output_tokens, chosen, axis=-1)[:, 0],
-        quality=jnp.take_along_axis(table.quality, chosen, axis=-1)[:, 0],
-        ttft_s=enter(jnp.nan, outcome.ttft_s),
-        latency_s=enter(jnp.nan, outcome.latency_s),
-        preemptions=enter(0, outcome.preemptions),
-    )
-    return records, jnp.sum(ends != accepted.astype(jnp.int32), dtype=jnp.int32)

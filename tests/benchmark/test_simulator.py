@@ -13,7 +13,7 @@ from qos_jax.benchmark.simulator import (
     measure_evaluation,
     measure_reference,
 )
-from qos_jax.benchmark.work import Work, cut_stretches, draw_work, pick_runs
+from qos_jax.benchmark.work import Work, cut_stretches, draw_work
 from qos_jax.errors import InputError
 from qos_jax.policies import policy
 from qos_jax.serving import ServingConfig
@@ -82,7 +82,7 @@ def test_stretches(work):
     np.testing.assert_array_equal(cut.requests.quality[1], runs.requests.quality[0, 15:25])
     with pytest.raises(InputError, match="only 40 requests"):
         cut_stretches(runs, 3, 41)
-    picked = pick_runs(runs, np.array([1, 0, 1]))
+    picked = runs.take(np.array([1, 0, 1]))
     assert picked.shape == (3, 40)
     np.testing.assert_array_equal(picked.requests.quality, runs.requests.quality[[1, 0, 1]])
     np.testing.assert_array_equal(picked.seed, [9, 5, 9])

@@ -45,7 +45,7 @@ def test_plain_numbers_and_defaults():
     assert grid.num_cells == 6
     (group,) = grid.groups
     np.testing.assert_allclose(in_order(group, group.numbers.arrival_rate_per_s), [2, 2, 4, 4, 8, 8])
-    np.testing.assert_allclose(in_order(group, group.numbers.latency_limit_s), [0.05, 0.1] * 3)
+    np.testing.assert_allclose(in_order(group, group.numbers.known.latency_limit_s), [0.05, 0.1] * 3)
     np.testing.assert_allclose(group.numbers.greedy.margin, 0.1, rtol=1e-6)
     assert np.all(np.isnan(group.numbers.greedy.congestion_price))  # each policy's own
     # Run in order of load, so that blocks wait for none much slower.
@@ -74,7 +74,7 @@ def test_a_comparison_at_that_load_has_that_rate_and_error():
     (case,) = build_cases(config, swept().fleet, swept().source, 0.07)
     assert grid.arrival_rate_per_s[0] == pytest.approx(case.arrival_rate_per_s, rel=1e-6)
     np.testing.assert_allclose(
-        grid.groups[0].numbers.length_log_std[0], case.runs.length_log_std[0], rtol=1e-6
+        grid.groups[0].numbers.known.length_log_std[0], case.runs.length_log_std[0], rtol=1e-6
     )
 
 
@@ -88,13 +88,13 @@ def test_profile_fields_of_all_and_of_one():
     fleet = swept().fleet
     name = fleet.names[2]
     grid = grid_of(f"profile.{name}.kv_capacity_tokens=5000", "profile.decode_base_s*=0.5,3")
-    profile = grid.groups[0].numbers.profile
+    profile = grid.groups[0].numbers.known.profile
     others = [i for i in range(6) if i != 2]
     assert np.all(profile.kv_capacity_tokens[:, 2] == 5000)
     assert np.all(profile.kv_capacity_tokens[:, others] == fleet.profile.kv_capacity_tokens[others])
     scaled = in_order(grid.groups[0], profile.decode_base_s)
     np.testing.assert_allclose(scaled, np.outer([0.5, 3], fleet.profile.decode_base_s), rtol=1e-6)
-    halved = grid_of(f"profile.{name}.max_running*=0.3").groups[0].numbers.profile.max_running
+    halved = grid_of(f"profile.{name}.max_running*=0.3").groups[0].numbers.known.profile.max_running
     assert halved[0, 2] == round(0.3 * int(fleet.profile.max_running[2]))
     assert halved.dtype == np.int32
 
