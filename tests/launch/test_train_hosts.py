@@ -58,15 +58,19 @@ def start(tmp_path_factory):
     return start
 
 
+def free_address():
+    """Return where a process of this host may listen."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
 @pytest.fixture(scope="module")
 def start_two(start):
     """Return a function that starts a run of two processes, a device each; the second has no such folder."""
 
     def start_two(out, *more, **of_second):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        flags = {"coordinator_address": address, "num_processes": 2, "cpu_devices": 1}
+        flags = {"coordinator_address": free_address(), "num_processes": 2, "cpu_devices": 1}
         second = {"process_id": 1, **flags, **of_second}
         return start(out, *more, process_id=0, **flags), start(out.parent / "nobody", *more, **second)
 
@@ -151,17 +155,53 @@ def test_what_two_began_one_goes_on_with(start, killed, whole, tmp_path):
     assert_same_end(out, whole)
 
 
-def test_two_begin_alike_or_not_at_all(start_two, whole, tmp_path):
+_BEGIN = """
+import dataclasses, sys
+import jax
+from qos_jax.errors import InputError
+from qos_jax.training.hyper import Together
+from qos_jax.training.plan import load_plan
+from qos_jax.training.run import open_training
+from qos_jax.training.seeds import open_seed_training
+from qos_jax.training.train_config import TrainConfig
+address, process, taken, new = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+config = TrainConfig(fleet="paper3")
+plan = load_plan(config)
+for begin in (
+    lambda: open_training(plan, taken),
+    lambda: open_training(load_plan(dataclasses.replace(config, seed=int(process))), new),
+    lambda: open_seed_training(plan, Together(2), new),
+):
+    try:
+        begin()
+    except InputError as error:
+        print(error)
+    else:
+        print("begun")
+"""
+
+
+def test_two_begin_alike_or_not_at_all(whole, tmp_path):
     """What process 0 refuses is told there; what they disagree on, and what is of one host, everywhere."""
-    out = shutil.copytree(whole, tmp_path / "run")
-    first, second = ended(*start_two(out))
-    assert (first[0], second[0]) == (2, 2), first[1] + second[1]
-    assert "holds a training run at update 8; give --resume" in first[1]
-    assert "process 0 could not begin; mend what its message says" in second[1]
-    for code, told in ended(*start_two(tmp_path / "new", seed=1)):
-        assert code == 2, told
-        assert "the processes of this run have different settings or files (seed); start them all" in told
-    for code, told in ended(*start_two(tmp_path / "new", "--vmap_seeds=2")):
-        assert code == 2, told
-        assert "'vmap_seeds': several seeds are trained on one host" in told
+    taken = shutil.copytree(whole, tmp_path / "run")
+    address = free_address()
+    outcomes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _BEGIN, address, str(process), str(folder), str(tmp_path / "new")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process, folder in enumerate((taken, tmp_path / "nobody"))
+    ]
+    said = [process.communicate(timeout=900) for process in outcomes]
+    assert [process.returncode for process in outcomes] == [0, 0], said
+    first, second = (out.splitlines() for out, _ in said)
+    assert "holds a training run at update 8; give --resume" in first[0]
+    assert "process 0 could not begin; " in second[0]
+    for _, differ, seeds in (first, second):
+        assert "the processes of this run have different settings or files (seed); start them all" in differ
+        assert "'vmap_seeds': several seeds are trained on one host" in seeds
     assert not (tmp_path / "new").exists()
