@@ -42,6 +42,7 @@ def start(tmp_path_factory):
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",  # what two need at once, one compiles
     }
 
     def start(out, *more, **flags):

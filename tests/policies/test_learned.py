@@ -105,7 +105,7 @@ def test_it_may_drop_where_it_was_trained_to():
 @pytest.mark.parametrize("encoder", ["han", "sets", "flat"])
 def test_shapes_are_those_of_the_network(encoder):
     config = NetworkConfig(encoder=encoder, han=CONFIG.han, hidden=8)
-    inputs = router_input(random_seen(0), load_aware_params())
+    inputs = jax.jit(router_input)(random_seen(0), load_aware_params())
     made = jax.eval_shape(lambda key: init_router(config, key, inputs), jax.random.key(0))
     assert parameter_shapes(config, 3, SLOTS) == made
     assert (parameter_shapes(config, 4, SLOTS) == made) == (encoder != "flat")
