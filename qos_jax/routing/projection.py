@@ -117,23 +117,36 @@ def _waiting(outlook: Outlook, admission: _Admission) -> _Schedule:
     )
 
 
+@whole_batch
 def _company(outlook: Outlook, admission: _Admission, schedule: _Schedule) -> tuple[jax.Array, jax.Array]:
-    """Return E2E latency and decode time of those in flight without the newcomer, [N, K] seconds each."""
-    profile = outlook.profile
-    last = schedule.start + schedule.needs
-    shared_s, held_up_s = _company_s(
-        profile,
-        last,
-        schedule.start,
-        schedule.needs,
-        _decode_context(outlook),
-        outlook.live,
-        admission.queued,
-        schedule.alone_s,
-    )
-    decode_s = profile.decode_base_s[:, None] * last + shared_s + held_up_s
-    entry_s = jnp.where(_leaves(outlook), outlook.lead_s[:, None], schedule.committed_s[:, None])
-    return outlook.age_s + entry_s + decode_s + profile.network_rtt_s[:, None], decode_s
+    """Return E2E latency and decode time of those in flight without the newcomer, [N, K] seconds each.
+
+    The decode time of each is lengthened by the presence of all requests of its expert, and by the prefills
+    of queued ones, which hold up all who end later. They are added one after another, from the first live
+    slot on: a [K, K] table of pairs would be summed along its last axis, which XLA does not vectorise on a
+    CPU. All arguments may have further leading axes.
+    """
+    column, live = _column(outlook.profile), outlook.live
+    start, needs, context = schedule.start, schedule.needs, _decode_context(outlook)
+    last = start + needs
+    slots = live.shape[-1]
+    slot = jnp.arange(slots, dtype=jnp.int32).reshape((1,) * (live.ndim - 1) + (-1,))
+
+    def body(j: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def of(leaf: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(leaf, j, 1, axis=-1)
+
+        present = jnp.where(of(live), jnp.clip(last - of(start), 0.0, of(needs)), 0.0)
+        held_up = of(admission.queued) & ((of(start) < last) | (slot == j))
+        shared_s = _presence_s(column, present, of(context))
+        return sums[0] + shared_s, sums[1] + jnp.where(held_up, of(schedule.alone_s), 0.0)
+
+    first = jnp.min(jnp.where(live, slot, slots))
+    none = jnp.zeros_like(last)
+    shared_s, held_up_s = jax.lax.fori_loop(first, jnp.int32(slots), body, (none, none))
+    decode_s = column.decode_base_s * last + shared_s + held_up_s
+    entry_s = jnp.where(_leaves(outlook), outlook.lead_s[..., None], schedule.committed_s[..., None])
+    return outlook.age_s + entry_s + decode_s + column.network_rtt_s, decode_s
 
 
 def _newcomer(
@@ -194,53 +207,6 @@ def _presence_s(profile: FleetProfile, iterations: jax.Array, context: jax.Array
     return iterations * (
         profile.decode_per_seq_s + profile.decode_per_context_token_s * (context + 0.5 * (iterations - 1.0))
     )
-
-
-@whole_batch
-def _company_s(
-    profile: FleetProfile,
-    last: jax.Array,
-    start: jax.Array,
-    needs: jax.Array,
-    context: jax.Array,
-    live: jax.Array,
-    queued: jax.Array,
-    alone_s: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Return what all requests of an expert add to the decoding of each of them, itself included.
-
-    One request after another, from the first live slot on: a [K, K] table of pairs would be summed along
-    its last axis, which XLA does not vectorise on a CPU.
-
-    Args:
-      profile: the fleet, leaves [..., N].
-      last: [..., N, K] float32, the iteration at which each ends.
-      start: [..., N, K] float32, the iteration at which each joins the batch.
-      needs: [..., N, K] float32, decode iterations each needs.
-      context: [..., N, K] float32, tokens in its first decode iteration.
-      live: [..., N, K] bool.
-      queued: [..., N, K] bool, prefilled in an iteration of its own, which holds up all who end later.
-      alone_s: [..., N, K] float32, seconds of that iteration.
-
-    Returns:
-      [..., N, K] float32 seconds by which their presence lengthens the decode iterations until ``last``; and
-      [..., N, K] float32 seconds of the prefills of queued requests until then.
-    """
-    slots = live.shape[-1]
-    slot = jnp.arange(slots, dtype=jnp.int32).reshape((1,) * (live.ndim - 1) + (-1,))
-    column = _column(profile)
-
-    def body(j: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        def of(leaf: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(leaf, j, 1, axis=-1)
-
-        present = jnp.where(of(live), jnp.clip(last - of(start), 0.0, of(needs)), 0.0)
-        held_up = of(queued) & ((of(start) < last) | (slot == j))
-        shared_s = _presence_s(column, present, of(context))
-        return sums[0] + shared_s, sums[1] + jnp.where(held_up, of(alone_s), 0.0)
-
-    first = jnp.min(jnp.where(live, slot, slots))
-    return jax.lax.fori_loop(first, jnp.int32(slots), body, (jnp.zeros_like(last), jnp.zeros_like(last)))
 
 
 @whole_batch

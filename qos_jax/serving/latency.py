@@ -74,14 +74,7 @@ def decode_run_parts_s(
     would add up to a drift while an expert is never idle. Here its leading 12 bits are multiplied
     exactly (m < 4096) and all that was rounded off goes into the rest.
 
-    Args:
-      profile: the fleet, leaves [N].
-      iterations: [N] float32, m.
-      batch: [N] float32, B, requests running.
-      held_tokens: [N] float32, sum of their contexts before the first iteration.
-
-    Returns:
-      Two [N] float32, seconds, whose sum is T(m).
+    Arguments as :func:`decode_run_s`; returns two [N] float32, seconds, whose sum is T(m).
     """
     per_seq_s = profile.decode_per_seq_s * batch
     fixed_s = profile.decode_base_s + per_seq_s
@@ -143,14 +136,7 @@ def decode_run_kv_token_s(
 ) -> jax.Array:
     """Return KV tokens times seconds over m decode iterations: sum_{k<m} X_k T_k, X_k = held + B k.
 
-    Args:
-      profile: the fleet, leaves [N].
-      iterations: [N] float32, m.
-      batch: [N] float32, B, requests running.
-      held_tokens: [N] float32, sum of their contexts before the first iteration.
-
-    Returns:
-      [N] float32, token-seconds.
+    Arguments as :func:`decode_run_s`; returns [N] float32, token-seconds.
     """
     m = iterations
     fixed_s = profile.decode_base_s + profile.decode_per_seq_s * batch

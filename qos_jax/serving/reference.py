@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from qos_jax.checks import COUNT, check_one_of, check_range
 from qos_jax.errors import input_error
 
 if TYPE_CHECKING:
@@ -271,12 +272,7 @@ def simulate_expert(
     Sarathi-Serve (Agrawal et al., OSDI 2024).
     """
     _check_limits(profile)
-    if scheduler not in _SCHEDULERS:
-        raise input_error(
-            f"unknown scheduler {scheduler!r}",
-            remedy=f"choose one of {', '.join(_SCHEDULERS)}",
-            field="scheduler",
-        )
+    check_one_of("scheduler", scheduler, _SCHEDULERS)
     plan = _SCHEDULERS[scheduler]
     arrivals, prompts, outputs = _check_trace(arrival_s, prompt_tokens, output_tokens)
     requests = [_Request(i, p, o) for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]
@@ -420,9 +416,7 @@ def _closest_tie_s(arrivals: Sequence[float], boundaries: Sequence[float]) -> fl
 
 
 def _check_limits(profile: ReferenceProfile) -> None:
-    for name in ("max_running", "max_waiting"):
-        if getattr(profile, name) < 1:
-            raise input_error(f"{getattr(profile, name)} is below 1", remedy="give at least 1", field=name)
+    check_range(profile, ("max_running", "max_waiting"), COUNT)
     if profile.max_batched_tokens < profile.max_running:
         raise input_error(
             f"{profile.max_batched_tokens} is below max_running {profile.max_running}",

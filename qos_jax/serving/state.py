@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.checks import COUNT, check_one_of, check_range
+
 SCHEDULERS = ("prefill_first", "chunked_prefill")
 
 
@@ -16,7 +18,7 @@ class ServingConfig:
     """Static sizes of a fleet; hashable, so usable as a static argument of ``jax.jit``.
 
     Raises:
-      ValueError: a size below 1, or an unknown scheduler.
+      InputError: a size below 1, or an unknown scheduler.
     """
 
     num_experts: int  # N
@@ -25,11 +27,8 @@ class ServingConfig:
     scheduler: str = "prefill_first"  # or "chunked_prefill"
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "running_slots", "waiting_slots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.scheduler not in SCHEDULERS:
-            raise ValueError(f"scheduler {self.scheduler!r} is unknown: use one of {', '.join(SCHEDULERS)}")
+        check_range(self, ("num_experts", "running_slots", "waiting_slots"), COUNT)
+        check_one_of("scheduler", self.scheduler, SCHEDULERS)
 
     @property
     def slots(self) -> int:

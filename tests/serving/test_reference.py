@@ -104,7 +104,7 @@ class TestBothSchedulers:
 
     def test_simultaneous_arrivals_are_all_queued_before_the_iteration_starts(self, scheduler):
         assert ttft(serve([(0.0, 10, 1), (0.0, 10, 1)], scheduler)) == pytest.approx([5.0, 5.0])  # 1 + 2 + 2
-        # So with one place, even an idle expert turns the second away.
+        # So with one queue position, even an idle expert turns the second away.
         run = serve([(0.0, 10, 1), (0.0, 10, 1)], scheduler, max_waiting=1)
         assert status(run) == ["completed", "rejected"]
 
@@ -325,7 +325,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("requests", "options", "message"),
         [
-            ([(0.0, 5, 5)], {"scheduler": "sarathi"}, "unknown scheduler 'sarathi'"),
+            ([(0.0, 5, 5)], {"scheduler": "sarathi"}, "'sarathi' is unknown"),
             ([(1.0, 5, 5), (0.5, 5, 5)], {}, "request 1 arrives at 0.5 s"),
             ([(np.nan, 5, 5)], {}, "not finite"),
             ([(0.0, 5, 5), (1.0, 0, 5)], {}, "'prompt_tokens': request 1 has 0"),
