@@ -18,7 +18,12 @@ from .config_flags import ConfigFlags, define_config_flags
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # as shells count a Ctrl-C
-RENAMED = {"plot": "plots", "trace_match": "table_match", "trace_split": "table_split"}  # flags, old to new
+RENAMED = {  # flags, old name to new
+    "plot": "plots",
+    "trace_match": "table_match",
+    "trace_split": "table_split",
+    "scenario.swing": "scenario.diurnal_swing",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     except flags.Error as error:
         given = getattr(error, "flagname", "")  # of an unknown flag
-        old = given.removeprefix("no")
+        old = given.removeprefix("no").removeprefix(
+            "train."
+        )  # launch.ablate's prefix of the training's flags
         if old in RENAMED:
             _refuse(f"flag --{given} has a new name; give --{given.replace(old, RENAMED[old])}")
         _refuse(f"{' '.join(str(error).split())}; see --help")

@@ -1,6 +1,6 @@
 """Build a request table from a log of prompts and answers: predictors fitted, predictions out of fold.
 
-Formats of --log, told by its content unless --format says it: the generic one, the layout of lookahead6 (a
+Formats of --log, known by its content unless --format says it: the generic one, the layout of lookahead6 (a
 folder), and SPROUT (CARROT) and MixInstruct files that you downloaded. The first and the last two are:
 """
 

@@ -46,7 +46,7 @@ _SETTINGS = define_config_flags(TrainConfig, PRESETS[_Routers().preset])
 
 def main() -> None:
     """Train as the flags say."""
-    # Of a CPU one device, unless told otherwise: XLA rounds a program for several differently in a last bit.
+    # Of a CPU one device, unless asked for more: XLA rounds a program for several differently in a last bit.
     with hosts.joined(_HOSTS.read(), cpu_devices=None):
         _train()
 

@@ -22,7 +22,8 @@ from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import COMPLETED, REJECTED, RequestRecords, write_records_csv
 from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
-from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_fleet, read_requests
+from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
+from qos_jax.workload.setting import open_fleet
 
 MAX_SEED = 2**32 - 1
 CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
@@ -36,7 +37,7 @@ class SingleRunConfig:
       InputError: no file, an unknown scheduler, a limit that is not a positive time, a seed out of range.
     """
 
-    fleet: str  # CSV file of the experts, such as data/fleets/edge6.csv
+    fleet: str  # a fleet CSV, or the name of a shipped one: edge6, paper6
     requests: str = option(
         help="CSV file of the requests: arrival_s, prompt_tokens, and output_tokens, quality and, if known, "
         "predicted_output_tokens and predicted_quality, each once or as name.EXPERT per expert; for the "
@@ -50,9 +51,8 @@ class SingleRunConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        for name in ("fleet", "requests"):
-            if not getattr(self, name):
-                raise input_error("is empty", field=name, remedy="give the path of a CSV file")
+        if not self.requests:
+            raise input_error("is empty", field="requests", remedy="give the path of a CSV file")
         with np.errstate(over="ignore", under="ignore"):
             limit_s = float(np.float32(self.latency_limit_s))  # as the policies compute with it
         if not (math.isfinite(limit_s) and limit_s > 0):
@@ -87,7 +87,7 @@ def load_run(config: SingleRunConfig) -> SingleRun:
     """
     replayed = config.policy in REPLAYS
     router = None if replayed else policy(config.policy, allow_drop=config.allow_drop)
-    fleet = read_fleet(config.fleet)
+    _, fleet = open_fleet(config.fleet)
     requests = read_requests(config.requests, fleet.names)
     if router is None:
         if requests.expert is None:

@@ -138,11 +138,12 @@ def _swinging(
 
     In a ``steady`` episode, [] bool, its swing is 0.
     """
-    if config.swing[1] == 0:
+    if config.diurnal_swing[1] == 0:
         return {}
     phase = (jnp.arange(_SWING_BINS, dtype=jnp.float32) + 0.5) / _SWING_BINS + uniform((0.0, 1.0))
     return {
-        "profile": 1.0 - jnp.where(steady, 0.0, uniform(config.swing)) * jnp.cos(2.0 * jnp.pi * phase),
+        "profile": 1.0
+        - jnp.where(steady, 0.0, uniform(config.diurnal_swing)) * jnp.cos(2.0 * jnp.pi * phase),
         "bin_s": log_uniform(config.period_s) / _SWING_BINS,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 _FROM_ZERO = (
-    "swing",
+    "diurnal_swing",
     "error_level",
     "prompt_log_std",
     "output_log_std",
@@ -30,7 +30,7 @@ class ScenarioConfig:
     burst_factor: tuple[float, float] = (1.0, 32.0)  # rate in bursts / rate in calm, log-uniform
     burst_mean_s: tuple[float, float] = (1.0, 60.0)  # seconds, log-uniform
     calm_mean_s: tuple[float, float] = (5.0, 120.0)  # seconds, log-uniform
-    swing: tuple[float, float] = (0.0, 0.9)  # share of its mean by which the rate rises and falls, uniform
+    diurnal_swing: tuple[float, float] = (0.0, 0.9)  # share by which the rate rises and falls, uniform
     period_s: tuple[float, float] = (30.0, 600.0)  # seconds, of that sine, log-uniform; it starts anywhere
     limit_scale: tuple[float, float] = (0.8, 1.25)  # L over the fleet's own, log-uniform
     speed_log_std: float = 0.1  # of a common factor on all times of an expert, log-normal
@@ -64,8 +64,10 @@ class ScenarioConfig:
                 positive = field.name not in _FROM_ZERO
                 if not 0 <= value[0] <= value[1] < float("inf") or (positive and value[0] == 0):
                     raise ValueError(f"{field.name} = {value}: give (lowest, highest), in order, above 0")
-        if self.swing[1] >= 1:
-            raise ValueError(f"swing = {self.swing}: must be below 1, or nothing arrives for a while")
+        if self.diurnal_swing[1] >= 1:
+            raise ValueError(
+                f"diurnal_swing = {self.diurnal_swing}: must be below 1, or nothing arrives for a while"
+            )
         for name in ("speed_log_std", "part_log_std"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")

@@ -318,7 +318,7 @@ OUT_CASES = [
 FLAG_CASES = [
     _without("fleet"),
     _without("latency_limit_s"),
-    _flag("empty --fleet", "fleet", "", "'fleet'", "empty"),
+    _flag("no such fleet", "fleet", "edge7", "'fleet'", "did you mean 'edge6'"),
     _flag("limit not a number", "latency_limit_s", "50ms", "--latency_limit_s", "50ms"),
     _flag("limit 0", "latency_limit_s", "0", "'latency_limit_s'", "positive"),
     _flag("limit negative", "latency_limit_s", "-0.05", "'latency_limit_s'", "positive"),
@@ -338,6 +338,12 @@ FLAG_CASES = [
     _flag("seed beyond uint32", "seed", "4294967296", "'seed'", "range"),
     _flag("unknown flag", "schedulr", "prefill_first", "'schedulr'", "scheduler"),
     _flag("unknown: renamed flag", "plot", "true", "--plot has a new name", "; give --plots"),
+    _flag(
+        "unknown: renamed flag of a group",
+        "train.scenario.swing",
+        "0,0",
+        "; give --train.scenario.diurnal_swing",
+    ),
     Case(
         "unknown: renamed flag, negated",
         lambda g: g.extra.append("--noplot"),

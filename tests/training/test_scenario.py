@@ -82,12 +82,12 @@ def test_the_rate_swings_about_its_mean_from_a_phase_of_its_own(drawn, scenario)
     profile = drawn.process.profile
     np.testing.assert_allclose(profile.mean(-1), 1.0, rtol=1e-5)
     swing = (profile.max(-1) - profile.min(-1)) / 2.0
-    assert np.all(swing <= CONFIG.swing[1])
+    assert np.all(swing <= CONFIG.diurnal_swing[1])
     assert np.unique(swing).size == COUNT
     assert np.unique(profile.argmax(-1)).size > 4
     period_s = drawn.process.bin_s * profile.shape[-1]
     assert np.all((period_s >= 0.999 * CONFIG.period_s[0]) & (period_s <= 1.001 * CONFIG.period_s[1]))
-    calm = dataclasses.replace(CONFIG, swing=(0.0, 0.0))
+    calm = dataclasses.replace(CONFIG, diurnal_swing=(0.0, 0.0))
     steady = jax.eval_shape(lambda key: sample_params(key, calm, scenario), jax.random.key(0))
     assert steady.process.profile.shape == (1,)
 
@@ -251,7 +251,7 @@ def test_which_ranges_add_error():
         ("trace_share", 1.5),
         ("replay_share", -0.5),
         ("replay_rate", (0.0, 1.0)),
-        ("swing", (0.0, 1.0)),
+        ("diurnal_swing", (0.0, 1.0)),
     ],
 )
 def test_bad_ranges_are_refused(field, value):
