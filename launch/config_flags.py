@@ -23,17 +23,17 @@ _Config = TypeVar("_Config")
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string"}
 
 
+@dataclasses.dataclass(frozen=True)
 class ConfigFlags(Generic[_Config]):
     """The flags of a configuration; none has a value unless it is given, so defaults may come later."""
 
-    def __init__(
-        self, kind: type[_Config], start: _Config | None, holders: Mapping[str, flags.FlagHolder]
-    ) -> None:
-        self._kind, self._start, self._holders = kind, start, holders
+    kind: type[_Config]
+    start: _Config | None  # what the flags change; None = the defaults of the class
+    holders: Mapping[str, flags.FlagHolder]  # by the dotted path of their field
 
     def given(self) -> dict[str, Any]:
         """Return the values of those flags that were given, by the dotted path of their field."""
-        values = {path: holder.value for path, holder in self._holders.items() if holder.present}
+        values = {path: holder.value for path, holder in self.holders.items() if holder.present}
         return {path: tuple(value) if isinstance(value, list) else value for path, value in values.items()}
 
     def read(self, start: _Config | None = None) -> _Config:
@@ -45,7 +45,7 @@ class ConfigFlags(Generic[_Config]):
         Raises:
           InputError: a required flag is missing, or the dataclass refuses a value.
         """
-        return configured(self._kind, self._start if start is None else start, self.given())
+        return configured(self.kind, self.start if start is None else start, self.given())
 
 
 def define_config_flags(
@@ -153,9 +153,6 @@ class _Parser(flags.ArgumentParser):
         if self._length not in (None, len(parts)):
             raise ValueError(f"{text!r} is not {self.syntactic_help}")
         return tuple(self._read(part.strip(), _NAMES[self._item]) for part in parts)
-
-    def flag_type(self) -> str:
-        return self.syntactic_help
 
     def _read(self, text: str, wanted: str) -> Any:
         try:

@@ -14,7 +14,6 @@ import jax
 
 from qos_jax.checks import COUNT, Interval, check_range
 from qos_jax.errors import input_error
-from qos_jax.options import option
 
 from . import common
 
@@ -29,23 +28,12 @@ class HostConfig:
       InputError: settings that are missing, contradict each other or are out of range.
     """
 
-    coordinator_address: str | None = option(
-        None, help="many hosts: HOST:PORT of process 0; give num_processes and process_id too"
-    )
+    coordinator_address: str | None = None  # many hosts: HOST:PORT of process 0; needs the next two
     num_processes: int | None = None  # many hosts: processes in all
     process_id: int | None = None  # many hosts: which of them this is, from 0
-    multihost: bool = option(
-        False,
-        help="many hosts: learn all that from the cluster (Slurm, Open MPI, Kubernetes, Cloud TPU)",
-    )
-    lost_after_s: int = option(
-        100, help="many hosts: seconds without a sign of life after which a process counts as lost"
-    )
-    cpu_devices: int | None = option(
-        None,
-        help="devices to make of this host's CPU; none = for a sweep one a core that this process may use, "
-        "from 2, else one",
-    )
+    multihost: bool = False  # many hosts: detect all that from Slurm, Open MPI, Kubernetes or Cloud TPU
+    lost_after_s: int = 100  # many hosts: seconds without a sign of life until a process counts as lost
+    cpu_devices: int | None = None  # made of this host's CPU; none = for a sweep one a core, from 2, else one
 
     @property
     def processes(self) -> dict[str, Any]:
