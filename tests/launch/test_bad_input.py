@@ -429,7 +429,7 @@ TABLE_CASES = [
         ("trace.csv: ", "not a readable .npz", "; write"),
     ),
     _table("other version", {"version": 7}, "'version': ", "'7'", "; write"),
-    _table("array missing", {"quality": None}, "'quality': ", "missing", "; give"),
+    _table("array missing", {"quality": None}, "'quality': ", "missing", "; write"),
     _table("array misspelt", {"splits": [0]}, "'splits': ", "unknown", "'split'", "; rename"),
     _table("wrong shape", {"quality": np.ones((4, 2))}, "'quality': ", "(4, 2), not (4, 3)", "; give"),
     _table("NaN", {"quality": np.full((4, 3), np.nan)}, "'quality': ", "nan at quality[0, 0]", "; give"),
@@ -588,7 +588,7 @@ EVALUATE_CASES = [
     Case(
         "no default limit",
         lambda g: g.flags.pop("latency_limit_s"),
-        ("'latency_limit_s'", "no default latency limit for fleet 'fleet'", "; give one"),
+        ("'latency_limit_s'", "no default latency limit for fleet 'fleet'", "; give --latency_limit_s"),
     ),
     _flag(
         "rate not a number",
@@ -702,7 +702,7 @@ SWEEP_CASES = [
     Case(
         "no limit",
         lambda g: g.flags.update(sweep="load=1"),
-        ("'latency_limit_s'", "no default latency limit", "; give one"),
+        ("'latency_limit_s'", "no default latency limit", "; give --latency_limit_s"),
     ),
     Case(
         "table: bias of its own",
