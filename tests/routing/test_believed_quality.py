@@ -16,26 +16,26 @@ from tests.routing.seen import observation
 
 USUAL = jnp.array([0.4, 0.6, 0.5], jnp.float32)
 # Usual + 0.1 for the request + a rest of (0.2, -0.1, -0.1).
-TOLD = jnp.array([0.7, 0.6, 0.5], jnp.float32)
+PREDICTED = jnp.array([0.7, 0.6, 0.5], jnp.float32)
 REST = np.array([0.2, -0.1, -0.1])
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.4, 1.3])
 def test_only_what_sets_experts_apart_in_this_request_is_scaled(slope):
-    believed = believed_quality(TOLD, USUAL, jnp.float32(slope))
+    believed = believed_quality(PREDICTED, USUAL, jnp.float32(slope))
     np.testing.assert_allclose(believed, np.array([0.5, 0.7, 0.6]) + slope * REST, rtol=1e-5)
 
 
 def test_a_slope_of_one_changes_no_bit():
-    told = jax.random.uniform(jax.random.key(0), (64, 3))
-    believed = jax.vmap(believed_quality, (0, None, None))(told, USUAL, jnp.float32(1.0))
-    np.testing.assert_array_equal(believed, told)
+    predicted = jax.random.uniform(jax.random.key(0), (64, 3))
+    believed = jax.vmap(believed_quality, (0, None, None))(predicted, USUAL, jnp.float32(1.0))
+    np.testing.assert_array_equal(believed, predicted)
 
 
 def test_experts_that_only_pad_the_fleet_do_not_count():
     mask = jnp.array([True, True, True, False])
-    padded = believed_quality(jnp.append(TOLD, 9.0), jnp.append(USUAL, 0.0), jnp.float32(0.4), mask)
-    np.testing.assert_allclose(padded[:3], believed_quality(TOLD, USUAL, jnp.float32(0.4)), rtol=1e-6)
+    padded = believed_quality(jnp.append(PREDICTED, 9.0), jnp.append(USUAL, 0.0), jnp.float32(0.4), mask)
+    np.testing.assert_allclose(padded[:3], believed_quality(PREDICTED, USUAL, jnp.float32(0.4)), rtol=1e-6)
     assert np.isfinite(padded).all()
 
 
@@ -57,16 +57,16 @@ def overstated(key, rows=4096, slope=0.3):
 
 def test_the_highest_prediction_disappoints_and_the_expected_quality_does_not():
     table = overstated(jax.random.key(1))
-    told, true = np.asarray(table.predicted_quality), np.asarray(table.quality)
+    predicted, true = np.asarray(table.predicted_quality), np.asarray(table.quality)
     expected = np.asarray(expected_quality(quality_fit(table), table.predicted_quality))
     rows = np.arange(len(true))
     error = 0.5 / np.sqrt(len(true))
-    by_rest = (told - np.asarray(USUAL)).argmax(-1)  # who is told to do unusually well here
-    assert told[rows, by_rest].mean() - true[rows, by_rest].mean() > 3.0 * error
+    by_rest = (predicted - np.asarray(USUAL)).argmax(-1)  # predicted to be unusually good here
+    assert predicted[rows, by_rest].mean() - true[rows, by_rest].mean() > 3.0 * error
     assert abs(expected[rows, by_rest].mean() - true[rows, by_rest].mean()) < 2.0 * error
     # A regression leaves no error that what it read could explain.
     np.testing.assert_allclose((true - expected).mean(0), 0.0, atol=1e-4)
-    np.testing.assert_allclose(((true - expected) * told).mean(0), 0.0, atol=1e-4)
+    np.testing.assert_allclose(((true - expected) * predicted).mean(0), 0.0, atol=1e-4)
 
 
 def test_constant_predictions_let_expect_the_mean():

@@ -1,4 +1,4 @@
-"""The load offered of late: exact on a steady stream, and nothing where nothing came."""
+"""The load offered by recent arrivals: exact on a steady stream, and nothing where nothing came."""
 
 import dataclasses
 
@@ -80,10 +80,10 @@ def test_a_burst_shows_in_the_short_window_first():
     for _ in range(8):
         output = stream(1)[1][0]
         demand = after_gap(after_request(demand, jnp.int32(800), output, output), jnp.float32(0.01))
-    now, lately = offered_load(FLEET.profile, demand, EXACT)
+    short, long = offered_load(FLEET.profile, demand, EXACT)
     calm, _ = offered_load(FLEET.profile, replayed(*stream(200, gap_s=1.0)), EXACT)
-    assert now > 2.0 * calm
-    assert 1.05 * calm < lately < 1.3 * calm
+    assert short > 2.0 * calm
+    assert 1.05 * calm < long < 1.3 * calm
 
 
 def test_arrivals_at_one_instant_are_bounded_and_the_end_of_a_trace_changes_nothing():

@@ -160,16 +160,16 @@ def test_expected_potential_is_the_true_one_where_predictions_are_exact_and_soft
     def judged(states):
         truths = jax.vmap(lambda state: env.true_observation(params, state))(states)
         margins = jnp.array([0.0, 0.3], jnp.float32)
-        told = jax.vmap(lambda seen: jax.vmap(lambda m: expected_qos_in_flight(seen, m))(margins))(
+        expected = jax.vmap(lambda seen: jax.vmap(lambda m: expected_qos_in_flight(seen, m))(margins))(
             truths.seen
         )
         held = jnp.sum(jnp.where(truths.seen.live, truths.slot_quality, 0.0), axis=(1, 2))
-        return told, jax.vmap(qos_in_flight)(truths), held
+        return expected, jax.vmap(qos_in_flight)(truths), held
 
-    told, true, held = jax.device_get(judged(states))
-    np.testing.assert_allclose(told[:, 0], true, atol=1e-4)
-    assert np.all((told >= 0.0) & (told <= held[:, None] + 1e-4))
-    assert np.max(np.abs(told[:, 1] - true)) > 0.1
+    expected, true, held = jax.device_get(judged(states))
+    np.testing.assert_allclose(expected[:, 0], true, atol=1e-4)
+    assert np.all((expected >= 0.0) & (expected <= held[:, None] + 1e-4))
+    assert np.max(np.abs(expected[:, 1] - true)) > 0.1
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])

@@ -63,9 +63,9 @@ def errors(scheduler, params, seed):
         for n in range(EXPERTS):
             if not accepted[t, n]:
                 continue
-            place = {int(i): k for k, i in enumerate(ids[t, n, n])}
+            slot_of = {int(i): k for k, i in enumerate(ids[t, n, n])}
             for k in np.flatnonzero(live[t, n]):
-                truth = delayed[t, n, n, place[int(own_ids[t, n, k])]]
+                truth = delayed[t, n, n, slot_of[int(own_ids[t, n, k])]]
                 later.append(projection.delayed_s[t, n, k] / truth - 1.0)
             new.append(projection.new_latency_s[t, n] / delayed[t, n, n, -1] - 1.0)
     return there, np.array(later), np.array(new)
