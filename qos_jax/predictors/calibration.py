@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 _CLIP = 1e-4  # probabilities nearer to 0 or 1 are taken as this near
-_DRAW = 2.0  # strength of the regularisation towards no correction, in rows
+_PRIOR_ROWS = 2.0  # strength of the regularisation towards no correction, in rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,9 +66,9 @@ def _platt(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float]:
         log_scale, shift = at
         scale = np.exp(log_scale)
         z = scale * logit + shift
-        value = np.sum(np.logaddexp(0, z) - true * z) + _DRAW * (log_scale**2 + shift**2)
+        value = np.sum(np.logaddexp(0, z) - true * z) + _PRIOR_ROWS * (log_scale**2 + shift**2)
         error = special.expit(z) - true
-        slope = np.array([np.sum(error * scale * logit), np.sum(error)]) + 2 * _DRAW * at
+        slope = np.array([np.sum(error * scale * logit), np.sum(error)]) + 2 * _PRIOR_ROWS * at
         return float(value), slope
 
     found = optimize.minimize(loss, np.zeros(2), jac=True, method="L-BFGS-B", bounds=[(-3, 3), (-5, 5)])
@@ -81,6 +81,6 @@ def _sharpness(predicted: np.ndarray, bucket: np.ndarray) -> float:
     def loss(log_sharpness: float) -> float:
         z = np.exp(log_sharpness) * logs
         chosen = np.take_along_axis(z, bucket[:, None].astype(int), -1)[:, 0]
-        return float(np.sum(special.logsumexp(z, -1) - chosen) + _DRAW * log_sharpness**2)
+        return float(np.sum(special.logsumexp(z, -1) - chosen) + _PRIOR_ROWS * log_sharpness**2)
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-2.0, 1.0), method="bounded").x))

@@ -12,7 +12,7 @@ import numpy as np
 from qos_jax.errors import input_error
 from qos_jax.files import Path, atomic_write
 from qos_jax.serving import FleetProfile
-from qos_jax.workload import Fleet, read_fleet, text_table, validate_fleet, write_fleet
+from qos_jax.workload import Fleet, read_fleet, text_table, validate_fleet
 from qos_jax.workload.fleet import ALLOWED
 
 
@@ -34,11 +34,6 @@ def fleet_of_one(expert: str, row: Mapping[str, Any]) -> Fleet:
     fleet = Fleet((expert,), FleetProfile(**leaves))
     validate_fleet(fleet)
     return fleet
-
-
-def write_profile_csv(path: Path, expert: str, row: Mapping[str, Any], comments: Sequence[str]) -> None:
-    """Write a fleet's file of one expert, comments first; whole or not at all."""
-    write_fleet(path, fleet_of_one(expert, row), comments)
 
 
 def check_new_expert(path: Path, expert: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qos_jax.checks import SEED, Interval, check_range
 from qos_jax.errors import input_error
 from qos_jax.files import sha256
 from qos_jax.options import check_options, option
@@ -22,15 +23,9 @@ from qos_jax.profiling import (
     read_request_log,
 )
 from qos_jax.profiling.coefficients import check_fixed
-from qos_jax.profiling.iteration_fit import (
-    check_iterations,
-    iteration_subset,
-)
+from qos_jax.profiling.iteration_fit import check_iterations, iteration_subset
 from qos_jax.profiling.profile_files import check_new_expert, fleet_of_one
-from qos_jax.profiling.request_fit import (
-    check_requests,
-    num_replays,
-)
+from qos_jax.profiling.request_fit import check_requests, num_replays
 from qos_jax.profiling.roofline import roofline_kv_tokens
 from qos_jax.serving import SCHEDULERS
 
@@ -91,12 +86,8 @@ class ProfileConfig:
                 remedy="give one of --iterations=FILE, --requests=FILE and --roofline",
             )
         check_options(self)
-        if not 0 <= self.test_share < 1:
-            raise input_error(
-                f"{self.test_share} is out of range", field="test_share", remedy="give 0 to below 1"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise input_error(f"{self.seed} is out of range", field="seed", remedy="use 0 to 2^32 - 1")
+        check_range(self, ["test_share"], Interval(0, 1, below=True))
+        check_range(self, ["seed"], SEED)
         if self.roofline is None:
             if self.kv_capacity_tokens is None:
                 raise input_error(
@@ -197,7 +188,7 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
 def profile_row(
     config: ProfileConfig, kv_capacity_tokens: int, coefficients: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the columns of the fleet's row but the name."""
+    """Return the columns of the fleet's row but the name, by name."""
     names = (
         "max_running",
         "max_waiting",

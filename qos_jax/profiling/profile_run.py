@@ -20,22 +20,14 @@ from qos_jax.profiling import (
 )
 from qos_jax.profiling.coefficients import typical_iterations
 from qos_jax.profiling.goodness import Goodness
-from qos_jax.profiling.iteration_fit import (
-    iteration_design,
-    iteration_quality,
-    iteration_subset,
-)
-from qos_jax.profiling.profile_files import append_expert, write_profile_csv
+from qos_jax.profiling.iteration_fit import iteration_design, iteration_quality, iteration_subset
+from qos_jax.profiling.profile_files import append_expert, fleet_of_one
 from qos_jax.profiling.profile_plan import ProfilePlan, profile_row
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
-from qos_jax.profiling.request_fit import (
-    StartResult,
-    request_pairs,
-    request_quality,
-    typical_load,
-)
+from qos_jax.profiling.request_fit import StartResult, request_pairs, request_quality, typical_load
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
+from qos_jax.workload import write_fleet
 
 
 def execute_profile(
@@ -84,7 +76,7 @@ def execute_profile(
     if plot:
         figure = predicted_against_measured(agreement)
         plot_style.save_figure(figure, folder.file("plots/predicted_against_measured.png"))
-    write_profile_csv(folder.file("profile.csv"), config.expert, row, comments)
+    write_fleet(folder.file("profile.csv"), fleet_of_one(config.expert, row), comments)
     folder.write_json("profile.json", summary)
     if config.append_to is not None:
         append_expert(config.append_to, config.expert, row, comments)

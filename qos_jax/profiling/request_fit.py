@@ -24,7 +24,7 @@ TTFT_LOG_SCALE, TPOT_LOG_SCALE = 0.1, 0.02
 STEP = 1e-7  # relative, of exact derivatives: so small that no two events of a replay swap
 BLOCKS = 20  # of requests in a row, which share their errors: they waited in one queue
 SPREAD = (0.1, 2.0)  # of the candidates around the scale guessed from the log, log-uniform
-NOT_STUCK = 1e-3  # of its scale: where a stage starts a coefficient that the last one left at 0
+RESTART_SHARE = 1e-3  # of its scale: where a stage starts a coefficient that the last one left at 0
 SMALLEST_BASE_SHARE = 1e-3  # of its scale: lower bound of decode_base_s, which must stay above 0
 
 
@@ -285,7 +285,7 @@ class _Problem:
         for step in search.steps:
             end = least_squares(
                 self.residuals,
-                np.maximum(best[1], NOT_STUCK),
+                np.maximum(best[1], RESTART_SHARE),
                 bounds=(self.lower, np.inf),
                 diff_step=step,
                 x_scale="jac",

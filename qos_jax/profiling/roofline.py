@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from qos_jax.checks import Interval, check_range
 from qos_jax.errors import input_error
 from qos_jax.profiling.coefficients import COEFFICIENTS, CoefficientFit
 from qos_jax.profiling.goodness import Goodness
@@ -46,17 +47,10 @@ class RooflineConfig:
         shares = ("bandwidth_efficiency", "compute_efficiency", "memory_utilisation")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "memory_gb":
-                continue
-            if value is None:
+            if value is None and field.name != "memory_gb":
                 raise input_error("is missing", field=field.name, remedy=f"give --{field.name}=NUMBER")
-            least = 0.0 if field.name == "overhead_s" else 1e-9
             most = 1.0 if field.name in shares else 1e18
-            if not least <= value <= most:  # NaN fails too
-                rule = "above 0 and at most 1" if field.name in shares else "above 0"
-                raise input_error(
-                    f"{value} is out of range", field=field.name, remedy=f"give a number {rule}"
-                )
+            check_range(self, [field.name], Interval(0, most, above=field.name != "overhead_s"))
 
     @property
     def kv_bytes_per_token(self) -> float:

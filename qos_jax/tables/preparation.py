@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax.checks import Interval, check_range
 from qos_jax.errors import InputError, input_error
 from qos_jax.options import check_options, option
 from qos_jax.predictors import PredictorConfig
@@ -57,8 +58,7 @@ class PreparationConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.folds < 2:
-            raise input_error(f"{self.folds} is below 2", field="folds", remedy="give at least 2")
+        check_range(self, ["folds"], Interval(2, 2**31 - 1, whole=True))
 
 
 @dataclasses.dataclass(frozen=True)

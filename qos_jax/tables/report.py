@@ -62,7 +62,7 @@ def _report(plan: Preparation, prepared: Prepared, rows: npt.NDArray[np.bool_]) 
     _, quality, output_tokens, experts = fitted_answers(plan.rows, rows)
     _, known_quality, known_tokens, _ = fitted_answers(plan.rows, plan.split == TRAIN)
     baseline = mean_predictions(plan.config.predictor, known_quality, known_tokens, int(rows.sum()))
-    return predictor_report(_of(prepared.predictions, rows), baseline, quality, output_tokens, experts)
+    return predictor_report(_rows_of(prepared.predictions, rows), baseline, quality, output_tokens, experts)
 
 
 def fleet_frontier(plan: Preparation, prepared: Prepared, rows: npt.NDArray[np.bool_]) -> CostFrontier:
@@ -74,7 +74,7 @@ def fleet_frontier(plan: Preparation, prepared: Prepared, rows: npt.NDArray[np.b
     log = plan.rows.log
     at = [log.experts.index(name) for name in plan.fleet.names]
     _, quality, _, _ = fitted_answers(plan.rows, rows)
-    predictions = _of(prepared.predictions, rows)
+    predictions = _rows_of(prepared.predictions, rows)
     prompt_tokens = log.prompt_tokens[rows]
     cost_s, predicted_cost_s = (
         busy_alone_s(plan.fleet.profile, prompt_tokens, tokens[:, at])
@@ -132,7 +132,7 @@ def frontier_figure(frontier: CostFrontier) -> Any:
     return figure
 
 
-def _of(predictions: Predictions, rows: npt.NDArray[np.bool_]) -> Predictions:
+def _rows_of(predictions: Predictions, rows: npt.NDArray[np.bool_]) -> Predictions:
     return dataclasses.replace(
         predictions,
         quality=predictions.quality[rows],

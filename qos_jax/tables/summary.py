@@ -51,7 +51,7 @@ def summarise_table(named: NamedTable) -> list[TableRow]:
     found = []
     for split, rows in parts:
         experts = [_expert_row(named, split, rows, n) for n in range(len(named.names))]
-        found += [_together(named, split, rows, experts), *experts]
+        found += [_all_experts_row(named, split, rows, experts), *experts]
     return found
 
 
@@ -78,7 +78,7 @@ def _expert_row(named: NamedTable, split: str, rows: npt.NDArray[np.bool_], n: i
     )
 
 
-def _together(
+def _all_experts_row(
     named: NamedTable, split: str, rows: npt.NDArray[np.bool_], experts: Sequence[TableRow]
 ) -> TableRow:
     tokens, predicted = named.table.output_tokens[rows], named.table.predicted_output_tokens[rows]

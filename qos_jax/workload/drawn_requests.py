@@ -27,8 +27,12 @@ from qos_jax.workload.table_rows import effective_rows, even_rows, length_ratios
 
 Source = SyntheticParams | NamedTable  # parameters to sample requests from, or real ones to draw
 
-FAR = 1.5  # times longer or shorter than recorded lengths: a table's rows beyond it are warned of
-FEW = 0.1  # of the rows, or of the draws if they are fewer: fewer effective rows are warned of
+MAX_LENGTH_RATIO = (
+    1.5  # times longer or shorter than recorded lengths: a table's rows beyond it are warned of
+)
+MIN_EFFECTIVE_SHARE = (
+    0.1  # of the rows, or of the draws if they are fewer: fewer effective rows are warned of
+)
 
 
 def draw_contents(
@@ -113,8 +117,8 @@ def _warn_if_unlike(
     """Log how a table's rows differ from the recorded requests they stand for, where they do."""
     prompt_ratio, output_ratio = length_ratios(drawn, *wanted)
     effective = effective_rows(rows)
-    near = all(1 / FAR <= ratio <= FAR for ratio in (prompt_ratio, output_ratio))
-    if near and effective >= FEW * min(source.num_rows, rows.size):
+    near = all(1 / MAX_LENGTH_RATIO <= ratio <= MAX_LENGTH_RATIO for ratio in (prompt_ratio, output_ratio))
+    if near and effective >= MIN_EFFECTIVE_SHARE * min(source.num_rows, rows.size):
         return
     logging.warning(
         "%s: its rows are %.2g times as long in prompt tokens and %.2g times in output tokens "

@@ -355,7 +355,7 @@ FLAG_CASES = [
         lambda g: g.extra.extend(["--exclude_task=sums", "--exclude_task=facts"]),
         ("'exclude_task'", "leaves no row", "; "),
     ),
-    _flag("one fold", "folds", "1", "'folds'", "below 2", "; "),
+    _flag("one fold", "folds", "1", "'folds'", "out of range", "; "),
     _flag("more folds than rows", "folds", "99", "'folds'", "fewer than 99 folds", "; "),
     _flag("no such fleet", "fleet", "edge7", "edge7", "; "),
     _flag("fleet of others", "fleet", "edge6", "'fleet'", "no answers of 'Llama-3.1-8B-Instruct'", "; "),

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.predictors.answers import groups_of
 from qos_jax.tables.answers.log import MISSING_TOKENS, AnswerLog, take_rows
@@ -112,10 +113,7 @@ class SplitConfig:
             )
         if shares[TRAIN] <= 0 or shares[TEST] <= 0:
             raise input_error("leave train or test empty", field="split_shares", remedy="give both a share")
-        if not 0 <= self.split_seed < 2**32:
-            raise input_error(
-                f"{self.split_seed} is out of range", field="split_seed", remedy="use 0 to 2^32 - 1"
-            )
+        check_range(self, ["split_seed"], SEED)
 
 
 def split_by_prompt(log: AnswerLog, config: SplitConfig) -> npt.NDArray[np.int32]:
