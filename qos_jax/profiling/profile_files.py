@@ -1,4 +1,4 @@
-"""Write a fitted profile as a fleet file of one expert, or append it to a fleet file."""
+"""Make a fleet of one expert of a fitted profile, and append the expert to a fleet file."""
 
 from __future__ import annotations
 

@@ -27,12 +27,9 @@ from qos_jax.workload.table_rows import effective_rows, even_rows, length_ratios
 
 Source = SyntheticParams | NamedTable  # parameters to sample requests from, or real ones to draw
 
-MAX_LENGTH_RATIO = (
-    1.5  # times longer or shorter than recorded lengths: a table's rows beyond it are warned of
-)
-MIN_EFFECTIVE_SHARE = (
-    0.1  # of the rows, or of the draws if they are fewer: fewer effective rows are warned of
-)
+# A warning is logged where a table's rows differ more than this from the recorded requests they stand for:
+MAX_LENGTH_RATIO = 1.5  # times longer or shorter
+MIN_EFFECTIVE_SHARE = 0.1  # effective rows, of the table's or, if they are fewer, of those drawn
 
 
 def draw_contents(

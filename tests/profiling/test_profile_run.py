@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.profiling.profile_files import append_expert, fleet_of_one, write_profile_csv
+from qos_jax.profiling.profile_files import append_expert, fleet_of_one
 from qos_jax.profiling.profile_plan import ProfileConfig
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
 from qos_jax.runs import plot_style
-from qos_jax.workload import fleet_path, read_fleet
+from qos_jax.workload import fleet_path, read_fleet, write_fleet
 
 ROW = {
     "max_running": 8,
@@ -47,7 +47,7 @@ def test_a_row_added_leaves_the_rest_as_it_is(tmp_path):
 
 def test_columns_keep_the_order_of_the_file(tmp_path):
     path = tmp_path / "fleet.csv"
-    write_profile_csv(path, "one", ROW, ["note"])
+    write_fleet(path, fleet_of_one("one", ROW), ["note"])
     header, row = path.read_text().splitlines()[1:]
     names, cells = header.split(","), row.split(",")
     path.write_text("\n".join([",".join(names[::-1]), ",".join(cells[::-1])]) + "\n")
