@@ -105,7 +105,7 @@ def unreadable(path: Path, error: OSError | UnicodeDecodeError | csv.Error) -> I
         return input_error(
             f"cannot be read ({error.strerror})", file=path, remedy="give a readable file, not a folder"
         )
-    return input_error(f"is not plain text ({error})", file=path, remedy="save it as UTF-8 CSV")
+    return input_error(f"is not plain text ({error})", file=path, remedy="save it as UTF-8 text")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from qos_jax.checks import (
     SHARE,
     Interval,
     check_distinct,
+    check_names,
     check_one_of,
     check_range,
     check_some_of,
@@ -59,3 +60,18 @@ def test_names():
         check_some_of("agents", (), ("ppo", "sac"))
     with pytest.raises(InputError, match=r"'loads': 0.5 is given twice; give each once"):
         check_distinct("loads", (0.5, 1.0, 0.5))
+
+
+def test_names_of_experts():
+    check_names("experts", ("ant", "bee"), reserved="drop")
+    for names, fault in (
+        ((), "is no list of names"),
+        ("ant", "is no list of names"),
+        (("ant", " "), r"' ' at experts\[1\] is empty"),
+        (("ant", 3), r"3 at experts\[1\] is empty"),
+        (("b\nee",), r"experts\[0\] is not printable"),
+        (("Drop",), r"'Drop' at experts\[0\] is reserved"),
+        (("ant", "ant"), r"'ant' at experts\[1\] appears twice"),
+    ):
+        with pytest.raises(InputError, match=rf"mine.npz, field 'experts': .*{fault}.*; give"):
+            check_names("experts", names, file="mine.npz", reserved="drop")

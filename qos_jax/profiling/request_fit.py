@@ -323,7 +323,7 @@ def typical_load(log: RequestLog, limits: ServerLimits) -> tuple[float, float]:
 
 
 def _cost(residuals: Array) -> float:
-    """Half the soft L1 loss, as scipy's ``cost``."""
+    """Return half the soft L1 loss, as scipy's ``cost``."""
     return float(np.sum(np.sqrt(1.0 + residuals**2) - 1.0))
 
 
