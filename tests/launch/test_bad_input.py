@@ -878,14 +878,7 @@ CALIBRATE_CASES = [
     _write("log a list", "log.jsonl", b"[1, 2]\n", "row 1: is no JSON object", "; give"),
     _request("broken JSON", '"prompt_tokens": 107,', '"prompt_tokens": ', "row 2: ", "no JSON", "; give"),
     _request("a stamp left out", '"arrival_s": 3, ', "", "row 2, field 'arrival_s': ", "empty", "; "),
-    _request(
-        "a column left out",
-        '"last_token_s": 2, ',
-        "",
-        "field 'last_token_s': ",
-        "missing",
-        "; give",
-    ),
+    _request("a column left out", '"last_token_s": 2, ', "", "field 'last_token_s': ", "missing", "; give"),
     _request("NaN", '"first_token_s": 4', '"first_token_s": NaN', "row 2, field 'first_token_s': ", "finite"),
     _request("a text", '"first_token_s": 4', '"first_token_s": "x"', "row 2", "'x' is not a number", "; "),
     _request(

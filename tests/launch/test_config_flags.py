@@ -7,9 +7,16 @@ import dataclasses
 import pytest
 from absl import flags
 
-from launch.config_flags import define_config_flags
+from launch.config_flags import define_config_flags, field_comments
+from qos_jax.benchmark.benchmark import BenchmarkConfig
 from qos_jax.errors import InputError
-from qos_jax.options import check_options, option
+from qos_jax.evaluation.comparison import ComparisonConfig
+from qos_jax.evaluation.single_run import SingleRunConfig
+from qos_jax.options import check_options, option, option_of
+from qos_jax.simulation.cases import CaseConfig
+from qos_jax.sweep.plan import SweepConfig
+from qos_jax.tables.preparation import PreparationConfig
+from qos_jax.training.train_config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,3 +132,29 @@ def test_options_are_checked_in_python_too():
     with pytest.raises(InputError, match="did you mean 'bursty'"):
         check_options(Cases(kind="bursti"))
     check_options(Config("a"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("scheduler", (ComparisonConfig, SweepConfig, SingleRunConfig, BenchmarkConfig, TrainConfig)),
+        ("fleet", (ComparisonConfig, SingleRunConfig, TrainConfig)),
+        ("policies", (ComparisonConfig, SweepConfig)),
+        ("checkpoint", (ComparisonConfig, SweepConfig)),
+        ("stochastic", (ComparisonConfig, SweepConfig)),
+        ("allow_drop", (ComparisonConfig, SweepConfig)),
+        ("table_split", (ComparisonConfig, SweepConfig, TrainConfig)),
+        ("table_match", (CaseConfig, PreparationConfig)),
+        ("trace_start_s", (ComparisonConfig, PreparationConfig, TrainConfig)),
+        ("trace_end_s", (ComparisonConfig, PreparationConfig, TrainConfig)),
+    ],
+)
+def test_the_same_flag_is_the_same_everywhere(name, kinds):
+    fields = [next(field for field in dataclasses.fields(kind) if field.name == name) for kind in kinds]
+    assert len({(field.type, option_of(field).known, option_of(field).repeatable) for field in fields}) == 1
+    if name != "policies":  # whose groups differ by the bounds
+        helps = {
+            option_of(field).help or field_comments(kind)[name]
+            for field, kind in zip(fields, kinds, strict=True)
+        }
+        assert len(helps) == 1
