@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qos_jax.options import option
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder
 from qos_jax.policies.router_input import RouterInput
@@ -30,17 +31,17 @@ class NetworkConfig:
       ValueError: an unknown encoder, or a size or temperature out of range.
     """
 
-    # "han": attention over the graph, beside what "sets" sees; "sets": experts as a set, without attention
-    # and without slots; "flat": an MLP on all features in one row (fixed N and K), the baseline RL network
-    encoder: str = "han"
+    encoder: str = option(
+        "han",
+        help="han: attention over the graph, beside what sets sees; sets: experts as a set, without "
+        "attention and slots; flat: an MLP on all features in one row (fixed N and K), the baseline network",
+    )
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
     residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides what the impact estimator says; then no residual either
     calibrate_quality: bool = True  # correct the predicted qualities by what training showed of them
-    learned_prices: bool = (
-        True  # with the residual: weigh the terms of the net gain by load, request and server
-    )
+    learned_prices: bool = True  # with the residual: weigh the net gain's terms by load, request and server
     temperature: float = 0.03  # QoS, logits = scores / temperature
     head_scale: float = 0.3  # of the head's part beside a residual: below 1, noise moves scores less
     allow_drop: bool = False  # an action more: drop the request
