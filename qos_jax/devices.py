@@ -15,6 +15,7 @@ from qos_jax.errors import input_error
 LANES = "lanes"
 
 _Result = TypeVar("_Result")
+_Tree = TypeVar("_Tree")
 
 
 def lane_mesh(devices: int | None = None) -> Mesh:
@@ -30,6 +31,25 @@ def spread(mesh: Mesh, tree: Any) -> Any:
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Replicate every leaf on every device."""
     return _put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def vary_alike(tree: _Tree, *inputs: Any) -> _Tree:
+    """Mark every leaf as varying over all axes of a ``jax.shard_map`` that any leaf of these varies over.
+
+    A loop's carry must enter it as it leaves a round, which makes all of it depend on all that is read.
+
+    Args:
+      tree: a pytree of arrays, such as the first carry of a loop.
+      inputs: what else a round reads.
+    """
+    types = [jax.typeof(leaf).manual_axis_type for leaf in jax.tree.leaves((tree, inputs))]
+    axes = frozenset[str]().union(*(kind.varying for kind in types))
+
+    def marked(leaf: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - jax.typeof(leaf).manual_axis_type.varying))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(marked, tree) if axes else tree
 
 
 def gather(tree: Any) -> Any:

@@ -19,13 +19,13 @@ def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
 
 def _least(key: jax.Array, cost: jax.Array) -> jax.Array:
     """Index of the lowest of [N] costs, drawn evenly among ties."""
-    tie = jax.random.uniform(key, cost.shape)
+    tie = jax.random.uniform(key, cost.shape, jnp.float32)
     return jnp.argmin(jnp.where(cost == jnp.min(cost), tie, jnp.inf)).astype(jnp.int32)
 
 
 def random(params: None, key: jax.Array, seen: Observation) -> jax.Array:
     """Any expert, evenly."""
-    return jax.random.randint(key, (), 0, seen.num_experts)
+    return jax.random.randint(key, (), 0, seen.num_experts, jnp.int32)
 
 
 def round_robin(params: None, key: jax.Array, seen: Observation) -> jax.Array:
@@ -46,7 +46,7 @@ def least_work(params: None, key: jax.Array, seen: Observation) -> jax.Array:
 def power_of_two(params: None, key: jax.Array, seen: Observation) -> jax.Array:
     """The shorter queue of two experts drawn evenly (Mitzenmacher 2001); the only one of one."""
     pair_key, tie_key = jax.random.split(key)
-    drawn = jax.random.uniform(pair_key, (seen.num_experts,))
+    drawn = jax.random.uniform(pair_key, (seen.num_experts,), jnp.float32)
     rank = jnp.sum(drawn[:, None] > drawn[None, :], axis=-1)
     return _least(tie_key, jnp.where(rank < 2, queue_length(seen), jnp.iinfo(jnp.int32).max))
 

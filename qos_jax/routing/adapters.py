@@ -136,7 +136,7 @@ class GymnaxEnv:
 
     def discount(self, state: EnvState, params: EnvParams) -> jax.Array:
         """What is to come counts: 0 if the episode has ended at ``state``, else 1."""
-        return jnp.where(self.is_terminal(state, params), 0.0, 1.0)
+        return jnp.where(self.is_terminal(state, params), jnp.float32(0.0), 1.0)
 
     def action_space(self, params: EnvParams | None = None) -> Any:
         """The actions."""
@@ -159,7 +159,7 @@ class GymnaxEnv:
     def _told(self, result: TimeStep) -> tuple[jax.Array, Info]:
         observation = flat_observation(result.observation, self.with_slots)
         return observation, {
-            "discount": jnp.where(result.terminated, 0.0, 1.0),
+            "discount": jnp.where(result.terminated, jnp.float32(0.0), 1.0),
             "terminated": result.terminated,
             "truncated": result.truncated,
             "final_observation": observation,

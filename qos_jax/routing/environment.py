@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import Observation, TrueObservation, observe, reveal
@@ -89,6 +90,7 @@ class RoutingEnvironment:
             rejected=zero,
             dropped=zero,
         )
+        state = vary_alike(state, key, params)
         return state, self.observation(params, state)
 
     def step(
@@ -96,6 +98,7 @@ class RoutingEnvironment:
     ) -> tuple[EnvState, TimeStep]:
         """Route the arrived request, let time pass to the next arrival, pay for what completed."""
         config = self.config
+        action = jnp.asarray(action, jnp.int32)
         arrivals_key, row_key = jax.random.split(key)
         before = self.true_observation(params, state)
         if params.process is not None and state.arrivals is not None:
@@ -124,6 +127,7 @@ class RoutingEnvironment:
             rejected=state.rejected + routed.rejected.astype(jnp.int32),
             dropped=state.dropped + routed.dropped.astype(jnp.int32),
         )
+        reached = vary_alike(reached, key, state, action, params)
         after = self.true_observation(params, reached)
         return reached, TimeStep(
             observation=after.seen,
@@ -146,7 +150,7 @@ class RoutingEnvironment:
     def _request(self, key: jax.Array, params: EnvParams, step: jax.Array) -> Request:
         """The request that arrives as number ``step``; past a trace's end, its last one again."""
         if params.process is not None:
-            row = jax.random.randint(key, (), 0, params.table.prompt_tokens.shape[0])
+            row = jax.random.randint(key, (), 0, params.table.prompt_tokens.shape[0], jnp.int32)
         else:
             rows = _episode(params).row
             row = rows[jnp.minimum(step, rows.shape[0] - 1)]

@@ -9,6 +9,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pass_time, route
 from qos_jax.routing.whole_batch import max_over_batch
 from qos_jax.serving import FleetProfile, ServingConfig
@@ -60,21 +61,25 @@ def step_fleet(
     widths = step_widths(config.slots)
     if len(widths) == 1:
         return stepped(state)
+    given = (profile, request, request_id, action, gap_s, latency_limit_s)
     # One more, free for the newcomer at any expert.
     needed = max_over_batch(jnp.minimum(occupied_slots(state) + 1, config.slots))
     shapes = jax.eval_shape(stepped, state)
     done = (state, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1:]))
+    done = vary_alike(done, given)
     for narrower, width in itertools.pairwise((0, *widths)):
 
         def once(
             loop: tuple[jax.Array, tuple[FleetState, Routed, Passed]], width: int = width
         ) -> tuple[jax.Array, tuple[FleetState, Routed, Passed]]:
             _, whole = loop
-            return jnp.bool_(False), _put_back(whole, stepped(last_slots(whole[0], width)))
+            return vary_alike(
+                (jnp.bool_(False), _put_back(whole, stepped(last_slots(whole[0], width)))), loop
+            )
 
         # A loop of one round or none instead of a branch: XLA updates in place what a loop carries, but
         # copies all that a branch returns.
-        todo = (narrower < needed) & (needed <= width)
+        todo = vary_alike((narrower < needed) & (needed <= width), done)
         _, done = jax.lax.while_loop(lambda loop: loop[0], once, (todo, done))
     return done
 

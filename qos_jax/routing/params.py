@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,15 +97,23 @@ def make_params(
     if table.quality.shape[-1] != num_experts:
         raise ValueError(f"the table has {table.quality.shape[-1]} experts, the fleet {num_experts}")
     return EnvParams(
-        profile=jax.tree.map(jnp.asarray, profile),
-        table=jax.tree.map(jnp.asarray, table),
+        profile=jax.tree.map(_as_32_bits, profile),
+        table=jax.tree.map(_as_32_bits, table),
         latency_limit_s=jnp.asarray(latency_limit_s, jnp.float32),
         length_log_std=jnp.asarray(length_log_std, jnp.float32),
         impact_weight=jnp.asarray(impact_weight, jnp.float32),
         discount=jnp.asarray(discount, jnp.float32),
-        process=process,
-        episode=None if episode is None else jax.tree.map(jnp.asarray, episode),
+        process=jax.tree.map(_as_32_bits, process),
+        episode=None if episode is None else jax.tree.map(_as_32_bits, episode),
     )
+
+
+def _as_32_bits(leaf: Any) -> jax.Array:
+    """Return an array of 32 bits, also where JAX keeps 64 (``JAX_ENABLE_X64``); masks stay as they are."""
+    kind = jnp.result_type(leaf)
+    if jnp.issubdtype(kind, jnp.floating):
+        return jnp.asarray(leaf, jnp.float32)
+    return jnp.asarray(leaf, jnp.int32 if jnp.issubdtype(kind, jnp.integer) else None)
 
 
 def request_at(table: RequestTable, row: jax.Array) -> Request:

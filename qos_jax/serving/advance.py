@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import vary_alike
 from qos_jax.serving import latency, scheduler
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.scheduler import Batch, PromptPhase, count, masked_sum, once_per_expert
@@ -107,6 +108,7 @@ def advance(
         return _Loop(batch, goes_on & before_end, loop.rounds + 1)
 
     start = _Loop(batch, (state.lead_s < gap_s) & (count(batch.live) > 0), jnp.int32(0))
+    start = vary_alike(start, profile, state, gap_s)
     batch, _, rounds = jax.lax.while_loop(lambda loop: jnp.any(loop.active), body, start)
     advanced = dataclasses.replace(
         state,
@@ -226,6 +228,7 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
         kv_token_s=batch.kv_token_s,
         decodes=decodes,
     )
+    start = vary_alike(start, gap.profile, gap.age_s, gap.gap_s)
     end = jax.lax.while_loop(lambda run: jnp.any(run.decodes), body, start)
     running = end.left_tokens < _NOT_RUNNING
     freed = batch.running & ~running

@@ -192,7 +192,7 @@ def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.
     """
     state_key, left_key = jax.random.split(key)
     burst_share = process.burst_mean_s / (process.burst_mean_s + process.calm_mean_s)
-    in_burst = jax.random.uniform(state_key) < burst_share
+    in_burst = jax.random.uniform(state_key, dtype=jnp.float32) < burst_share
     return ArrivalState(
         bin=jnp.asarray(start_bin, jnp.int32) % process.profile.shape[0],
         bin_left_s=process.bin_s,
@@ -248,21 +248,21 @@ def sample_gaps(
 def _unit_gaps(key: jax.Array, process: ArrivalProcess, shape: tuple[int, ...]) -> jax.Array:
     """Draw gaps of mean 1 and coefficient of variation ``cv``."""
     if not process.is_gamma:
-        return jax.random.exponential(key, shape)
+        return jax.random.exponential(key, shape, jnp.float32)
     variance = process.cv * process.cv
-    return jax.random.gamma(key, jnp.broadcast_to(1.0 / variance, shape), shape) * variance
+    return jax.random.gamma(key, jnp.broadcast_to(1.0 / variance, shape), shape, jnp.float32) * variance
 
 
 def _sojourn_s(key: jax.Array, process: ArrivalProcess, in_burst: jax.Array) -> jax.Array:
     mean_s = jnp.where(in_burst, process.burst_mean_s, process.calm_mean_s)
-    return jax.random.exponential(key) * mean_s
+    return jax.random.exponential(key, dtype=jnp.float32) * mean_s
 
 
 def _any_position(key: jax.Array, process: ArrivalProcess) -> jax.Array | None:
     if process.recording is None:
         return None
     # Folded in, so that the other draws are those of the same process without a recording.
-    return jax.random.randint(jax.random.fold_in(key, 2), (), 0, process.recording.gaps.shape[0])
+    return jax.random.randint(jax.random.fold_in(key, 2), (), 0, process.recording.gaps.shape[0], jnp.int32)
 
 
 def _arrive(

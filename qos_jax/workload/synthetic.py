@@ -50,7 +50,7 @@ def sample_table(key: jax.Array, params: SyntheticParams, num_rows: int) -> Requ
     """
     task_key, shared_key, own_key, noise_key = jax.random.split(key, 4)
     task = _tasks(task_key, params, num_rows)
-    shared = jax.random.normal(shared_key, (num_rows, 3))
+    shared = jax.random.normal(shared_key, (num_rows, 3), jnp.float32)
     mixed = jnp.einsum("mij,mj->mi", params.shared_factor[task], shared)  # [M, 3]: g, d, prompt
     true = _own_latents(own_key, params, task, mixed[:, 0], mixed[:, 1])
     seen = _observe(noise_key, params, true, params.length_noise)
@@ -92,7 +92,9 @@ def table_for_trace(
     spread = jnp.std(log_typical)
     length = (log_typical - jnp.mean(log_typical)) / jnp.maximum(spread, 1e-6)
     factor = params.shared_factor[task]
-    difficulty = factor[:, 1, 0] * length + factor[:, 1, 1] * jax.random.normal(shared_key, (num_rows,))
+    difficulty = factor[:, 1, 0] * length + factor[:, 1, 1] * jax.random.normal(
+        shared_key, (num_rows,), jnp.float32
+    )
     true = _own_latents(own_key, params, task, length, difficulty)
     seen = _observe(noise_key, params, true, params.typical_length_noise)
     predicted_typical = log_typical + spread * (seen.length - length)
@@ -117,9 +119,11 @@ def _own_latents(
 ) -> _Latents:
     length_key, quality_key = jax.random.split(key)
     shape = (task.shape[0], params.num_experts)
-    own_length = jax.random.normal(length_key, shape)
+    own_length = jax.random.normal(length_key, shape, jnp.float32)
     corr = params.own_correlation[task][:, None]
-    own_quality = corr * own_length + jnp.sqrt(1 - corr**2) * jax.random.normal(quality_key, shape)
+    own_quality = corr * own_length + jnp.sqrt(1 - corr**2) * jax.random.normal(
+        quality_key, shape, jnp.float32
+    )
     return _Latents(length, difficulty, own_length, own_quality)
 
 
@@ -131,7 +135,7 @@ def _observe(key: jax.Array, params: SyntheticParams, true: _Latents, length_noi
 
     def one(key: jax.Array, tau: jax.Array, latent: jax.Array) -> jax.Array:
         tau = tau * params.error_level
-        return (latent + tau * jax.random.normal(key, latent.shape)) / (1 + tau * tau)
+        return (latent + tau * jax.random.normal(key, latent.shape, jnp.float32)) / (1 + tau * tau)
 
     return _Latents(*[one(*arguments) for arguments in zip(keys, taus, latents, strict=True)])
 
@@ -156,7 +160,7 @@ def _predicted_quality(key: jax.Array, params: SyntheticParams, task: jax.Array,
     rho = params.quality_shared[task][:, None]
     mean = _score_latent(params, task, seen)
     jitter = params.quality_jitter * params.error_level
-    mean = mean + jitter * jax.random.normal(key, mean.shape)
+    mean = mean + jitter * jax.random.normal(key, mean.shape, jnp.float32)
     std = _score_residual_std(params, rho)
     expected = jnp.mean(
         jax.scipy.stats.norm.cdf((mean[:, :, None] - params.quality_threshold[task]) / std[:, :, None]),
