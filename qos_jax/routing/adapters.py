@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import importlib
+from collections.abc import Hashable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+import numpy as np
 
 from qos_jax.errors import input_error
 from qos_jax.routing.environment import EnvState, RoutingEnvironment, TimeStep
@@ -16,6 +19,7 @@ from qos_jax.routing.graph import graph_features
 from qos_jax.routing.impact import projected_impact
 from qos_jax.routing.observation import Observation
 from qos_jax.routing.params import EnvParams
+from qos_jax.routing.spaces import LARGEST, Box, Discrete, Tree, tree_space
 
 # Std of log latency per token for what the projection cannot know, as that of the greedy routers.
 _MARGIN = 0.3
@@ -35,42 +39,7 @@ def flat_observation(seen: Observation, with_slots: bool = False) -> jax.Array:
     return jnp.concatenate([part.reshape(-1) for part in parts])
 
 
-@dataclasses.dataclass(frozen=True)
-class Discrete:
-    """The integers 0..n-1: gymnax's space of that name, where gymnax is not installed."""
-
-    n: int
-    shape: tuple[int, ...] = ()
-    dtype: Any = jnp.int32
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw one evenly."""
-        return jax.random.randint(key, self.shape, 0, self.n, self.dtype)
-
-    def contains(self, value: Any) -> jax.Array:
-        """Whether ``value`` is one of them, [] bool."""
-        return jnp.all((jnp.asarray(value) >= 0) & (jnp.asarray(value) < self.n))
-
-
-@dataclasses.dataclass(frozen=True)
-class Box:
-    """Arrays between two bounds: gymnax's space of that name, where gymnax is not installed."""
-
-    low: float
-    high: float
-    shape: tuple[int, ...]
-    dtype: Any = jnp.float32
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw one evenly; the bounds must be finite."""
-        return jax.random.uniform(key, self.shape, self.dtype, self.low, self.high)
-
-    def contains(self, value: Any) -> jax.Array:
-        """Whether all of ``value`` lies between the bounds, [] bool."""
-        return jnp.all((jnp.asarray(value) >= self.low) & (jnp.asarray(value) <= self.high))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity: jit takes it as static
+@dataclasses.dataclass(frozen=True, eq=False)
 class GymnaxEnv:
     """The interface of gymnax before 1.0, five values a step; auto-resetting, the observation one flat row.
 
@@ -88,6 +57,32 @@ class GymnaxEnv:
     env: RoutingEnvironment
     default_params: EnvParams  # used where a call gives none
     with_slots: bool = False  # as of ``flat_observation``
+
+    def __post_init__(self) -> None:
+        limited = dataclasses.replace(
+            self.default_params, max_steps_in_episode=self.env.max_steps(self.default_params)
+        )
+        object.__setattr__(self, "default_params", limited)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._identity == cast(GymnaxEnv, other)._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @functools.cached_property
+    def _identity(self) -> Hashable:
+        """What equal ones share, so that ``jax.jit`` takes them for one static argument.
+
+        The default parameters count by value, read once; traced ones have none, and count as themselves.
+        """
+        leaves, treedef = jax.tree.flatten(self.default_params)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return id(self)
+        digest = hashlib.sha256()
+        for leaf in map(np.asarray, leaves):
+            digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+        return self.env, self.with_slots, treedef, digest.digest()
 
     @property
     def name(self) -> str:
@@ -132,7 +127,7 @@ class GymnaxEnv:
 
     def is_terminal(self, state: EnvState, params: EnvParams) -> jax.Array:
         """Whether the episode has ended at ``state``, [] bool."""
-        return self._is_terminated(state, params) | (state.step >= self.env.config.max_steps)
+        return self._is_terminated(state, params) | (state.step >= self.env.max_steps(params))
 
     def discount(self, state: EnvState, params: EnvParams) -> jax.Array:
         """What is to come counts: 0 if the episode has ended at ``state``, else 1."""
@@ -144,9 +139,13 @@ class GymnaxEnv:
 
     def observation_space(self, params: EnvParams | None = None) -> Any:
         """Rows of as many numbers as an observation has."""
-        params = self._or_default(params)
-        shape = jax.eval_shape(lambda: self.reset(jax.random.key(0), params)[0]).shape
-        return _gymnax_space("Box", Box)(-jnp.inf, jnp.inf, shape, jnp.float32)
+        _, seen = jax.eval_shape(self.env.reset, jax.random.key(0), self._or_default(params))
+        shape = jax.eval_shape(lambda seen: flat_observation(seen, self.with_slots), seen).shape
+        return _gymnax_space("Box", Box)(-LARGEST, LARGEST, shape, jnp.float32)
+
+    def state_space(self, params: EnvParams | None = None) -> Tree:
+        """Return the space of states: a pytree like one, of bounded arrays."""
+        return tree_space(jax.eval_shape(self.env.reset, jax.random.key(0), self._or_default(params))[0])
 
     def _or_default(self, params: EnvParams | None) -> EnvParams:
         return self.default_params if params is None else params
@@ -193,6 +192,12 @@ class GymnaxEnvV1(GymnaxEnv):
         observation, info = self._told(result)
         return observation, reached, result.reward, result.terminated, info
 
+    def observe(
+        self, key: jax.Array, state: EnvState, action: jax.Array | int | None, params: EnvParams
+    ) -> jax.Array:
+        """Return the observation of a state, [F] float32; it depends on neither key nor action."""
+        return self.get_obs(state, params)
+
     def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
         """Whether the trace has ended at ``state``, [] bool."""
         return self._is_terminated(state, params)
@@ -203,19 +208,14 @@ class GymnaxEnvV1(GymnaxEnv):
 
     def is_truncated(self, state: EnvState, params: EnvParams) -> jax.Array:
         """Whether the time limit, and not the trace's end, ended the episode at ``state``, [] bool."""
-        return (state.step >= self.env.config.max_steps) & ~self._is_terminated(state, params)
-
-
-@struct.dataclass
-class StoaState:
-    """A state with the key of its future, as Stoa's environments keep it."""
-
-    env_state: EnvState
-    rng_key: jax.Array  # [] key
+        return (state.step >= self.env.max_steps(params)) & ~self._is_terminated(state, params)
 
 
 def stoa_environment(env: RoutingEnvironment, default_params: EnvParams, with_slots: bool = False) -> Any:
     """Return the environment as a ``stoa.Environment``. It does not reset itself: ``AutoResetWrapper`` does.
+
+    That wrapper begins each new episode with ``default_params``, whatever ``env_params`` its ``step`` got:
+    bind the parameters here and give none to the calls, or every episode but the first runs on others.
 
     Args:
       env: the environment.
@@ -226,57 +226,12 @@ def stoa_environment(env: RoutingEnvironment, default_params: EnvParams, with_sl
       InputError: Stoa is not installed.
     """
     try:
-        stoa = importlib.import_module("stoa")
+        importlib.import_module("stoa")
     except ImportError as error:
         raise input_error("Stoa is not installed", remedy="pip install 'qos_jax[stoa]'") from error
-    inner = GymnaxEnv(env, default_params, with_slots)
+    from qos_jax.routing.stoa_adapter import StoaEnvironment
 
-    class StoaEnv(stoa.Environment):  # type: ignore[name-defined]
-        """Routing of requests, one decision a step, the observation one flat row."""
-
-        def reset(self, rng_key: jax.Array, env_params: EnvParams | None = None) -> tuple[StoaState, Any]:
-            """Return the state at the first arrival, and its time step."""
-            reset_key, own_key = jax.random.split(rng_key)
-            observation, state = inner.reset(reset_key, env_params)
-            first = stoa.TimeStep(
-                step_type=stoa.StepType.FIRST,
-                reward=jnp.float32(0.0),
-                discount=jnp.float32(1.0),
-                observation=observation,
-                extras={"qos": jnp.float32(0.0)},
-            )
-            return StoaState(state, own_key), first
-
-        def step(
-            self, state: StoaState, action: jax.Array, env_params: EnvParams | None = None
-        ) -> tuple[StoaState, Any]:
-            """Return the state reached, and its time step."""
-            step_key, own_key = jax.random.split(state.rng_key)
-            params = default_params if env_params is None else env_params
-            observation, reached, reward, _, info = inner.step_env(step_key, state.env_state, action, params)
-            ended = jnp.where(info["truncated"], stoa.StepType.TRUNCATED, stoa.StepType.MID)
-            reached_step = stoa.TimeStep(
-                step_type=jnp.where(info["terminated"], stoa.StepType.TERMINATED, ended),
-                reward=reward,
-                discount=info["discount"],
-                observation=observation,
-                extras={"qos": info["qos"]},
-            )
-            return StoaState(reached, own_key), reached_step
-
-        def observation_space(self, env_params: EnvParams | None = None) -> Any:
-            """Rows of as many numbers as an observation has."""
-            return stoa.ArraySpace(inner.observation_space(env_params).shape, jnp.float32, "observation")
-
-        def action_space(self, env_params: EnvParams | None = None) -> Any:
-            """The experts, and one more to drop if allowed."""
-            return stoa.DiscreteSpace(inner.num_actions, jnp.int32, "action")
-
-        def state_space(self, env_params: EnvParams | None = None) -> Any:
-            """Not described: a state is a pytree of arrays."""
-            raise NotImplementedError("a routing state is a pytree of arrays, which Stoa has no space for")
-
-    return StoaEnv()
+    return StoaEnvironment(GymnaxEnv(env, default_params, with_slots))
 
 
 def _gymnax_space(name: str, own: type) -> type:

@@ -14,6 +14,7 @@ from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import Observation, TrueObservation, observe, reveal
 from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
 from qos_jax.routing.reward import reward_for
+from qos_jax.routing.spaces import Discrete, Tree, tree_space
 from qos_jax.workload.arrivals import ArrivalState, init_arrivals, next_gap
 
 
@@ -135,9 +136,22 @@ class RoutingEnvironment:
                 config.reward, params, before, action, routed.accepted, passed, after, terminated
             ),
             terminated=terminated,
-            truncated=(reached.step >= config.max_steps) & ~terminated,
+            truncated=(reached.step >= self.max_steps(params)) & ~terminated,
             info=StepInfo(routed=routed, passed=passed, gap_s=gap_s),
         )
+
+    def max_steps(self, params: EnvParams) -> int:
+        """Return the decisions until the time limit: as ``params`` say, or else the configuration."""
+        given = params.max_steps_in_episode
+        return self.config.max_steps if given is None else given
+
+    def action_space(self, params: EnvParams | None = None) -> Discrete:
+        """Return the space of actions: N experts, and one more to drop if allowed."""
+        return Discrete(self.config.num_actions)
+
+    def observation_space(self, params: EnvParams) -> Tree:
+        """Return the space of observations: a pytree like one, with ``sample`` and ``contains``."""
+        return tree_space(jax.eval_shape(self.reset, jax.random.key(0), params)[1])
 
     def observation(self, params: EnvParams, state: EnvState) -> Observation:
         """What a router may see of ``state``."""

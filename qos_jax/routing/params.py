@@ -68,6 +68,8 @@ class EnvParams:
     discount: jax.Array  # [] float32, gamma of the potential-based reward
     process: ArrivalProcess | None = None
     episode: Episode | None = None
+    # Decisions until the time limit, static; None = EnvConfig.max_steps. Trainers read it by gymnax's name.
+    max_steps_in_episode: int | None = struct.field(pytree_node=False, default=None)
 
     @property
     def known(self) -> KnownFleet:

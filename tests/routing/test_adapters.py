@@ -1,6 +1,9 @@
 """Tests of the environment under gymnax's and Stoa's interfaces, against the environment itself."""
 
+import copy
 import dataclasses
+import functools
+import pickle
 import sys
 import types
 
@@ -12,8 +15,9 @@ import stoa
 
 from qos_jax.errors import InputError
 from qos_jax.routing import EnvConfig, GymnaxEnv, GymnaxEnvV1, RoutingEnvironment, stoa_environment
-from qos_jax.routing.adapters import Box, Discrete, flat_observation
+from qos_jax.routing.adapters import flat_observation
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, PAIR_FEATURES, SLOT_FEATURES
+from qos_jax.routing.spaces import Box, Discrete
 from qos_jax.workload import poisson
 from tests.routing.scenes import EXPERTS, SERVING, process_params, random_actions, replay_params
 
@@ -228,3 +232,60 @@ def test_without_stoa_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "stoa", None)
     with pytest.raises(InputError, match=r"^Stoa is not installed; pip install 'qos_jax\[stoa\]'"):
         stoa_environment(*scene("process"))
+
+
+def test_trainers_find_the_time_limit_in_the_parameters_and_may_set_it():
+    env, params = scene("process")
+    assert params.max_steps_in_episode is None
+    for wrapped in (GymnaxEnv(env, params), GymnaxEnvV1(env, params)):
+        assert wrapped.default_params.max_steps_in_episode == T
+        shorter = wrapped.default_params.replace(max_steps_in_episode=3)
+        at = types.SimpleNamespace(step=jnp.int32(3))
+        assert not bool(wrapped.discount(at, shorter)) or isinstance(wrapped, GymnaxEnvV1)
+    assert bool(wrapped.is_truncated(at, shorter))
+    assert not bool(wrapped.is_truncated(at, params))
+
+
+@pytest.mark.parametrize("make", [GymnaxEnv, GymnaxEnvV1, stoa_environment])
+def test_equal_ones_are_equal_hash_alike_pickle_and_share_a_program(make):
+    env, params = scene("process")
+    one, same = make(env, params), make(copy.deepcopy(env), copy.deepcopy(params))
+    assert one == same == pickle.loads(pickle.dumps(one))
+    assert hash(one) == hash(same)
+    traced = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def actions(env, key):
+        traced.append(env)
+        return env.action_space().sample(key)
+
+    for used in (one, same):
+        actions(used, jax.random.key(0))
+    assert len(traced) == 1
+    others = [
+        make(env, dataclasses.replace(params, latency_limit_s=jnp.float32(0.07))),
+        make(env, params, True),
+        make(RoutingEnvironment(dataclasses.replace(env.config, reward="paper")), params),
+    ]
+    assert one not in others
+
+
+def test_spaces_do_not_use_reset_which_wrappers_replace_and_draw_finite_numbers():
+    env, params = scene("process")
+    wrapped = GymnaxEnvV1(env, params)
+    object.__setattr__(wrapped, "reset", None)
+    space = wrapped.observation_space(params)
+    assert bool(jnp.all(jnp.isfinite(space.sample(jax.random.key(0)))))
+    state, seen = jax.jit(env.reset)(jax.random.key(0), params)
+    for room, value in ((wrapped.state_space(params), state), (env.observation_space(params), seen)):
+        assert bool(room.contains(value))
+        drawn = room.sample(jax.random.key(1))
+        assert bool(room.contains(drawn))
+        jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(), drawn, value)
+    assert env.action_space(params).n == EXPERTS
+    np.testing.assert_allclose(
+        jax.jit(wrapped.observe)(jax.random.key(0), state, 0, params),
+        flat_observation(seen),
+        rtol=1e-5,
+        atol=1e-6,
+    )
