@@ -65,7 +65,7 @@ class GymnaxEnv:
         object.__setattr__(self, "default_params", limited)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._identity == cast(GymnaxEnv, other)._identity
+        return isinstance(other, GymnaxEnv) and self._identity == other._identity
 
     def __hash__(self) -> int:
         return hash(self._identity)
@@ -82,7 +82,7 @@ class GymnaxEnv:
         digest = hashlib.sha256()
         for leaf in map(np.asarray, leaves):
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
-        return self.env, self.with_slots, treedef, digest.digest()
+        return type(self), self.env, self.with_slots, treedef, digest.digest()
 
     @property
     def name(self) -> str:

@@ -49,6 +49,8 @@ class Box:
 
     def contains(self, value: Any) -> jax.Array:
         """Return whether all of ``value`` lies between the bounds, [] bool."""
+        if self.dtype == jnp.bool_:
+            return jnp.bool_(True)
         return jnp.all((jnp.asarray(value) >= self.low) & (jnp.asarray(value) <= self.high))
 
 
