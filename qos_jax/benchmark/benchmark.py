@@ -24,6 +24,7 @@ from qos_jax.benchmark.simulator import (
 )
 from qos_jax.benchmark.training import AGENTS, measure_search, measure_training, training_plan
 from qos_jax.benchmark.work import Work, draw_work
+from qos_jax.checks import COUNT, COUNT_OR_ZERO, POSITIVE, Interval, check_distinct, check_range
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, Policy, policy
@@ -75,8 +76,7 @@ class BenchmarkConfig:
             if not getattr(self, field):
                 raise input_error("is empty", field=field, remedy="give at least one")
         for field in ("what", "environments", "experts", "slots", "train_environments"):
-            if len(set(getattr(self, field))) < len(getattr(self, field)):
-                raise input_error("names something twice", field=field, remedy="name each once")
+            check_distinct(field, getattr(self, field))
         for count in self.environments:
             if count < 1 or (count > CPU_BLOCK_RUNS and count % CPU_BLOCK_RUNS):
                 raise input_error(
@@ -84,17 +84,11 @@ class BenchmarkConfig:
                     field="environments",
                     remedy=f"use 1 to {CPU_BLOCK_RUNS}, or multiples of {CPU_BLOCK_RUNS}",
                 )
-        least = {"experts": 1, "slots": 1, "train_environments": 1, "reference_runs": 0, "seed": 0}
-        least |= dict.fromkeys(("num_requests", "repeats", "graphs"), 1) | {"calls": 10}
-        for field, low in least.items():
-            value = getattr(self, field)
-            for number in value if isinstance(value, tuple) else (value,):
-                if not low <= number < 2**31:
-                    raise input_error(f"{number} is out of range", field=field, remedy=f"give at least {low}")
-        if self.arrival_rate is not None and not 0 < self.arrival_rate < float("inf"):
-            raise input_error(
-                f"{self.arrival_rate} is no rate", field="arrival_rate", remedy="give requests / s, above 0"
-            )
+        counts = ["experts", "slots", "train_environments", "num_requests", "repeats", "graphs"]
+        check_range(self, counts, COUNT)
+        check_range(self, ["reference_runs", "seed"], COUNT_OR_ZERO)
+        check_range(self, ["calls"], Interval(10, 2**31 - 1, whole=True))
+        check_range(self, ["arrival_rate"], POSITIVE)
 
 
 @dataclasses.dataclass(frozen=True)

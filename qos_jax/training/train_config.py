@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from qos_jax.checks import check_one_of
+from qos_jax.checks import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_distinct,
+    check_one_of,
+    check_range,
+)
 from qos_jax.errors import input_error
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
@@ -41,17 +50,15 @@ class EvaluationConfig:
     seed: int = 10_000  # of all draws
 
     def __post_init__(self) -> None:
-        for field in ("every", "seeds", "num_requests"):
-            _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
+        check_range(self, ["every", "seeds", "num_requests"], COUNT)
+        check_range(self, ["seed"], SEED)
+        check_range(self, ["loads", "arrival_rates"], POSITIVE)
         for name in self.workloads:
             check_one_of("workloads", name, JUDGED_ON)
-        _check("workloads", self.workloads, len(set(self.workloads)) == len(self.workloads), "name each once")
-        for field in ("loads", "arrival_rates"):
-            fine = all(0 < value < math.inf for value in getattr(self, field))
-            fine = fine and len(set(getattr(self, field))) == len(getattr(self, field))
-            _check(field, getattr(self, field), fine, "give finite numbers above 0, each once")
-        _check("loads", self.loads, bool(self.loads or self.arrival_rates), "give loads or arrival_rates")
-        _check("seed", self.seed, 0 <= self.seed < 2**32, "use 0 to 2^32 - 1")
+        for field in ("workloads", "loads", "arrival_rates"):
+            check_distinct(field, getattr(self, field))
+        if not self.loads and not self.arrival_rates:
+            raise input_error("is empty", field="loads", remedy="give loads or arrival_rates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +96,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        _check("seed", self.seed, 0 <= self.seed < 2**32, "use 0 to 2^32 - 1")
-        for field in ("max_steps", "log_every", "checkpoint_every", "keep_last"):
-            _check(field, getattr(self, field), getattr(self, field) >= 1, "give a whole number from 1")
-        _check(
-            "impact_weight", self.impact_weight, 0 <= self.impact_weight < math.inf, "give a number from 0"
-        )
-        fine = self.discount is None or 0 <= self.discount <= 1
-        _check("discount", self.discount, fine, "give a number from 0 to 1, or none")
-        some = bool(self.evaluation.workloads or self.trace)
-        _check("evaluation.workloads", self.evaluation.workloads, some, "name at least one, or give a trace")
+        check_range(self, ["seed"], SEED)
+        check_range(self, ["max_steps", "log_every", "checkpoint_every", "keep_last"], COUNT)
+        check_range(self, ["impact_weight"], NON_NEGATIVE)
+        check_range(self, ["discount"], SHARE)
+        if not self.evaluation.workloads and not self.trace:
+            raise input_error(
+                "is empty", field="evaluation.workloads", remedy="name at least one, or give a trace"
+            )
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             raise input_error(
                 "is 'none', and neither search nor distil has updates, so nothing trains",
@@ -112,8 +117,3 @@ class TrainConfig:
         if self.discount is not None:
             return self.discount
         return self.sac.gamma if self.agent == "sac" else self.ppo.gamma
-
-
-def _check(field: str, value: object, fine: bool, remedy: str) -> None:
-    if not fine:
-        raise input_error(f"{value} is out of range", field=field, remedy=remedy)

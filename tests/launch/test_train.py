@@ -215,7 +215,7 @@ def test_what_does_not_fit_its_type_is_refused(argument, says):
     ("workloads", "says"),
     [
         ("poison", "did you mean 'poisson'"),
-        ("mmpp,mmpp", "name each once"),
+        ("mmpp,mmpp", "give each once"),
         ("", "name at least one, or give a trace"),
         ("trace", "'trace' is unknown"),
     ],
