@@ -91,6 +91,7 @@ def equal(a, b):
     return all(np.array_equal(x, y) for x, y in zip(bits(a), bits(b), strict=True))
 
 
+@jax.jit
 def at(states, seed):
     return jax.tree.map(lambda leaf: leaf[seed], states)
 

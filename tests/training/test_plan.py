@@ -35,14 +35,16 @@ def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
     start = jax.eval_shape(functools.partial(one.init, params=None), keys[0])
     starts = jax.eval_shape(functools.partial(many.init, params=None), keys)
     params = jax.eval_shape(one.params, start)
+    updated, metrics = jax.eval_shape(many.update, starts)
     pairs = [
         (starts, start),
-        (jax.eval_shape(many.update, starts), jax.eval_shape(one.update, start)),
+        (updated, start),
         (jax.eval_shape(many.params, starts), params),
         (jax.eval_shape(many.init, keys, jax.eval_shape(many.params, starts)), start),
     ]
     for ours, theirs in pairs:
         jax.tree.map(assert_wider, ours, theirs)
+    assert {(leaf.shape, str(leaf.dtype)) for leaf in metrics.values()} == {((SEEDS,), "float32")}
     assert many.decisions_per_update == SEEDS * one.decisions_per_update
 
 
