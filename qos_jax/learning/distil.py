@@ -1,13 +1,15 @@
-"""Policy improvement by simulation: the network learns what each action came to when it was tried.
+"""Policy improvement by simulation: the network's scores are regressed on what tried actions came to.
 
-At states on the learner's own way, a few likely actions are tried in the same simulated future, a heuristic
-routing on (``action_values``), and the network's scores are regressed on the differences of their values.
-One trial is noisy, and knows true lengths that no router sees; the regression averages over states that
-look alike, so what is learned is the expectation given what is seen. Trials are short, since the noise of a
-difference grows with every arrival. Those in flight at the end count by their chance to meet L, with the
-heuristic's margin for what is still to come (drained without company, they would flatter crowded
-fleets); what they cost later arrivals is charged by its price of crowding, times the lane's load.
-Beside it the calibration of predicted qualities is fitted to the rows of the tables.
+At states along the learner's own trajectory, a few likely actions are tried in the same simulated future, a
+heuristic routing afterwards (``trials.py``), and the network's scores are regressed on the
+differences of their values. One trial is noisy, and depends on true lengths that no router sees; the
+regression averages over states that look alike, so what is learned is the expectation given the observation.
+Trials are short, since the noise of a difference grows with every arrival. Requests in flight at the end
+count by their chance to meet L, with the heuristic's margin for what is still to come (drained without
+later arrivals, they would flatter crowded fleets); what they cost later arrivals is charged by the price of
+crowding, times the lane's load. Beside it the calibration of predicted qualities is fitted to rows of the
+tables.
+
 Source: after Tesauro and Galperin, "On-line policy improvement using Monte-Carlo search", NeurIPS 1996.
 """
 
@@ -21,23 +23,30 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from qos_jax.devices import share_out, vmap_lanes
-from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
+from qos_jax.checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    DISCOUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Interval,
+    check_range,
+)
+from qos_jax.devices import share_out
+from qos_jax.errors import input_error
+from qos_jax.learning.rollout import EnvLanes, Transition, renew_lanes, rollout, start_lanes
+from qos_jax.learning.trials import Trials, add_trials, empty_trials, try_actions
 from qos_jax.learning.types import Learner, Metrics, SampleParams
-from qos_jax.policies.action_values import action_values, with_expected_quality
-from qos_jax.policies.actor_critic import RouterOutput, actor_function, init_router, is_trained
+from qos_jax.policies.actor_critic import actor_outputs, init_router, is_trained
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.greedy_params import GreedyParams
-from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.net_gain import crowding_cost, latency_margin
 from qos_jax.policies.router_input import RouterInput, action_mask, greedy_of, router_input
-from qos_jax.routing import EnvParams, RoutingEnvironment
+from qos_jax.routing import RoutingEnvironment
 from qos_jax.routing.fleet_state import empty_fleet
 from qos_jax.routing.graph import PAIR_FEATURES
-from qos_jax.routing.impact import expected_qos_in_flight
 from qos_jax.routing.observation import observe
 from qos_jax.routing.params import request_at
-from qos_jax.workload.capacity import traced_capacity_per_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +54,14 @@ class DistilConfig:
     """Hyper-parameters of the improvement by simulation.
 
     Raises:
-      ValueError: a number out of range.
+      InputError: a value out of its range, naming the field.
     """
 
     updates: int = 60  # in all: the schedule's length; 0 = a training run leaves this phase out
     num_envs: int = 384  # B, environments; each is tried once an update
     steps: int = 8  # decisions between two trials of a lane
-    horizon: int = 24  # decisions of a trial; noise grows with it, what it adds to the mean does not
-    crowding: float = (
-        1.0  # times the load, share of the price of crowding paid for those in flight at its end
-    )
+    horizon: int = 24  # decisions of a trial; its noise grows with it
+    crowding: float = 1.0  # share of the price of crowding, times the load, paid for those left in flight
     candidates: int = 3  # C, actions tried
     spread: float = 0.05  # QoS, temperature at which candidates and explored actions are drawn
     explore: float = 0.08  # share of decisions drawn so, instead of the most likely
@@ -65,43 +72,33 @@ class DistilConfig:
     learning_rate: float = 1e-3  # at the start, decayed to 0 by a cosine
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
-    average: float = 0.98  # of the weights so far in their running mean, per update; 0 = the last ones alone
+    average: float = 0.98  # decay per update of the running mean of the weights; 0 = the last ones alone
 
     def __post_init__(self) -> None:
-        if self.updates < 0:
-            raise ValueError(f"updates = {self.updates}: must be at least 0")
-        counts = ("num_envs", "steps", "horizon", "batch_size", "gradient_steps", "quality_rows")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
-        if self.candidates < 2:
-            raise ValueError(f"candidates = {self.candidates}: at least 2 can be compared")
+        check_range(self, ("updates",), COUNT_OR_ZERO)
+        counts = ("num_envs", "steps", "horizon", "batch_size", "gradient_steps", "quality_rows", "capacity")
+        check_range(self, counts, COUNT)
+        check_range(self, ("candidates",), Interval(2, COUNT.high, whole=True))
         if self.capacity < self.num_envs:
-            raise ValueError(f"capacity = {self.capacity}: less than one update's {self.num_envs} states")
-        if not self.spread > 0 or not 0 <= self.explore <= 1 or not self.learning_rate > 0:
-            raise ValueError("spread and learning_rate must be above 0, explore in [0, 1]")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average = {self.average}: must be in [0, 1)")
-
-
-@struct.dataclass
-class Trials:
-    """A ring of D tried states."""
-
-    input: RouterInput  # leaves [D, ...]
-    action: jax.Array  # [D, C] int32, what was tried
-    value: jax.Array  # [D, C] float32, QoS it came to
-    count: jax.Array  # [] int32, tried since the start
+            raise input_error(
+                f"{self.capacity} is less than the states of one update",
+                field="capacity",
+                remedy=f"give at least num_envs, {self.num_envs}",
+            )
+        check_range(self, ("spread", "learning_rate", "max_grad_norm"), POSITIVE)
+        check_range(self, ("crowding", "weight_decay"), NON_NEGATIVE)
+        check_range(self, ("explore",), SHARE)
+        check_range(self, ("average",), DISCOUNT)
 
 
 @struct.dataclass
 class DistilState:
-    """All there is."""
+    """The whole state of the learner."""
 
     params: Any  # of ActorCritic
-    average: Any  # running mean of the parameters: what is learned, less the noise of the last batches
-    optimiser: Any
-    lanes: EnvLanes
+    average: Any  # running mean of the parameters: the result, less the noise of the last batches
+    optimiser: Any  # optax state
+    lanes: EnvLanes  # B environments
     trials: Trials
     key: jax.Array  # [] key
     update: jax.Array  # [] int32, updates done
@@ -110,112 +107,74 @@ class DistilState:
 def make_distil(
     env: RoutingEnvironment, sample_params: SampleParams, network: NetworkConfig, config: DistilConfig
 ) -> Learner:
-    """Return the learner. Memory: ``capacity`` inputs, about 8 kB each at 6 experts of 32 slots."""
-    actor = actor_function(network)
-    schedule = optax.cosine_decay_schedule(
-        config.learning_rate, max(config.updates, 1) * config.gradient_steps
-    )
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_trained),
-    )
+    """Return the improvement by simulation as a learner.
+
+    It holds ``capacity`` inputs in memory, about 8 kB each at 6 experts of 32 slots.
+
+    Args:
+      env: the environment.
+      sample_params: draws the parameters of one episode, with an arrival process.
+      network: of the router.
+      config: hyper-parameters.
+    """
+    schedule, optimiser = _optimiser(config)
 
     def init(key: jax.Array, params: Any | None = None) -> DistilState:
         key, lanes_key, network_key = jax.random.split(key, 3)
         greedy = greedy_of(params, network.allow_drop)
         lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
-        one = jax.tree.map(lambda leaf: leaf[0], lanes.input)
+        example = jax.tree.map(lambda leaf: leaf[0], lanes.input)
         if params is None:
-            params = init_router(network, network_key, one)
-        room = config.capacity // config.num_envs * config.num_envs
-        tried = (room, config.candidates)
+            params = init_router(network, network_key, example)
+        size = config.capacity // config.num_envs * config.num_envs
         return DistilState(
             params=params,
             average=jax.tree.map(jnp.copy, params),  # a buffer of its own: the state is donated
             optimiser=optimiser.init(params),
             lanes=lanes,
-            trials=Trials(
-                input=jax.tree.map(lambda leaf: jnp.zeros((room, *leaf.shape), leaf.dtype), one),
-                action=jnp.zeros(tried, jnp.int32),
-                value=jnp.zeros(tried, jnp.float32),
-                count=jnp.int32(0),
-            ),
+            trials=empty_trials(example, size, config.candidates),
             key=key,
             update=jnp.int32(0),
         )
-
-    def apply(params: Any, inputs: RouterInput) -> RouterOutput:
-        return jax.vmap(actor, (None, 0))(params, inputs)
-
-    def drawn(key: jax.Array, logits: jax.Array) -> jax.Array:
-        """Logits whose k largest are k actions drawn without replacement at temperature ``spread``."""
-        return logits * (network.temperature / config.spread) + jax.random.gumbel(key, logits.shape)
 
     def update(state: DistilState) -> tuple[DistilState, Metrics]:
         key, try_key, pick_key, learn_key = jax.random.split(state.key, 4)
         greedy = greedy_of(state.params, network.allow_drop)
 
         def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, None]:
-            logits = apply(state.params, inputs).logits
+            logits = actor_outputs(network, state.params, inputs).logits
             draw_key, explore_key = jax.random.split(key)
-            explored = jnp.argmax(drawn(draw_key, logits), -1)
-            wander = jax.random.uniform(explore_key, explored.shape) < config.explore
-            return jnp.where(wander, explored, jnp.argmax(logits, -1)).astype(jnp.int32), None
+            explored = jnp.argmax(_perturbed(draw_key, logits, network, config), -1)
+            explores = jax.random.uniform(explore_key, explored.shape) < config.explore
+            return jnp.where(explores, explored, jnp.argmax(logits, -1)).astype(jnp.int32), None
 
         lanes, transitions, _ = rollout(env, greedy, act, state.lanes, config.steps)
         lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.steps)
-        logits = apply(state.params, lanes.input).logits
-        _, candidates = jax.lax.top_k(drawn(pick_key, logits), config.candidates)
-
-        def tried(key: jax.Array, params: EnvParams, env_state: Any, actions: jax.Array) -> jax.Array:
-            price = config.crowding * _load(params)
-            params, env_state = with_expected_quality(params, env_state)
-            return action_values(
-                env,
-                params,
-                env_state,
-                actions,
-                key,
-                projected_greedy,
-                greedy,
-                config.horizon,
-                later=lambda seen: (
-                    expected_qos_in_flight(seen, latency_margin(greedy, seen))
-                    - price * crowding_cost(greedy, seen)
-                ),
-            )
-
-        keys = jax.random.split(try_key, config.num_envs)
-        values = vmap_lanes(tried)(keys, lanes.params, lanes.state, candidates)
-        trials = _kept(state.trials, lanes.input, candidates, values)
+        logits = actor_outputs(network, state.params, lanes.input).logits
+        _, candidates = jax.lax.top_k(_perturbed(pick_key, logits, network, config), config.candidates)
+        values = try_actions(
+            env,
+            greedy,
+            lanes,
+            candidates,
+            try_key,
+            horizon=config.horizon,
+            crowding=config.crowding,
+        )
+        trials = add_trials(state.trials, lanes.input, candidates, values)
 
         def learn(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, optimiser_state = carry
             trial_key, row_key = jax.random.split(key)
             held = jnp.minimum(trials.count, trials.value.shape[0])
             rows = jax.random.randint(trial_key, (config.batch_size,), 0, held)
-            inputs, action, tried_value = share_out(
+            batch = share_out(
                 jax.tree.map(lambda leaf: leaf[rows], (trials.input, trials.action, trials.value))
             )
-
-            def loss(params: Any) -> tuple[jax.Array, Metrics]:
-                output = apply(params, inputs)
-                scores = output.logits * network.temperature
-                value_loss, explained = _value_loss(scores, inputs, action, tried_value)
-                quality_loss = jnp.float32(0.0)
-                if network.calibrate_quality:
-                    idle, quality = _rows(env, greedy, lanes, row_key, config.quality_rows)
-                    correction = apply(params, idle).quality_correction
-                    told = idle.graph.pair[..., PAIR_FEATURES.index("quality")]
-                    quality_loss = jnp.mean(jnp.square(told + correction - quality))
-                metrics = {
-                    "value_loss": value_loss,
-                    "value_explained": explained,
-                    "quality_loss": quality_loss,
-                }
-                return value_loss + quality_loss, metrics
-
-            gradient, metrics = jax.grad(loss, has_aux=True)(params)
+            qualities = None
+            if network.calibrate_quality:
+                qualities = _idle_rows(env, greedy, lanes, row_key, config.quality_rows)
+            gradient, metrics = jax.grad(_loss, argnums=1, has_aux=True)(network, params, batch, qualities)
             with jax.numpy_dtype_promotion("standard"):  # Optax counts in int32 and scales in float32
                 change, optimiser_state = optimiser.update(gradient, optimiser_state, params)
             squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)]
@@ -225,14 +184,8 @@ def make_distil(
         (params, optimiser_state), metrics = jax.lax.scan(
             learn, (state.params, state.optimiser), jax.random.split(learn_key, config.gradient_steps)
         )
-        routed = config.steps * config.num_envs
-        metrics = jax.tree.map(jnp.mean, metrics) | {
-            "reward": jnp.mean(transitions.reward),
-            "qos": jnp.sum(transitions.qos) / routed,
-            "rejected_share": jnp.mean(transitions.rejected.astype(jnp.float32)),
-            "advantage_of_best": jnp.mean(jnp.max(values, -1) - values[:, 0]),
-            "learning_rate": schedule((state.update * config.gradient_steps).astype(jnp.float32)),
-        }
+        metrics = jax.tree.map(jnp.mean, metrics) | _metrics_of(transitions, values)
+        metrics["learning_rate"] = schedule((state.update * config.gradient_steps).astype(jnp.float32))
         new = DistilState(
             params=params,
             average=optax.incremental_update(params, state.average, 1.0 - config.average),
@@ -252,41 +205,62 @@ def make_distil(
     )
 
 
-def _load(params: EnvParams) -> jax.Array:
-    """Arrival rate as a share of the fleet's capacity, [] float32: a place is worth what comes for it."""
-    assert params.process is not None
-    capacity_per_s = jnp.sum(traced_capacity_per_s(params.profile, params.table))
-    return params.process.rate_per_s / capacity_per_s
-
-
-def _kept(trials: Trials, inputs: RouterInput, action: jax.Array, value: jax.Array) -> Trials:
-    """The ring with one update's trials over the oldest."""
-    at = trials.count % trials.value.shape[0]
-
-    def write(ring: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(ring, new, at, axis=0)
-
-    return Trials(
-        input=jax.tree.map(write, trials.input, inputs),
-        action=write(trials.action, action),
-        value=write(trials.value, value),
-        count=trials.count + value.shape[0],
+def _optimiser(config: DistilConfig) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return the learning rate's schedule and AdamW with clipped gradients."""
+    schedule = optax.cosine_decay_schedule(
+        config.learning_rate, max(config.updates, 1) * config.gradient_steps
     )
+    return schedule, optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_trained),
+    )
+
+
+def _perturbed(key: jax.Array, logits: jax.Array, network: NetworkConfig, config: DistilConfig) -> jax.Array:
+    """Return logits whose k largest are k actions drawn without replacement at temperature ``spread``."""
+    return logits * (network.temperature / config.spread) + jax.random.gumbel(key, logits.shape)
+
+
+def _loss(
+    network: NetworkConfig,
+    params: Any,
+    batch: tuple[RouterInput, jax.Array, jax.Array],
+    qualities: tuple[RouterInput, jax.Array] | None,
+) -> tuple[jax.Array, Metrics]:
+    """Return the loss of value differences and, given rows of the tables, of corrected qualities.
+
+    Args:
+      network: of the router.
+      params: of the router.
+      batch: inputs [batch], actions tried [batch, C] and what they came to [batch, C].
+      qualities: inputs [rows] of an idle fleet and true qualities [rows, N]; None = not calibrated.
+    """
+    inputs, action, value = batch
+    scores = actor_outputs(network, params, inputs).logits * network.temperature
+    value_loss, explained = _value_loss(scores, inputs, action, value)
+    quality_loss = jnp.float32(0.0)
+    if qualities is not None:
+        idle, quality = qualities
+        correction = actor_outputs(network, params, idle).quality_correction
+        predicted = idle.graph.pair[..., PAIR_FEATURES.index("quality")]
+        quality_loss = jnp.mean(jnp.square(predicted + correction - quality))
+    metrics = {"value_loss": value_loss, "value_explained": explained, "quality_loss": quality_loss}
+    return value_loss + quality_loss, metrics
 
 
 def _value_loss(
     scores: jax.Array, inputs: RouterInput, action: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean square error of the differences between tried actions, and the share of them explained.
+    """Return the mean square error of the differences between tried actions, and the share explained.
 
     Args:
       scores: [batch, A] float32, QoS.
-      inputs: what they are of; a masked action says nothing.
+      inputs: of the scores; a masked action counts nothing.
       action: [batch, C] int32.
       value: [batch, C] float32.
     """
     mask = jnp.take_along_axis(action_mask(inputs, scores.shape[-1] > inputs.gain.shape[-1]), action, -1)
-    told = jnp.where(mask, jnp.take_along_axis(scores, action, -1), 0.0)
+    predicted = jnp.where(mask, jnp.take_along_axis(scores, action, -1), 0.0)
     count = jnp.maximum(jnp.sum(mask, -1, keepdims=True, dtype=jnp.float32), 1.0)
 
     def centred(x: jax.Array) -> jax.Array:
@@ -294,16 +268,16 @@ def _value_loss(
         return jnp.where(mask, x - mean, 0.0)
 
     spread = jnp.sum(jnp.square(centred(value)))
-    missed = jnp.sum(jnp.square(centred(told) - centred(value)))
+    missed = jnp.sum(jnp.square(centred(predicted) - centred(value)))
     return missed / jnp.sum(count), 1.0 - missed / jnp.maximum(spread, 1e-9)
 
 
-def _rows(
+def _idle_rows(
     env: RoutingEnvironment, greedy: GreedyParams, lanes: EnvLanes, key: jax.Array, count: int
 ) -> tuple[RouterInput, jax.Array]:
-    """Requests drawn from the lanes' tables, as the fleet sees them if idle, and true qualities [rows, N].
+    """Return requests drawn from the lanes' tables as an idle fleet sees them, and true qualities [rows, N].
 
-    The calibration reads nothing else, so XLA leaves the rest of the input uncomputed.
+    The calibration reads nothing else of the input, so XLA leaves the rest uncomputed.
     """
     lane_key, row_key = jax.random.split(key)
     num_envs, num_rows = lanes.params.table.prompt_tokens.shape
@@ -315,8 +289,18 @@ def _rows(
         of_all = dataclasses.replace(lanes.params, process=None)
         mine, demand = jax.tree.map(lambda leaf: leaf[lane], (of_all, lanes.state.fleet.demand))
         request = request_at(mine.table, row)
-        fleet = dataclasses.replace(idle, demand=demand)  # it knows what qualities are usual
+        fleet = dataclasses.replace(idle, demand=demand)  # the recent arrivals give the usual qualities
         seen = observe(mine.known, fleet, request, jnp.int32(0))
         return router_input(seen, greedy), request.quality
 
     return jax.vmap(one)(lane, row)
+
+
+def _metrics_of(transitions: Transition, values: jax.Array) -> Metrics:
+    """Return figures of the rollout (leaves [T, B]) and of the trials' values [B, C]."""
+    return {
+        "reward": jnp.mean(transitions.reward),
+        "qos": jnp.sum(transitions.qos) / transitions.reward.size,
+        "rejected_share": jnp.mean(transitions.rejected.astype(jnp.float32)),
+        "advantage_of_best": jnp.mean(jnp.max(values, -1) - values[:, 0]),
+    }

@@ -1,12 +1,12 @@
-"""Replay memory: a ring of whole rollouts, from which single transitions are drawn evenly.
+"""Replay memory: a ring of whole rollouts, from which single transitions are drawn uniformly.
 
 A rollout is kept as its T + 1 inputs and T decisions in B lanes, so that an observation is stored once, not
 as the end of one transition and the start of the next. A transition never leaves its rollout: none can
-straddle the renewal of a lane or the place being written, and the last of a cut episode is kept, with the
-input to bootstrap from. The memory is fixed when the ring is made; :func:`replay_bytes` tells it before.
+straddle the renewal of a lane or the head of the ring, and the last of a cut episode is kept, with the input
+to bootstrap from. The memory is fixed when the ring is made; :func:`replay_bytes` computes it before.
 
-Written here, not taken from flashbax (0.1.3, March 2025): its ``sample`` needs rank promotion, which this
-project forbids, and a pair of neighbours in its ring may straddle a renewal.
+flashbax 0.1.3 cannot stand in: its ``sample`` needs rank promotion, which this project forbids, and a pair of
+neighbours in its ring may straddle a renewal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flax import struct
 class Replay:
     """A ring of the last C rollouts of T decisions in B lanes."""
 
-    inputs: Any  # leaves [C, T + 1, B, ...], float32 or float16; the last of each is the one reached
+    inputs: Any  # leaves [C, T + 1, B, ...], float32 or float16; the last of T + 1 follows the rollout
     action: jax.Array  # [C, T, B] int32
     reward: jax.Array  # [C, T, B] float32
     terminated: jax.Array  # [C, T, B] bool, the state reached has no future
@@ -45,18 +45,18 @@ class Replay:
 class ReplayBatch:
     """Transitions over one or more steps; leading axis [batch]."""
 
-    inputs: Any  # what the decision was made on
+    inputs: Any  # of the decision, leaves [batch, ...]
     action: jax.Array  # [batch] int32
     reward: jax.Array  # [batch] float32, discounted sum over the steps taken
     discount: jax.Array  # [batch] float32, factor on the value of ``next_inputs``; 0 where terminated
-    next_inputs: Any  # where to bootstrap from
+    next_inputs: Any  # to bootstrap from, leaves [batch, ...]
 
 
 def empty_replay(inputs: Any, capacity: int, steps: int, half_precision: bool = False) -> Replay:
     """Return a ring without content.
 
     Args:
-      inputs: what the B lanes see now, leaves [B, ...]: an example for shapes and dtypes.
+      inputs: of B lanes, leaves [B, ...]: an example for shapes and dtypes.
       capacity: transitions to hold at most; rounded down to whole rollouts.
       steps: T, decisions of one rollout in each lane.
       half_precision: keep the floats of inputs as float16, +-65504 at most: half the memory.
@@ -84,7 +84,7 @@ def empty_replay(inputs: Any, capacity: int, steps: int, half_precision: bool = 
 
 
 def replay_bytes(inputs: Any, capacity: int, steps: int, half_precision: bool = False) -> int:
-    """Bytes of what :func:`empty_replay` would return for the same arguments, without making it."""
+    """Return the bytes of what :func:`empty_replay` returns for these arguments, without making it."""
     shapes = jax.eval_shape(lambda example: empty_replay(example, capacity, steps, half_precision), inputs)
     return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(shapes))
 
@@ -92,12 +92,12 @@ def replay_bytes(inputs: Any, capacity: int, steps: int, half_precision: bool = 
 def add_rollout(
     replay: Replay, inputs: Any, last: Any, action: jax.Array, reward: jax.Array, terminated: jax.Array
 ) -> Replay:
-    """Write one rollout over the oldest. Jit with the ring donated: otherwise all of it is copied.
+    """Return the ring with one rollout written over the oldest. Donate the ring, or all of it is copied.
 
     Args:
       replay: the ring.
-      inputs: what each decision was made on, leaves [T, B, ...].
-      last: what was seen after the last decision, before any lane was renewed, leaves [B, ...].
+      inputs: of each decision, leaves [T, B, ...].
+      last: inputs after the last decision, before any lane was renewed, leaves [B, ...].
       action: [T, B] int32.
       reward: [T, B] float32.
       terminated: [T, B] bool.
@@ -129,15 +129,15 @@ def sample_replay(
     n_step: int = 1,
     baseline: jax.Array | float = 0.0,
 ) -> ReplayBatch:
-    """Draw ``batch`` transitions held, evenly and with replacement. Of an empty ring it means nothing.
+    """Draw transitions uniformly with replacement; the ring must not be empty.
 
     Args:
       replay: the ring.
       key: [] key.
-      batch: how many.
+      batch: transitions to draw.
       discount: gamma, per decision.
       n_step: decisions to sum rewards over, at most; fewer at the end of a rollout or an episode.
-      baseline: [] float32, taken off the reward of every decision.
+      baseline: [] float32, subtracted from the reward of every decision.
     """
     _, steps, num_envs = replay.action.shape
     index = jax.random.randint(key, (batch,), 0, jnp.maximum(replay.size, 1))
@@ -167,7 +167,7 @@ def _stored_dtype(leaf: jax.Array, half_precision: bool) -> Any:
 
 
 def _inputs_at(inputs: Any, at: tuple[jax.Array, ...]) -> Any:
-    """Rows of stored inputs, floats as float32 again."""
+    """Return rows of stored inputs, floats as float32."""
 
     def read(leaf: jax.Array) -> jax.Array:
         rows = leaf[at]

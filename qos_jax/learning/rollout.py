@@ -3,10 +3,10 @@
 Drawing parameters (a table of some hundred requests) costs far more than a step, and under ``vmap`` a
 conditional draw is a draw by every lane at every step. So no lane is renewed within a rollout. Between
 rollouts :func:`renew_lanes` renews the few lanes whose episode is over: an episode lasts ``max_steps``
-decisions rounded up to whole rollouts, and the state it ended in, not that of its successor, is what the
-rollout returns last: **bootstrap from there**. So the input after step t is the input of step t + 1 in every
-rollout, and need not be stored. After a replay that ends by itself (``terminated``, nothing to bootstrap),
-a lane starts the same replay over at once, which is cheap, until it is renewed.
+decisions rounded up to whole rollouts, and the last state of a rollout is the one that the episode reached,
+not its successor's: **bootstrap from there**. So the input after step t is the input of step t + 1 in every
+rollout, and need not be stored. Where a recorded episode ends by itself (``terminated``, nothing to
+bootstrap), its lane replays it until it is renewed, for a reset is cheap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.devices import share_out, vmap_lanes
+from qos_jax.errors import input_error
 from qos_jax.learning.types import SampleParams
+from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.router_input import RouterInput, router_input
 from qos_jax.routing import EnvParams, EnvState, RoutingEnvironment
@@ -37,13 +39,13 @@ class EnvLanes:
     state: EnvState  # leaves [B, ...]
     params: EnvParams  # leaves [B, ...], each lane its own
     input: RouterInput  # leaves [B, ...], what is seen of ``state``
-    overdue: jax.Array  # [B] int32, decisions since the episode was over; 0 = it is not
+    overdue: jax.Array  # [B] int32, decisions since the episode ended; 0 = it goes on
     key: jax.Array  # [] key
 
 
 @struct.dataclass
 class Transition:
-    """One decision and what came of it. ``input``, and so the action mask, is of the state decided in.
+    """One decision and its outcome. ``input``, and so the action mask, is of the state decided in.
 
     The input of the state reached is that of the next transition or, after the last one, ``input`` of
     the lanes before they are renewed.
@@ -59,13 +61,47 @@ class Transition:
     dropped: jax.Array  # [] bool
 
 
+def check_allow_drop(env: RoutingEnvironment, network: NetworkConfig) -> None:
+    """Check that network and environment agree on the number of actions.
+
+    Raises:
+      InputError: ``allow_drop`` differs.
+    """
+    if network.allow_drop != env.config.allow_drop:
+        raise input_error(
+            f"{network.allow_drop} of the network differs from {env.config.allow_drop} of the environment",
+            field="allow_drop",
+            remedy="set both alike",
+        )
+
+
+def decision_metrics(steps: Transition) -> dict[str, jax.Array]:
+    """Return figures of decisions, leaves [T, B]: [] float32 each.
+
+    ``reward`` is a mean over decisions, ``qos`` over the requests that ended; the shares are of decisions.
+    """
+    ended = jnp.sum(steps.completed) + jnp.sum(steps.rejected) + jnp.sum(steps.dropped)
+    return {
+        "reward": jnp.mean(steps.reward),
+        "qos": jnp.sum(steps.qos) / jnp.maximum(ended, 1).astype(jnp.float32),
+        "rejected_share": jnp.mean(steps.rejected.astype(jnp.float32)),
+        "dropped_share": jnp.mean(steps.dropped.astype(jnp.float32)),
+    }
+
+
 def start_lanes(
     env: RoutingEnvironment, sample_params: SampleParams, greedy: GreedyParams, key: jax.Array, num_envs: int
 ) -> EnvLanes:
     """Return ``num_envs`` fresh lanes.
 
-    With an arrival process their first episodes count as begun a random number of decisions ago, so
-    that not all of them end together.
+    With an arrival process their first episodes begin at a random step, so that not all end together.
+
+    Args:
+      env: the environment.
+      sample_params: draws the parameters of one episode.
+      greedy: of the net gain that network inputs are made with.
+      key: [] key.
+      num_envs: B.
     """
     key, lanes_key, age_key = jax.random.split(key, 3)
     state, params, seen = _fresh(env, sample_params, greedy, lanes_key, num_envs)
@@ -79,7 +115,17 @@ def start_lanes(
 def step_lanes(
     env: RoutingEnvironment, greedy: GreedyParams, lanes: EnvLanes, actions: jax.Array
 ) -> tuple[EnvLanes, Transition]:
-    """Take ``actions`` ([B] int32) in all lanes; the transitions have a leading axis [B]."""
+    """Advance all lanes by one decision.
+
+    Args:
+      env: the environment.
+      greedy: of the net gain that network inputs are made with.
+      lanes: B environments.
+      actions: [B] int32.
+
+    Returns:
+      The lanes, and transitions with leaves [B, ...].
+    """
     key, step_key = jax.random.split(lanes.key)
 
     def one(
@@ -114,12 +160,19 @@ def step_lanes(
 def rollout(
     env: RoutingEnvironment, greedy: GreedyParams, act: Act, lanes: EnvLanes, steps: int
 ) -> tuple[EnvLanes, Transition, Any]:
-    """Take ``steps`` decisions in every lane.
+    """Advance all lanes by ``steps`` decisions of a policy.
+
+    Args:
+      env: the environment.
+      greedy: of the net gain that network inputs are made with.
+      act: the policy, see :data:`Act`.
+      lanes: B environments.
+      steps: T.
 
     Returns:
-      lanes: after the last decision, not renewed: ``lanes.input`` is what to bootstrap from.
-      transitions: leaves [steps, B, ...].
-      kept: the second result of ``act``, leaves [steps, B, ...].
+      lanes: after the last decision, not renewed: bootstrap from ``lanes.input``.
+      transitions: leaves [T, B, ...].
+      kept: the second result of ``act``, leaves [T, B, ...].
     """
 
     def one(lanes: EnvLanes, _: None) -> tuple[EnvLanes, tuple[Transition, Any]]:
@@ -135,10 +188,17 @@ def rollout(
 def renew_lanes(
     env: RoutingEnvironment, sample_params: SampleParams, greedy: GreedyParams, lanes: EnvLanes, steps: int
 ) -> tuple[EnvLanes, jax.Array]:
-    """Give lanes whose episode is over new parameters and an empty edge; call it every ``steps`` decisions.
+    """Reset lanes whose episode is over, with new parameters; call it every ``steps`` decisions.
 
-    At most as many lanes are renewed as end on average, rounded up, those that have waited longest first;
-    the rest go on until it is their turn. So the cost does not depend on how episodes happen to fall.
+    At most as many lanes are renewed as end on average, rounded up, the longest overdue first; the rest go
+    on. So the cost does not depend on when episodes end.
+
+    Args:
+      env: the environment.
+      sample_params: draws the parameters of one episode.
+      greedy: of the net gain that network inputs are made with.
+      lanes: B environments.
+      steps: decisions since the last call.
 
     Returns:
       lanes: to go on with.
@@ -165,7 +225,7 @@ def renew_lanes(
 def _fresh(
     env: RoutingEnvironment, sample_params: SampleParams, greedy: GreedyParams, key: jax.Array, count: int
 ) -> tuple[EnvState, EnvParams, RouterInput]:
-    """``count`` environments just reset, each with parameters of its own."""
+    """Return ``count`` environments just reset, each with parameters of its own."""
 
     def one(key: jax.Array) -> tuple[EnvState, EnvParams, RouterInput]:
         params_key, reset_key = jax.random.split(key)

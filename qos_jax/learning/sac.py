@@ -10,11 +10,18 @@ from flax import struct
 
 from qos_jax.devices import share_out
 from qos_jax.learning.replay import Replay, add_rollout, empty_replay, replay_bytes, sample_replay
-from qos_jax.learning.rollout import EnvLanes, renew_lanes, rollout, start_lanes
+from qos_jax.learning.rollout import (
+    EnvLanes,
+    check_allow_drop,
+    decision_metrics,
+    renew_lanes,
+    rollout,
+    start_lanes,
+)
 from qos_jax.learning.sac_config import SACConfig
-from qos_jax.learning.sac_step import SACWeights, actor_logits, gradient_step, init_weights, policy_entropy
+from qos_jax.learning.sac_step import SACWeights, gradient_step, init_weights, policy_entropy
 from qos_jax.learning.types import Learner, Metrics, SampleParams
-from qos_jax.policies.actor_critic import MASKED_LOGIT
+from qos_jax.policies.actor_critic import MASKED_LOGIT, actor_outputs
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import RouterInput, action_mask, greedy_of
 from qos_jax.routing import RoutingEnvironment
@@ -24,40 +31,37 @@ __all__ = ["SACConfig", "SACState", "make_sac", "sac_replay_bytes"]
 
 @struct.dataclass
 class SACState:
-    """Everything there is; donate it to the jitted update, or the replay is copied at each."""
+    """The whole state of the learner; donate it to the jitted update, or the replay is copied at each."""
 
     weights: SACWeights
     replay: Replay
     lanes: EnvLanes
-    uniform: jax.Array  # [] bool, whether decisions before the end of the warm-up are random
-    baseline: jax.Array  # [] float32, QoS, taken off every reward; the mean when learning began
+    uniform: jax.Array  # [] bool, decisions of the warm-up are random, not the actor's
+    baseline: jax.Array  # [] float32 QoS, subtracted from every reward: its mean when learning began
     key: jax.Array  # [] key
 
 
 def make_sac(
     env: RoutingEnvironment, sample_params: SampleParams, network: NetworkConfig, config: SACConfig
 ) -> Learner:
-    """Return the learner.
+    """Return SAC as a learner.
 
-    Its ``init`` takes ActorCritic parameters to start from, say distilled ones: then decisions of the
-    warm-up are the actor's, as they are if the network is residual; otherwise they are random.
-    Only ``terminated`` ends the return; where the time limit cut an episode, the value goes on.
-    An n-step return leaves out the entropy of the decisions in between, and that they were another
-    policy's. Rewards may be centered without changing what is best, for no choice changes how many
-    decisions an episode has. Until the warm-up is over no gradient step is taken, and the metrics of
-    learning are 0.
+    Decisions of the warm-up are the actor's if it starts from given parameters or is residual, else random.
+    Until the warm-up is over no gradient step is taken, and the metrics of learning are 0. Only
+    ``terminated`` ends the return; where the time limit cut an episode, it bootstraps. An n-step return
+    leaves out the entropy of the decisions in between, and is not corrected for their policy. Centering
+    rewards does not change the best policy, for no action changes how many decisions an episode has.
 
     Args:
       env: the environment.
       sample_params: draws the parameters of one episode.
       network: of actor and critics; ``allow_drop`` as in ``env``.
-      config: the learner's numbers.
+      config: hyper-parameters.
 
     Raises:
-      ValueError: network and environment differ in the number of actions.
+      InputError: environment and network disagree on whether a request may be dropped.
     """
-    if network.allow_drop != env.config.allow_drop:
-        raise ValueError(f"allow_drop is {network.allow_drop} in the network, not so in the environment")
+    check_allow_drop(env, network)
 
     def init(key: jax.Array, params: Any | None = None) -> SACState:
         key, weights_key, lanes_key = jax.random.split(key, 3)
@@ -83,7 +87,7 @@ def make_sac(
 
         def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, jax.Array]:
             mask = action_mask(inputs, network.allow_drop)
-            logits = actor_logits(network, state.weights.actor, inputs)
+            logits = actor_outputs(network, state.weights.actor, inputs).logits
             logits = jnp.where(random, jnp.where(mask, 0.0, MASKED_LOGIT), logits)
             return jax.random.categorical(key, logits), policy_entropy(logits, mask)
 
@@ -93,17 +97,17 @@ def make_sac(
         )
         lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.steps_per_update)
 
-        # The level of rewards, as of the moment learning began: a moving one would move all of Q.
+        # The mean reward is fixed when learning begins: a moving one would move all of Q.
         level = jnp.sum(replay.reward) / replay.size.astype(jnp.float32) * float(config.center_rewards)
         baseline = jnp.where(state.weights.steps == 0, level, state.baseline)
 
-        def one(weights: SACWeights, key: jax.Array) -> tuple[SACWeights, Metrics]:
+        def step(weights: SACWeights, key: jax.Array) -> tuple[SACWeights, Metrics]:
             batch = sample_replay(replay, key, config.batch_size, config.gamma, config.n_step, baseline)
             batch = share_out(batch)
             return gradient_step(network, config, weights, batch)
 
         def learn(weights: SACWeights) -> tuple[SACWeights, Metrics]:
-            weights, steps = jax.lax.scan(one, weights, jax.random.split(learn_key, config.gradient_steps))
+            weights, steps = jax.lax.scan(step, weights, jax.random.split(learn_key, config.gradient_steps))
             return weights, jax.tree.map(jnp.mean, steps)
 
         def wait(weights: SACWeights) -> tuple[SACWeights, Metrics]:
@@ -112,12 +116,8 @@ def make_sac(
 
         warm = replay.size >= config.warmup_decisions
         weights, learned = jax.lax.cond(warm, learn, wait, state.weights)
-        ended = jnp.sum(taken.completed) + jnp.sum(taken.rejected) + jnp.sum(taken.dropped)
-        metrics = learned | {
-            "reward": jnp.mean(taken.reward),  # per decision
-            "qos": jnp.sum(taken.qos) / jnp.maximum(ended, 1).astype(jnp.float32),  # per request that ended
-            "rejected_share": jnp.mean(taken.rejected.astype(jnp.float32)),  # of decisions
-            "dropped_share": jnp.mean(taken.dropped.astype(jnp.float32)),
+        metrics = learned | decision_metrics(taken)
+        metrics |= {
             "entropy": jnp.mean(entropy),  # nats, of the policy that decided
             "alpha": jnp.exp(weights.log_alpha),
             "replay_fill": replay.size.astype(jnp.float32) / replay.capacity,
@@ -133,7 +133,7 @@ def make_sac(
 
 
 def sac_replay_bytes(env: RoutingEnvironment, sample_params: SampleParams, config: SACConfig) -> int:
-    """Bytes that the replay of one run will take, before anything is made."""
+    """Return the bytes of one run's replay, without making it."""
 
     def see(key: jax.Array) -> RouterInput:
         return start_lanes(env, sample_params, greedy_of(None, False), key, config.num_envs).input

@@ -15,14 +15,14 @@ from flax import struct
 from qos_jax.learning.replay import ReplayBatch
 from qos_jax.learning.sac_config import ALPHA_RANGE, SACConfig
 from qos_jax.learning.types import Metrics
-from qos_jax.policies.actor_critic import ActorCritic, TwinCritic, init_router
+from qos_jax.policies.actor_critic import TwinCritic, actor_outputs, init_router
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import RouterInput, action_mask
 
 
 @struct.dataclass
 class SACWeights:
-    """What gradient steps change."""
+    """Parameters, optimiser states and the counter of gradient steps."""
 
     actor: Any  # parameters of the ActorCritic, whose value is not used
     critic: Any  # parameters of the TwinCritic
@@ -35,17 +35,17 @@ class SACWeights:
 
 
 def policy_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Entropy of softmax(logits) over the actions in ``mask``, nats; [..., A] -> [...]."""
+    """Return the entropy in nats of softmax(logits) over the actions in ``mask``, [..., A] -> [...]."""
     log_pi = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.where(mask, jnp.exp(log_pi) * log_pi, 0.0), axis=-1)
 
 
 def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Value of a state: the policy's expectation of the lower Q, and alpha times its entropy.
+    """Return the soft value: the policy's expectation of the lower Q plus alpha times its entropy.
 
     Args:
       logits: [..., A] float32, of the policy.
-      mask: [..., A] bool; what is not in it counts nothing.
+      mask: [..., A] bool, actions available.
       q: [..., 2, A] float32, both estimates.
       alpha: [] float32.
 
@@ -58,7 +58,7 @@ def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Arra
 
 
 def entropy_surplus(entropy: jax.Array, mask: jax.Array, fraction: float) -> jax.Array:
-    """Mean entropy less its target, nats, [] float32: the gradient of alpha's loss in log(alpha).
+    """Return mean entropy less its target in nats, [] float32: the gradient of alpha's loss in log(alpha).
 
     That loss is log(alpha) times this, not alpha times this: a small alpha learns as fast as a large one.
 
@@ -71,14 +71,8 @@ def entropy_surplus(entropy: jax.Array, mask: jax.Array, fraction: float) -> jax
     return jnp.mean(entropy - target)
 
 
-def actor_logits(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Array:
-    """Logits of the actor for many inputs, [batch, A] float32."""
-    output: Any = jax.vmap(lambda one: ActorCritic(network).apply(params, one))(inputs)
-    return output.logits
-
-
 def critic_q(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Array:
-    """Both critics' estimates for many inputs, [batch, 2, A] float32."""
+    """Return both critics' estimates for inputs with a leading axis, [batch, 2, A] float32."""
     q: Any = jax.vmap(lambda one: TwinCritic(network).apply(params, one))(inputs)
     return q
 
@@ -90,13 +84,13 @@ def init_weights(
 
     Args:
       network: of actor and critics.
-      config: the learner's numbers.
+      config: hyper-parameters.
       key: [] key.
       example: one input, for its shapes.
       actor: parameters to start the actor from, copied; None for fresh ones.
     """
     actor_key, critic_key = jax.random.split(key)
-    # Copies: the state may be donated, and neither what was given nor one leaf twice must be lost by it.
+    # Copies: a donated state must hold neither the given parameters nor one buffer twice.
     if actor is None:
         actor = init_router(network, actor_key, example)
     actor = jax.tree.map(jnp.copy, actor)
@@ -117,9 +111,9 @@ def init_weights(
 def critic_target(
     network: NetworkConfig, weights: SACWeights, batch: ReplayBatch, alpha: jax.Array
 ) -> jax.Array:
-    """What Q of the decisions in ``batch`` should be, [batch] float32: reward and soft value to come."""
+    """Return the Bellman target of Q, [batch] float32: reward plus discounted soft value."""
     value = soft_value(
-        actor_logits(network, weights.actor, batch.next_inputs),
+        actor_outputs(network, weights.actor, batch.next_inputs).logits,
         action_mask(batch.next_inputs, network.allow_drop),
         critic_q(network, weights.target, batch.next_inputs),
         alpha,
@@ -130,7 +124,7 @@ def critic_target(
 def gradient_step(
     network: NetworkConfig, config: SACConfig, weights: SACWeights, batch: ReplayBatch
 ) -> tuple[SACWeights, Metrics]:
-    """Learn from one batch; the critics, and after ``critic_only_steps`` the actor and alpha as well."""
+    """Return weights after a step of the critics and, after ``critic_only_steps``, of actor and alpha."""
     alpha = jnp.exp(weights.log_alpha)
     mask = action_mask(batch.inputs, network.allow_drop)
     target = critic_target(network, weights, batch, alpha)
@@ -145,9 +139,9 @@ def gradient_step(
         config, config.critic_learning_rate, gradient, weights.critic_optimizer, weights.critic
     )
 
-    # The actor learns from the critics as they were, whose estimates are at hand.
+    # The actor learns from the critics before their step, whose estimates are computed already.
     def actor_loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        logits = actor_logits(network, params, batch.inputs)
+        logits = actor_outputs(network, params, batch.inputs).logits
         return -jnp.mean(soft_value(logits, mask, q, alpha)), policy_entropy(logits, mask)
 
     (actor_error, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(weights.actor)
@@ -187,7 +181,7 @@ def _adam(config: SACConfig, rate: float) -> optax.GradientTransformation:
 
 
 def _descend(config: SACConfig, rate: float, gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """One step of Adam: new parameters, new state of the optimiser."""
+    """Return parameters and optimiser state after a step of Adam."""
     with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
         change, state = _adam(config, rate).update(gradient, state, params)
     return optax.apply_updates(params, change), state

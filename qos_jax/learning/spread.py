@@ -1,4 +1,4 @@
-"""Put a learner's state on several devices: environments shared out, all else a copy on each."""
+"""The device placement of a learner's state: environments sharded, all else replicated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from qos_jax.learning.rollout import EnvLanes
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Return where each leaf of a learner's state (or of its shapes) belongs.
+    """Return the sharding of each leaf of a learner's state.
 
-    Leaves of :class:`EnvLanes` with a leading axis [B] are shared out, a part on each device. Parameters,
-    optimiser, keys and what is kept of earlier updates are whole on each.
+    Leaves of :class:`EnvLanes` with a leading axis [B] are sharded over it. Parameters, optimiser, keys and
+    what is kept of earlier updates are replicated.
+
+    Args:
+      state: of a learner, arrays or their shapes.
+      mesh: of devices, with the axis ``LANES``.
 
     Raises:
-      ValueError: B does not divide evenly.
+      ValueError: the devices do not divide B.
     """
 
     def of_part(part: Any) -> Any:

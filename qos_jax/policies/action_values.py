@@ -1,4 +1,4 @@
-"""What each action would come to: the same future simulated once per action, a base policy routing on."""
+"""Values of actions by simulation: the same future once per action, a base policy routing afterwards."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def action_values(
     horizon: int,
     later: Callable[[Observation], jax.Array] | None = None,
 ) -> jax.Array:
-    """QoS of all that is in flight or arrives within ``horizon`` decisions, by first action: [C] float32.
+    """Return the QoS of all requests in flight or arriving within a horizon, by first action: [C] float32.
 
-    After the first action ``base`` routes; after the last decision nothing arrives any more and the fleet
-    drains, or ``later`` tells what the state is worth. All actions meet the same arrivals, requests and draws
-    of ``base`` (common random numbers), so their differences are far less noisy than the values. The
-    simulation runs on the true lengths and qualities, which no router knows: one set of values is for one
-    draw of them, and only its average over states that look alike is something to imitate.
+    After the first action ``base`` routes; after the last decision nothing arrives and the fleet drains, or
+    ``later`` values the state reached. All actions meet the same arrivals, requests and draws of ``base``
+    (common random numbers), so their differences are far less noisy than the values. The simulation runs on
+    true lengths and qualities, which no router knows: one set of values is for one draw of them, and only
+    its mean over states that look alike can be imitated.
 
     Args:
-      env: its reward kind does not matter.
-      params: the environment's numbers, with a process.
-      state: where the request waits to be routed.
+      env: the environment; its reward is replaced by QoS.
+      params: the environment's, with a process.
+      state: with the request to be routed.
       actions: [C] int32, the first actions to compare.
-      key: of the future; equal keys give equal futures.
+      key: [] key of the future; equal keys give equal futures.
       base: the policy that routes afterwards.
       base_params: its parameters.
       horizon: decisions, the first included; static, >= 1.
-      later: QoS that those in flight and those to come are worth in the state reached, []; nothing drains.
+      later: value of the state reached, [] QoS, in place of draining it.
     """
     plain = RoutingEnvironment(dataclasses.replace(env.config, reward="qos"))
     keys = jax.random.split(key, 2 * horizon).reshape(horizon, 2)
@@ -72,9 +72,13 @@ def action_values(
 
 
 def with_expected_quality(params: EnvParams, state: EnvState) -> tuple[EnvParams, EnvState]:
-    """The same edge, each request as good as its predictions let expect (``as_good_as_expected``).
+    """Return the environment with expected qualities in place of true ones, see ``as_good_as_expected``.
 
-    Those in flight are as good as they are: what other experts were predicted to make of them is not kept.
+    Requests in flight keep their true ones: the other experts' predictions for them are not stored.
+
+    Args:
+      params: the environment's.
+      state: of the environment.
     """
     quality = expected_quality(quality_fit(params.table), state.request.predicted_quality)
     request = dataclasses.replace(state.request, quality=quality)

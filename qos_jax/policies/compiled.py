@@ -1,4 +1,4 @@
-"""A router for service: one compiled function from an observation on the host to the expert chosen."""
+"""A router ahead-of-time compiled for service: from an observation on the host to the chosen expert."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Decide = Callable[[Observation], int]
 def compile_router(policy: Policy, example: Observation, seed: int = 0) -> Decide:
     """Compile a router for observations like ``example``.
 
-    What it returns waits for each answer. Parameters are put on the device once; an observation travels
-    there and back at every call. With a checkpoint's weights it serves what was trained:
-    ``compile_router(learned_policy("mine", config, load_policy(folder)[0]), example)``.
+    Parameters are put on the device once; each call transfers an observation there and waits for the action.
+    With a checkpoint's weights: ``compile_router(learned_policy("mine", config, load_policy(folder)[0]),
+    example)``.
 
     Args:
-      policy: a router, no oracle.
-      example: an observation, whose shapes and dtypes alone matter.
-      seed: of the router's own draws, which depend on it and the observation's step.
+      policy: a router, not an oracle.
+      example: an observation, for its shapes and dtypes.
+      seed: of the router's own draws, together with the observation's step.
 
     Returns:
       The function. It raises TypeError on an observation of other shapes or dtypes.

@@ -1,4 +1,4 @@
-"""The encoders of a learned router: HAN, set or flat MLP, and the choices among them."""
+"""The encoders of a learned router: HAN, set or flat MLP, and the configuration that chooses among them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qos_jax.checks import COUNT, POSITIVE, check_one_of, check_range
+from qos_jax.errors import input_error
 from qos_jax.options import option
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder
 from qos_jax.policies.router_input import RouterInput
-from qos_jax.routing.graph import (
-    PAIR_FEATURES,
-)
+from qos_jax.routing.graph import PAIR_FEATURES
 
 ENCODERS = ("han", "sets", "flat")
-
-
-# The columns of a pair that come from the action impact estimator.
+# The features of a pair that come from the action impact estimator.
 IMPACT_FEATURES = ("own_chance", "own_qos", "pushed", "penalty", "net", "latency")
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """Choices of a learned router's networks; hashable.
+    """Configuration of a learned router's networks; hashable.
 
     Raises:
-      ValueError: an unknown encoder, or a size or temperature out of range.
+      InputError: an unknown encoder, or a size or temperature out of range, naming the field.
     """
 
     encoder: str = option(
@@ -39,32 +37,33 @@ class NetworkConfig:
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
     residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
-    impact_features: bool = True  # False hides what the impact estimator says; then no residual either
-    calibrate_quality: bool = True  # correct the predicted qualities by what training showed of them
-    learned_prices: bool = True  # with the residual: weigh the net gain's terms by load, request and server
+    impact_features: bool = True  # False hides the impact estimator's features; then no residual either
+    calibrate_quality: bool = True  # learn an additive correction of the predicted qualities
+    learned_prices: bool = True  # with the residual: learn the weights of the net gain's terms
     temperature: float = 0.03  # QoS, logits = scores / temperature
-    head_scale: float = 0.3  # of the head's part beside a residual: below 1, noise moves scores less
-    allow_drop: bool = False  # an action more: drop the request
+    head_scale: float = 0.3  # factor on the head's scores beside a residual: below 1, noise moves them less
+    allow_drop: bool = False  # one action more: drop the request
 
     def __post_init__(self) -> None:
-        if self.encoder not in ENCODERS:
-            raise ValueError(f"encoder {self.encoder!r} is unknown: use one of {', '.join(ENCODERS)}")
-        if self.hidden < 1:
-            raise ValueError(f"hidden = {self.hidden}: must be at least 1")
-        for name in ("temperature", "head_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be above 0")
+        check_one_of("encoder", self.encoder, ENCODERS)
+        check_range(self, ("hidden",), COUNT)
+        check_range(self, ("temperature", "head_scale"), POSITIVE)
         if self.residual and not self.impact_features:
-            raise ValueError("residual = True needs impact_features: the net gain is made of them")
+            raise input_error(
+                "is True, but the net gain is made of the impact features, which are off",
+                field="residual",
+                remedy="set residual=False as well",
+            )
 
 
-class _FlatEncoder(nn.Module):
-    """The baseline RL network: an MLP that sees all features in one row; experts by their place in it."""
+class FlatEncoder(nn.Module):
+    """The baseline RL network: an MLP on all features in one row, which tells experts by their index."""
 
-    hidden: int
+    hidden: int  # a quarter of the width of its layers
 
     @nn.compact
     def __call__(self, inputs: RouterInput) -> StarEmbedding:
+        """Return the embeddings of the arrived request and of each expert."""
         graph = inputs.graph
         count = graph.expert.shape[0]
         parts = (graph.arrived, graph.expert, graph.pair, graph.running, graph.waiting, inputs.gain)
@@ -75,13 +74,14 @@ class _FlatEncoder(nn.Module):
         return StarEmbedding(arrived=nn.Dense(self.hidden, name="arrived")(row), expert=nn.relu(experts))
 
 
-class _SetEncoder(nn.Module):
+class SetEncoder(nn.Module):
     """Experts as a set: each by itself, and their mean and maximum (Zaheer et al., "Deep sets", 2017)."""
 
-    hidden: int
+    hidden: int  # width of its layer
 
     @nn.compact
     def __call__(self, inputs: RouterInput) -> StarEmbedding:
+        """Return the embeddings of the arrived request and of each expert."""
         graph = inputs.graph
         arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
         row = jnp.concatenate([graph.pair, graph.expert, inputs.gain[:, None], arrived], -1)
@@ -92,7 +92,7 @@ class _SetEncoder(nn.Module):
         )
 
 
-class Trunk(nn.Module):
+class RouterEncoder(nn.Module):
     """The encoder that the configuration names.
 
     With "han" the embeddings of the attention stand beside those of the plain set: features reach the
@@ -111,8 +111,8 @@ class Trunk(nn.Module):
             none = jnp.zeros_like(inputs.gain)
             inputs = RouterInput(graph=graph, gain=none, crowding=none)
         if config.encoder == "flat":
-            return _FlatEncoder(config.hidden, name="flat")(inputs)
-        plain = _SetEncoder(config.hidden, name="set")(inputs)
+            return FlatEncoder(config.hidden, name="flat")(inputs)
+        plain = SetEncoder(config.hidden, name="set")(inputs)
         if config.encoder == "sets":
             return plain
         star = StarEncoder(config.han, name="star")(inputs.graph)
@@ -123,7 +123,7 @@ class Trunk(nn.Module):
 
 
 def pooled(rows: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and maximum of the rows [N, F] that exist, [F] each; 0 where none does."""
+    """Return mean and maximum of the rows [N, F] that exist, [F] each; 0 where none does."""
     shown = jnp.where(mask[:, None], rows, 0.0)
     count = jnp.maximum(jnp.sum(mask, dtype=rows.dtype), 1.0)
     peak = jnp.max(jnp.where(mask[:, None], rows, -jnp.inf), axis=0)

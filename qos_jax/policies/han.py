@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from qos_jax.checks import COUNT, check_range
+from qos_jax.errors import input_error
 from qos_jax.policies.han_attention import (
     Edges,
     EdgeSet,
@@ -50,19 +52,22 @@ class HANConfig:
     """Sizes of an encoder; hashable.
 
     Raises:
-      ValueError: a size below 1, or heads that do not divide ``hidden``.
+      InputError: a size below 1, or heads that do not divide ``hidden``.
     """
 
-    layers: int = 2  # rounds of attention: how many edges away a node sees
+    layers: int = 2  # rounds of attention: a node sees so many edges far
     hidden: int = 64  # width of every embedding
     heads: int = 8  # attention heads, of hidden / heads each
     negative_slope: float = 0.2  # of the leaky ReLU on attention scores
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.hidden, self.heads) < 1:
-            raise ValueError(f"{self}: layers, hidden and heads must be at least 1")
+        check_range(self, ("layers", "hidden", "heads"), COUNT)
         if self.hidden % self.heads:
-            raise ValueError(f"hidden = {self.hidden} must be a multiple of heads = {self.heads}")
+            raise input_error(
+                f"{self.hidden} is no multiple of heads",
+                field="hidden",
+                remedy=f"give a multiple of {self.heads}",
+            )
 
 
 class HANLayer(nn.Module):
@@ -96,8 +101,8 @@ class HANLayer(nn.Module):
         Args:
           nodes: by type [n, F] float32, F may differ between types; finite where masked, too.
           masks: by type [n] bool, the node exists.
-          edges: by type. An :class:`Edges` and a :class:`GroupedEdges` that say the same give the same
-            result with the same parameters.
+          edges: by type. :class:`Edges` and :class:`GroupedEdges` of the same graph give the same result with
+            the same parameters.
 
         Returns:
           by type [n, hidden] float32: every type in ``outputs``; masked rows are zero.
@@ -210,7 +215,7 @@ class HANEncoder(nn.Module):
         hidden = dict(nodes)
         for k in range(self.config.layers):
             last = k == self.config.layers - 1
-            # A type that only sends goes on existing: its own projection carries it to the next round.
+            # A type that only sends is carried to the next round by its own projection (residual).
             outputs = self.outputs if last else tuple(hidden)
             new = HANLayer(self.config, outputs=outputs, name=f"layer_{k}")(hidden, masks, edges)
             hidden = {

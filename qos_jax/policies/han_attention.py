@@ -1,4 +1,4 @@
-"""Node-level attention over one edge type: edges as lists (jraph) or as dense groups, to the same result."""
+"""Node-level attention over one edge type: edges as lists (jraph) or as dense groups, with equal results."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ EdgeSet = Edges | GroupedEdges
 
 @struct.dataclass
 class Projected:
-    """Features and their projection to H heads of D each, which is done only where it is needed."""
+    """Features and their projection to H heads of D each, computed only where it is needed."""
 
     raw: jax.Array  # [..., F] float32
     kernel: jax.Array  # [F, H, D] float32
     bias: jax.Array  # [H, D] float32
 
     def rows(self) -> jax.Array:
-        """The projection, [..., H D] float32."""
+        """Return the projection, [..., H D] float32."""
         bias = self.bias.reshape((1,) * (self.raw.ndim - 1) + (-1,))
         return self.raw @ self.kernel.reshape(self.raw.shape[-1], -1) + bias
 
     def scores(self, vector: jax.Array) -> jax.Array:
-        """``vector`` ([H, D]) times the projection, by head: [..., H] float32.
+        """Return ``vector`` ([H, D]) times the projection, by head: [..., H] float32.
 
         As (vector W) . raw, it takes H columns of products instead of H D.
         """
@@ -58,7 +58,7 @@ class Projected:
 
 @struct.dataclass
 class Messages:
-    """What attention over one edge type works on."""
+    """The operands of attention over one edge type."""
 
     sent: Projected  # leading shape [n_senders]
     sent_score: jax.Array  # [n_senders, H] float32, a_src . sender
@@ -68,7 +68,7 @@ class Messages:
 
 
 def attend(edges: EdgeSet, mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
-    """Attention over the incoming edges of each receiver, [n_receivers, H D]; 0 where there are none.
+    """Return attention over the incoming edges of each receiver, [n_receivers, H D]; 0 without any.
 
     Args:
       edges: the edges.
@@ -82,7 +82,7 @@ def attend(edges: EdgeSet, mask: jax.Array, messages: Messages, slope: float) ->
 
 
 def edge_mask(edges: EdgeSet, sender_mask: jax.Array, receiver_mask: jax.Array) -> jax.Array:
-    """Edges that exist and whose two ends do: [E], or [G, R, S]."""
+    """Return the edges that exist and whose two ends do: [E], or [G, R, S] bool."""
     if isinstance(edges, Edges):
         ends = sender_mask[edges.senders] & receiver_mask[edges.receivers]
     else:
@@ -92,7 +92,7 @@ def edge_mask(edges: EdgeSet, sender_mask: jax.Array, receiver_mask: jax.Array) 
 
 
 def masked_exp(scores: jax.Array, peak: jax.Array, mask: jax.Array) -> jax.Array:
-    """Exponentials of a softmax, 0 where masked; ``peak`` ([...] of the scores' shape) keeps them <= 1.
+    """Return exponentials of a softmax, 0 where masked; ``peak`` keeps them <= 1.
 
     Masked scores are replaced before the exponential: a mask after it would still give NaN gradients
     where exp overflows.
@@ -101,12 +101,12 @@ def masked_exp(scores: jax.Array, peak: jax.Array, mask: jax.Array) -> jax.Array
 
 
 def share_of(parts: jax.Array, total: jax.Array) -> jax.Array:
-    """Parts over their total; 0 where nothing is attended to, instead of 0 / 0."""
+    """Return parts over their total; 0 where nothing is attended to, instead of 0 / 0."""
     return parts / jnp.where(total > 0.0, total, 1.0)
 
 
 def _attend_sparse(edges: Edges, mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
-    """Attention over the incoming edges of each receiver, [n_receivers, H D]; mask [E]."""
+    """Return :func:`attend` of edge lists, [n_receivers, H D], by segment operations; mask [E]."""
     count, heads = messages.received_score.shape
     scores = messages.sent_score[edges.senders] + messages.received_score[edges.receivers]
     values = messages.sent.rows()[edges.senders]
@@ -125,7 +125,7 @@ def _attend_sparse(edges: Edges, mask: jax.Array, messages: Messages, slope: flo
 
 
 def _attend_grouped(mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
-    """The same by dense arrays; mask [G, R, S]."""
+    """Return :func:`attend` of grouped edges, [n_receivers, H D], by dense arrays; mask [G, R, S]."""
     groups, received, sent = mask.shape
     heads = messages.sent_score.shape[-1]
     if sent == 1:

@@ -1,4 +1,4 @@
-"""The HAN on the router's own graph, a star: from graph features to embeddings of experts and request."""
+"""The HAN on the router's star graph: from graph features to embeddings of experts and request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTHS = {
 
 @struct.dataclass
 class TypedGraph:
-    """A graph as :class:`HANEncoder` takes it."""
+    """The input of :class:`HANEncoder`."""
 
     nodes: dict[str, jax.Array]  # by type [n, F] float32
     masks: dict[str, jax.Array]  # by type [n] bool
@@ -32,29 +32,29 @@ class TypedGraph:
 
 @struct.dataclass
 class StarEmbedding:
-    """What an actor or a critic reads of N experts and the arrived request."""
+    """Embeddings of N experts and of the arrived request: the input of actor and critic heads."""
 
     arrived: jax.Array  # [hidden] float32
     expert: jax.Array  # [N, hidden] float32, zero where the expert does not exist
 
 
 def star_graph(features: GraphFeatures) -> TypedGraph:
-    """The structured form: the stars as groups, dense. Node rows are in the order of GraphLayout."""
+    """Return the structured form: stars as dense groups, node rows in the order of GraphLayout."""
     experts, slots = features.running_mask.shape
-    places = experts * slots
+    slot_rows = experts * slots
     pair = features.pair
     return TypedGraph(
         nodes={
             "arrived": features.arrived[None],
             "expert": features.expert,
-            "running": features.slot.reshape(places, -1),
-            "waiting": features.slot.reshape(places, -1),
+            "running": features.slot.reshape(slot_rows, -1),
+            "waiting": features.slot.reshape(slot_rows, -1),
         },
         masks={
             "arrived": jnp.ones((1,), bool),
             "expert": features.expert_mask,
-            "running": features.running_mask.reshape(places),
-            "waiting": features.waiting_mask.reshape(places),
+            "running": features.running_mask.reshape(slot_rows),
+            "waiting": features.waiting_mask.reshape(slot_rows),
         },
         edges={
             kind: GroupedEdges(groups=experts)
@@ -68,7 +68,7 @@ def star_graph(features: GraphFeatures) -> TypedGraph:
 
 
 def graph_by_type(graph: jraph.GraphsTuple, layout: GraphLayout) -> TypedGraph:
-    """The generic form: the jraph graph of ``to_graphs_tuple`` taken apart by type, edges as lists.
+    """Return the generic form: the jraph graph of ``to_graphs_tuple`` by type, edges as lists.
 
     Args:
       graph: a graph of one observation.
@@ -102,7 +102,7 @@ class StarEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphFeatures | TypedGraph) -> StarEmbedding:
-        """Return the embeddings."""
+        """Return the embeddings of the arrived request and of each expert."""
         typed = star_graph(graph) if isinstance(graph, GraphFeatures) else graph
         encoder = HANEncoder(self.config, outputs=("arrived", "expert"), name="han")
         embedded = encoder(typed.nodes, typed.masks, typed.edges)

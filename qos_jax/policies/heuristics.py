@@ -1,4 +1,4 @@
-"""Routers that do not learn: the baselines, from random to greedy by projected impact."""
+"""Heuristic routers: the baselines, from random to greedy by the net gain."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from qos_jax.routing.observation import Observation
 
 
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
-    """Index of the highest of [N] scores, the first on ties; N (drop) if it is below ``drop_below``."""
+    """Return the index of the highest of [N] scores, the first on ties; N (drop) below ``drop_below``."""
     drop = jnp.int32(scores.shape[0])
     return jnp.where(jnp.max(scores) < drop_below, drop, jnp.argmax(scores).astype(jnp.int32))
 
 
 def _least(key: jax.Array, cost: jax.Array) -> jax.Array:
-    """Index of the lowest of [N] costs, drawn evenly among ties."""
+    """Return the index of the lowest of [N] costs, ties drawn uniformly."""
     tie = jax.random.uniform(key, cost.shape, jnp.float32)
     return jnp.argmin(jnp.where(cost == jnp.min(cost), tie, jnp.inf)).astype(jnp.int32)
 

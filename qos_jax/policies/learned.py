@@ -1,4 +1,4 @@
-"""A trained network as a router, deterministic unless asked otherwise."""
+"""A trained network as a router; the shapes of its parameters."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def learned_policy(
     """Return the router of trained parameters.
 
     Args:
-      name: what tables call it.
+      name: its name in tables.
       config: the networks' configuration.
       params: of the router, as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
       stochastic: draw from the policy instead of taking its most likely action.
@@ -47,7 +47,7 @@ def learned_policy(
 
 @functools.cache
 def _router(config: NetworkConfig, stochastic: bool) -> Router:
-    """The same object for equal arguments, so that it does not recompile."""
+    """Return the router, the same object for equal arguments, so that it does not recompile."""
     actor = actor_function(config)
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
@@ -60,18 +60,25 @@ def _router(config: NetworkConfig, stochastic: bool) -> Router:
 
 
 def parameter_shapes(config: NetworkConfig, num_experts: int, slots: int) -> Any:
-    """Shape and dtype of every parameter of a learned router, nested dicts; nothing is computed.
+    """Return shape and dtype of every parameter of a learned router, nested dicts, without computing.
 
     Args:
       config: the network's configuration.
-      num_experts: N.
-      slots: of an expert, K; as N, it matters to the flat encoder alone.
+      num_experts: N; as K, it matters to the flat encoder alone.
+      slots: of an expert, K.
     """
     return jax.eval_shape(lambda: fresh_parameters(config, num_experts, slots, jax.random.key(0)))
 
 
 def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: jax.Array) -> Any:
-    """Parameters of a learned router before any training, nested dicts; arguments as above."""
+    """Return the parameters of a learned router before training, nested dicts.
+
+    Args:
+      config: the network's configuration.
+      num_experts: N.
+      slots: of an expert, K.
+      key: [] key.
+    """
     rows = (num_experts, slots)
     graph = GraphFeatures(
         arrived=jnp.zeros((len(ARRIVED_FEATURES),)),
@@ -89,7 +96,7 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
 
 
 def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:
-    """Number of experts and of slots of each that the parameters of a flat encoder are for."""
+    """Return the numbers of experts and of slots of each that a flat encoder's parameters are for."""
     encoder = params["params"]["trunk"]["flat"]
     experts = encoder["experts"]["bias"].shape[0] // config.hidden
     per_expert = (encoder["in"]["kernel"].shape[0] - len(ARRIVED_FEATURES)) // experts

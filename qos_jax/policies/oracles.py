@@ -1,4 +1,4 @@
-"""Policies that see the truth: the ceiling, never competitors."""
+"""Oracles, which see true lengths and qualities, and the upper bound: ceilings, not competitors."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def upper_bound(
     latency_limit_s: jax.Array,
     scheduler: str = "prefill_first",
 ) -> jax.Array:
-    """Best QoS an empty fleet could give each request, [M] float32: no policy can exceed it.
+    """Return the best QoS an empty fleet could give each request, [M] float32: no policy can exceed it.
 
     An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations. A
-    request that no expert can hold, or answer within L, counts 0. Company only slows it, with one
+    request that no expert can hold, or answer within L, counts 0. Other requests only slow it, with one
     exception: under chunked prefill a decoding request that shares its iteration with a prompt is charged
     the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
 

@@ -1,4 +1,4 @@
-"""What a learned router's network reads of an observation, and the actions that it may take."""
+"""The input of a learned router's network, made from an observation; and the actions that are valid in it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from flax import struct
 
 from qos_jax.policies.greedy_params import GreedyParams, load_aware_params
 from qos_jax.policies.net_gain import as_believed, crowding_price, impact_of_each, net_gain
-from qos_jax.routing.graph import (
-    GraphFeatures,
-    graph_features,
-)
+from qos_jax.routing.graph import GraphFeatures, graph_features
 from qos_jax.routing.observation import Observation
 
 GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
@@ -22,19 +19,19 @@ GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
 
 @struct.dataclass
 class RouterInput:
-    """What a network reads of one observation; N experts, K slots."""
+    """The input of a network for one observation; N experts, K slots."""
 
     graph: GraphFeatures
-    gain: jax.Array  # [N] float32, the greedy router's net gain, QoS; 0 where the expert is not available
-    crowding: jax.Array  # [N] float32, the price of crowding in it, QoS
+    gain: jax.Array  # [N] float32 QoS, the greedy router's net gain; 0 where the expert is not available
+    crowding: jax.Array  # [N] float32 QoS, the price of crowding in it
 
 
 def router_input(
     seen: Observation, greedy: GreedyParams, expert_mask: jax.Array | None = None
 ) -> RouterInput:
-    """Return what the networks read of ``seen``, its predicted qualities as ``greedy`` believes them.
+    """Return the networks' input, with predicted qualities shrunk as in ``greedy``.
 
-    The projection is computed once for all of it.
+    The projection is computed once for features and net gain.
 
     Args:
       seen: the observation, of one environment; ``jax.vmap`` it over many.
@@ -52,10 +49,14 @@ def router_input(
 
 
 def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
-    """Actions that make sense, [A] bool: experts that can take the request, and dropping it if allowed.
+    """Return the valid actions, [A] bool: experts that can take the request, and dropping it if allowed.
 
-    No mask is ever empty: where no expert can and dropping is not allowed, all that exist are valid, and
-    the request will be rejected.
+    No mask is empty: where no expert can and dropping is not allowed, all that exist are valid, and the
+    request will be rejected.
+
+    Args:
+      inputs: of one observation, or with leading axes.
+      allow_drop: whether A = N + 1, the last action dropping the request.
     """
     graph = inputs.graph
     some = jnp.any(graph.available, axis=-1, keepdims=True)
@@ -65,6 +66,6 @@ def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
 
 
 def greedy_of(params: Any | None, allow_drop: bool) -> GreedyParams:
-    """Parameters of the net gain in those of a learned router; of ``load_aware_greedy`` if there are none."""
+    """Return the net gain's parameters in those of a learned router; load_aware_greedy's for None."""
     start = load_aware_params(allow_drop=allow_drop)
     return start if params is None else dataclasses.replace(start, **params[GREEDY])

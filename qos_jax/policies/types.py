@@ -1,4 +1,4 @@
-"""What a policy is: a pure function from what it may see to an expert."""
+"""The interface of policies: a pure function from what it may see to an expert."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Policy:
       name: as in the registry.
       summary: one line for tables and help.
       router: a policy that sees an :class:`Observation`: predictions, never the truth.
-      oracle: one that sees a :class:`TrueObservation`: for the ceiling, not a competitor.
+      oracle: one that sees a :class:`TrueObservation`: a ceiling, not a competitor.
       params: default parameters, a pytree of traced leaves; None if it has none.
     """
 
@@ -40,23 +40,23 @@ class Policy:
 
     @property
     def is_oracle(self) -> bool:
-        """Whether it sees the truth."""
+        """Return whether it sees true lengths and qualities."""
         return self.oracle is not None
 
     def act_function(self) -> Oracle:
-        """A function of (params, key, :class:`TrueObservation`), the same object for equal policies.
+        """Return (params, key, :class:`TrueObservation`) -> action, the same object for equal policies.
 
-        A router is handed only the part it may see. Being the same object, it is a static argument
-        that does not recompile.
+        A router is given only the part it may see. As a static argument, the same object does not
+        recompile.
         """
         if self.oracle is not None:
             return self.oracle
         assert self.router is not None
-        return _blindfold(self.router)
+        return _of_observation(self.router)
 
 
 @functools.cache
-def _blindfold(router: Router) -> Oracle:
+def _of_observation(router: Router) -> Oracle:
     def act(params: Any, key: jax.Array, truth: TrueObservation) -> jax.Array:
         return router(params, key, truth.seen)
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.learning.distil import DistilConfig, Trials, _kept, _value_loss, make_distil
+from qos_jax.errors import InputError
+from qos_jax.learning.distil import DistilConfig, _value_loss, make_distil
+from qos_jax.learning.trials import add_trials, empty_trials
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.router_input import router_input
@@ -25,7 +27,7 @@ def test_the_loss_is_of_differences_between_actions_that_were_valid():
     action = jnp.array([[0, 1], [1, 0]], jnp.int32)
     value = jnp.array([[7.0, 6.9], [2.0, 2.5]], jnp.float32)
     loss, explained = _value_loss(scores, inputs, action, value)
-    # Told differences 0.4 and 0.6, true ones 0.1 and -0.5: half a difference off at each of four.
+    # Predicted differences 0.4 and 0.6, true ones 0.1 and -0.5: half a difference off at each of four.
     missed = 2 * 0.15**2 + 2 * 0.55**2
     assert float(loss) == pytest.approx(missed / 4, rel=1e-4)
     assert float(explained) == pytest.approx(1 - missed / (2 * 0.05**2 + 2 * 0.25**2), rel=1e-4)
@@ -36,15 +38,10 @@ def test_the_loss_is_of_differences_between_actions_that_were_valid():
 
 def test_the_ring_keeps_the_latest():
     one = {"x": jnp.zeros((3,), jnp.float32)}
-    trials = Trials(
-        input={"x": jnp.zeros((4, 3), jnp.float32)},
-        action=jnp.zeros((4, 2), jnp.int32),
-        value=jnp.zeros((4, 2), jnp.float32),
-        count=jnp.int32(0),
-    )
+    trials = empty_trials(one, size=4, candidates=2)
     for k in range(1, 6):
         new = {"x": jnp.full((2, *one["x"].shape), k, jnp.float32)}
-        trials = _kept(trials, new, jnp.full((2, 2), k, jnp.int32), jnp.full((2, 2), k, jnp.float32))
+        trials = add_trials(trials, new, jnp.full((2, 2), k, jnp.int32), jnp.full((2, 2), k, jnp.float32))
     np.testing.assert_array_equal(np.asarray(trials.value[:, 0]), [5, 5, 4, 4])
     np.testing.assert_array_equal(np.asarray(trials.input["x"][:, 0]), [5, 5, 4, 4])
     assert int(trials.count) == 10
@@ -81,5 +78,5 @@ def test_an_update_changes_the_network_counts_and_repeats_itself():
     ("field", "value"), [("num_envs", 0), ("candidates", 1), ("capacity", 3), ("average", 1.0)]
 )
 def test_bad_settings_are_refused(field, value):
-    with pytest.raises(ValueError, match=field):
+    with pytest.raises(InputError, match=f"field '{field}'"):
         DistilConfig(**{"num_envs": 4, field: value})

@@ -13,7 +13,6 @@ from qos_jax.learning.replay import ReplayBatch, replay_bytes
 from qos_jax.learning.sac import make_sac, sac_replay_bytes
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.sac_step import (
-    actor_logits,
     critic_q,
     critic_target,
     entropy_surplus,
@@ -21,6 +20,7 @@ from qos_jax.learning.sac_step import (
     policy_entropy,
     soft_value,
 )
+from qos_jax.policies.actor_critic import actor_outputs
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import action_mask
 from qos_jax.routing import make_params
@@ -182,7 +182,7 @@ def test_soft_value_and_entropy_are_the_exact_expectations():
 @jax.jit
 def opinions(actor, critic, inputs):
     """Logits and Q of the networks: what is made of them is the matter here."""
-    return actor_logits(NETWORK, actor, inputs), critic_q(NETWORK, critic, inputs)
+    return actor_outputs(NETWORK, actor, inputs).logits, critic_q(NETWORK, critic, inputs)
 
 
 def targets(weights, batch):

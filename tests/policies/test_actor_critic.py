@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.policies.actor_critic import MASKED_LOGIT, ActorCritic, LearnedPrices, TwinCritic, actor_function
+from qos_jax.errors import InputError
+from qos_jax.policies.actor_critic import MASKED_LOGIT, ActorCritic, TwinCritic, actor_function
+from qos_jax.policies.corrections import LearnedPrices
 from qos_jax.policies.encoders import IMPACT_FEATURES, NetworkConfig
 from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.han import HANConfig
@@ -290,15 +292,15 @@ def test_twin_critics_are_two(inputs):
 @pytest.mark.parametrize(
     ("choices", "says"),
     [
-        ({"encoder": "gat"}, "encoder 'gat' is unknown: use one of han, sets, flat"),
-        ({"hidden": 0}, "hidden = 0"),
-        ({"temperature": 0.0}, "temperature = 0.0"),
-        ({"temperature": float("nan")}, "temperature = nan"),
-        ({"impact_features": False}, "residual = True needs impact_features"),
+        ({"encoder": "gat"}, "'encoder': 'gat' is unknown; use one of han, sets, flat"),
+        ({"hidden": 0}, "'hidden': 0 is out of range"),
+        ({"temperature": 0.0}, "'temperature': 0.0 is out"),
+        ({"temperature": float("nan")}, "'temperature': nan is out"),
+        ({"impact_features": False}, "set residual=False as well"),
     ],
 )
 def test_choices_out_of_range(choices, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(InputError, match=says):
         NetworkConfig(**choices)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import qos_jax.policies.han as han
+from qos_jax.errors import InputError
 from qos_jax.policies.han import HANConfig, HANEncoder, HANLayer
 from qos_jax.policies.han_attention import Edges, GroupedEdges
 
@@ -194,7 +195,7 @@ def test_example_in_the_docstring():
 
 @pytest.mark.parametrize("wrong", [{"heads": 0}, {"layers": 0}, {"hidden": 60}])
 def test_sizes_are_checked(wrong):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(InputError, match=r"multiple|out of range"):
         HANConfig(**wrong)
 
 
