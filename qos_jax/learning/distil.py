@@ -1,4 +1,4 @@
-"""Policy improvement by simulation: the network's scores are regressed on what tried actions came to.
+"""Policy improvement by simulation: the network's scores are regressed on the values of tried actions.
 
 At states along the learner's own trajectory, a few likely actions are tried in the same simulated future, a
 heuristic routing afterwards (``trials.py``), and the network's scores are regressed on the
@@ -232,7 +232,7 @@ def _loss(
     Args:
       network: of the router.
       params: of the router.
-      batch: inputs [batch], actions tried [batch, C] and what they came to [batch, C].
+      batch: inputs [batch], actions tried [batch, C] and their values [batch, C], QoS.
       qualities: inputs [rows] of an idle fleet and true qualities [rows, N]; None = not calibrated.
     """
     inputs, action, value = batch

@@ -54,7 +54,7 @@ class PPOConfig:
     gae_lambda: float = 0.95  # 0 = one step, 1 = the whole rollout
     normalise_advantages: bool = True  # to mean 0 and standard deviation 1, in each minibatch
     reward_scale: float | None = None  # rewards are multiplied by it; None = 1 - gamma: values like a reward
-    expected_quality: bool = True  # pay what predictions let expect, with half the noise, not the true one
+    expected_quality: bool = True  # pay the expectation given the predictions, with half the noise
     average: float = 0.95  # decay per update of the running mean of the weights; 0 = the last ones alone
     value_warmup_updates: int = 0  # first updates, which train the value's own layers alone
 

@@ -38,7 +38,7 @@ class EnvLanes:
 
     state: EnvState  # leaves [B, ...]
     params: EnvParams  # leaves [B, ...], each lane its own
-    input: RouterInput  # leaves [B, ...], what is seen of ``state``
+    input: RouterInput  # leaves [B, ...], of the observation of ``state``
     overdue: jax.Array  # [B] int32, decisions since the episode ended; 0 = it goes on
     key: jax.Array  # [] key
 

@@ -5,7 +5,7 @@ of arrivals: too far ahead for trials of single actions, and too little in each 
 gradient. Seventeen numbers say most of it. Each update draws candidates about the mean, in antithetic pairs,
 lets all of them route the same episodes (equal requests at equal times), and moves mean and spread by the
 candidates' ranks, every episode counting alike. An episode starts from an empty fleet and is drained at its
-end. Each request pays the quality that its predictions let expect, which halves the noise.
+end. Each request pays its expected quality given its predictions, which halves the noise.
 
 Source: separable natural evolution strategies, Wierstra et al., JMLR 15, 2014, section 3.5 and table 1;
 antithetic pairs: Salimans et al., arXiv 1703.03864.
@@ -53,7 +53,7 @@ class SearchConfig:
     spread: float = 0.5  # std of the candidates at the start, in steps of the numbers
     average: float = 0.95  # decay per update of the running mean of the numbers; 0 = the last ones alone
     numbers: tuple[str, ...] = ()  # that are searched, the others staying as they are; empty = all
-    expected_quality: bool = True  # pay what predictions let expect, with half the noise, not the true one
+    expected_quality: bool = True  # pay the expectation given the predictions, with half the noise
 
     def __post_init__(self) -> None:
         if self.numbers:

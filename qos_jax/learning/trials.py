@@ -1,4 +1,4 @@
-"""Trials: likely actions tried in simulated futures, and a ring of what they came to."""
+"""Trials: likely actions tried in simulated futures, and a ring of their values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Trials:
 
     input: RouterInput  # leaves [D, ...]
     action: jax.Array  # [D, C] int32, what was tried
-    value: jax.Array  # [D, C] float32, QoS it came to
+    value: jax.Array  # [D, C] float32 QoS of the simulated future
     count: jax.Array  # [] int32, tried since the start
 
 
@@ -76,7 +76,7 @@ def try_actions(
     horizon: int,
     crowding: float,
 ) -> jax.Array:
-    """Return the QoS that each candidate action came to in its lane's simulated future, [B, C] float32.
+    """Return the QoS of each candidate action's simulated future in its lane, [B, C] float32.
 
     Args:
       env: the environment.

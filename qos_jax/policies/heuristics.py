@@ -24,27 +24,27 @@ def _least(key: jax.Array, cost: jax.Array) -> jax.Array:
 
 
 def random(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """Any expert, evenly."""
+    """Route to an expert drawn uniformly."""
     return jax.random.randint(key, (), 0, seen.num_experts, jnp.int32)
 
 
 def round_robin(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """Each expert in turn."""
+    """Route to each expert in turn."""
     return seen.step % seen.num_experts
 
 
 def shortest_queue(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """The expert with the fewest requests waiting and running, ties drawn."""
+    """Route to the expert with the fewest requests waiting and running, ties drawn."""
     return _least(key, queue_length(seen))
 
 
 def least_work(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """The expert with the fewest predicted output tokens still to come, ties drawn."""
+    """Route to the expert with the fewest expected output tokens left, ties drawn."""
     return _least(key, jnp.sum(jnp.where(seen.live, tokens_left(seen), 0.0), axis=-1))
 
 
 def power_of_two(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """The shorter queue of two experts drawn evenly (Mitzenmacher 2001); the only one of one."""
+    """Route to the shorter queue of two experts drawn uniformly (Mitzenmacher 2001)."""
     pair_key, tie_key = jax.random.split(key)
     drawn = jax.random.uniform(pair_key, (seen.num_experts,), jnp.float32)
     rank = jnp.sum(drawn[:, None] > drawn[None, :], axis=-1)
@@ -52,12 +52,12 @@ def power_of_two(params: None, key: jax.Array, seen: Observation) -> jax.Array:
 
 
 def best_quality(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """The expert of the highest predicted quality, whatever its load (the paper's "BERT router")."""
+    """Route to the highest predicted quality, whatever the load (the paper's "BERT router")."""
     return jnp.argmax(seen.predicted_quality).astype(jnp.int32)
 
 
 def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """The highest predicted quality among those projected to meet L; failing all, the quickest."""
+    """Route to the highest predicted quality among those projected to meet L, else to the quickest."""
     impact = projected_impact(seen, jnp.float32(0.0))
     per_token_s = impact.latency_per_token_s
     meets = (per_token_s <= seen.latency_limit_s) & seen.available
@@ -67,21 +67,21 @@ def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax
 
 
 def impact_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
-    """Predicted quality less the weighted impact penalty of the paper: greedy by its estimator."""
+    """Route to the highest predicted quality less the weighted impact penalty of the paper."""
     net = seen.predicted_quality - params.impact_weight * paper_impact(seen)
     return best_of(jnp.where(seen.available, net, -jnp.inf), params.drop_below)
 
 
 def projected_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
-    """Expected own QoS less the expected QoS lost by others, by our projection: the one to beat."""
+    """Route to the highest net gain: expected own QoS less QoS lost by others and price of crowding."""
     return best_of(net_gain(params, seen, impact_of_each(params, seen)), params.drop_below)
 
 
 def load_aware_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
-    """``projected_greedy`` with a price of crowding that follows load and length, and weights to match."""
+    """Route to the highest net gain, its price of crowding following load and length."""
     return projected_greedy(params, key, seen)
 
 
 def assigned(params: jax.Array, key: jax.Array, seen: Observation) -> jax.Array:
-    """Replay a given expert for each request: ``params`` is [T] int32, by order of arrival."""
+    """Route each request to the expert given with it: ``params`` is [T] int32, by order of arrival."""
     return params[seen.step]

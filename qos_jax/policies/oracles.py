@@ -16,7 +16,7 @@ from qos_jax.workload.request_table import RequestTable
 
 
 def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservation) -> jax.Array:
-    """``load_aware_greedy`` with true lengths and qualities; only later arrivals are unknown to it."""
+    """Route as ``load_aware_greedy`` by true lengths and qualities; later arrivals are unknown."""
     margin = latency_margin(params, truth.seen)
     impact = true_impact(truth, margin, params.margin_of_others * margin)
     return best_of(net_gain(params, truth.seen, impact), params.drop_below)

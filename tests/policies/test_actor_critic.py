@@ -292,7 +292,7 @@ def test_twin_critics_are_two(inputs):
 @pytest.mark.parametrize(
     ("choices", "says"),
     [
-        ({"encoder": "gat"}, "'encoder': 'gat' is unknown; use one of han, sets, flat"),
+        ({"encoder": "gat"}, "'encoder': 'gat' is unknown .*; use one of han, sets, flat"),
         ({"hidden": 0}, "'hidden': 0 is out of range"),
         ({"temperature": 0.0}, "'temperature': 0.0 is out"),
         ({"temperature": float("nan")}, "'temperature': nan is out"),
