@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from qos_jax.evaluation.single_run import SingleRunConfig, execute_run, load_run, render_run
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.runs.progress import progress
@@ -20,7 +18,7 @@ def main() -> None:
     config, run = _SETTINGS.read(), _RUN.read()
     plot = run.wants_plots()
     single = load_run(config)
-    folder = open_run_folder(run.out, dataclasses.asdict(config), overwrite=run.overwrite)
+    folder = open_run_folder(run.out, single.settings, overwrite=run.overwrite)
     with progress(len(single.requests.arrival_s)) as advance:
         summary = execute_run(single, folder, plot=plot, on_progress=advance)
     print(f"{render_run(summary)}\n\nresults in {folder.path}")

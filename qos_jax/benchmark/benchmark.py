@@ -30,6 +30,7 @@ from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, Policy, policy
 from qos_jax.policies.learned import fresh_parameters, learned_policy
 from qos_jax.policies.saved import load_router
+from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.simulate import CPU_BLOCK_RUNS, simulate
 from qos_jax.training.plan import TrainPlan
@@ -104,7 +105,7 @@ class BenchmarkPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """All that determines what is measured, and where."""
-        return {"launcher": "benchmark", **dataclasses.asdict(self.config), "machine": machine()}
+        return settings_of("benchmark", self.config, machine=machine())
 
 
 def load_benchmark(config: BenchmarkConfig) -> BenchmarkPlan:

@@ -12,12 +12,11 @@ from qos_jax.errors import input_error
 from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
-from qos_jax.files import sha256
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
 from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
-from qos_jax.runs.folder import RunFolder
+from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
@@ -82,12 +81,18 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    _check_predictions(config)
+    check_some_of("predictions", config.predictions, PREDICTIONS)
     if config.table is not None and config.cases.error_level != 1.0:
         raise input_error(
             f"{config.cases.error_level} is of synthetic predictions, and a table has its own",
             field="error_level",
             remedy="leave out error_level, or the table",
+        )
+    if config.table is None and config.predictions != (FITTED,):
+        raise input_error(
+            f"{', '.join(config.predictions)} need a table",
+            field="predictions",
+            remedy="give --table=FILE, or --error_level for synthetic predictions",
         )
     chosen = resolve(
         config.policies, config.checkpoint, allow_drop=config.allow_drop, stochastic=config.stochastic
@@ -118,18 +123,16 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         for name, folder in chosen.checkpoints.items()
     }
     return ComparisonPlan(
-        settings={
-            "launcher": "evaluate",
-            **{field: value for field, value in dataclasses.asdict(config).items() if field != "cases"},
-            **dataclasses.asdict(cases),
-            "fleet": str(setting.file),
-            "fleet_sha256": sha256(setting.file),
-            "trace_sha256": sha256(config.trace) if config.trace else None,
-            "table_sha256": sha256(config.table) if config.table else None,
-            "policies": chosen.names,
-            "checkpoint": {name: router.record for name, router in learned.items()},
-            "latency_limit_s": setting.latency_limit_s,
-        },
+        settings=settings_of(
+            "evaluate",
+            dataclasses.replace(config, cases=cases),
+            flat=("cases",),
+            files={"fleet": setting.file, "trace": config.trace, "table": config.table},
+            fleet=str(setting.file),
+            policies=chosen.names,
+            checkpoint={name: router.record for name, router in learned.items()},
+            latency_limit_s=setting.latency_limit_s,
+        ),
         cases=cases,
         setting=setting,
         sources=_sources(config, setting),
@@ -147,16 +150,6 @@ def _sources(config: ComparisonConfig, setting: Setting) -> dict[str, Source]:
         kind: split_rows(with_predictions(setting.table, kind, config.cases.seed), config.table_split)
         for kind in config.predictions
     }
-
-
-def _check_predictions(config: ComparisonConfig) -> None:
-    check_some_of("predictions", config.predictions, PREDICTIONS)
-    if config.table is None and config.predictions != (FITTED,):
-        raise input_error(
-            f"{', '.join(config.predictions)} need a table",
-            field="predictions",
-            remedy="give --table=FILE, or --error_level for synthetic predictions",
-        )
 
 
 def named_under(policy_name: str, predictions: str) -> str:

@@ -12,20 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from tabulate import tabulate
 
+from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
-from qos_jax.runs.folder import RunFolder
+from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import COMPLETED, REJECTED, RequestRecords, write_records_csv
 from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
-from qos_jax.workload.setting import open_fleet
+from qos_jax.workload.setting import check_latency_limit, open_fleet
 
-MAX_SEED = 2**32 - 1
 CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
 
 
@@ -53,20 +53,8 @@ class SingleRunConfig:
         check_options(self)
         if not self.requests:
             raise input_error("is empty", field="requests", remedy="give the path of a CSV file")
-        with np.errstate(over="ignore", under="ignore"):
-            limit_s = float(np.float32(self.latency_limit_s))  # as the policies compute with it
-        if not (math.isfinite(limit_s) and limit_s > 0):
-            raise input_error(
-                f"{self.latency_limit_s} is not a positive, finite time",
-                field="latency_limit_s",
-                remedy="give seconds per output token, such as 0.05",
-            )
-        if not 0 <= self.seed <= MAX_SEED:
-            raise input_error(
-                f"{self.seed} is out of range",
-                field="seed",
-                remedy=f"give a whole number from 0 to {MAX_SEED}",
-            )
+        check_latency_limit(self.latency_limit_s)
+        check_range(self, ("seed",), SEED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +62,7 @@ class SingleRun:
     """A run that has passed every check, ready to simulate; make one with :func:`load_run`."""
 
     config: SingleRunConfig
+    settings: dict[str, Any]  # all that determines the results, the content of config.json
     fleet: Fleet
     requests: Requests
     policy: Policy
@@ -87,7 +76,7 @@ def load_run(config: SingleRunConfig) -> SingleRun:
     """
     replayed = config.policy in REPLAYS
     router = None if replayed else policy(config.policy, allow_drop=config.allow_drop)
-    _, fleet = open_fleet(config.fleet)
+    file, fleet = open_fleet(config.fleet)
     requests = read_requests(config.requests, fleet.names)
     if router is None:
         if requests.expert is None:
@@ -99,7 +88,8 @@ def load_run(config: SingleRunConfig) -> SingleRun:
             )
         router = policy(config.policy, assignment=jnp.asarray(requests.expert))
     _check_capacity(config, fleet, requests)
-    return SingleRun(config, fleet, requests, router)
+    files = {"fleet": file, "requests": config.requests}
+    return SingleRun(config, settings_of("simulate", config, files=files), fleet, requests, router)
 
 
 def simulate_requests(

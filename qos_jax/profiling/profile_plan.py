@@ -10,7 +10,6 @@ import numpy as np
 
 from qos_jax.checks import SEED, Interval, check_range
 from qos_jax.errors import input_error
-from qos_jax.files import sha256
 from qos_jax.options import check_options, option
 from qos_jax.profiling import (
     COEFFICIENTS,
@@ -27,6 +26,7 @@ from qos_jax.profiling.iteration_fit import check_iterations, iteration_subset
 from qos_jax.profiling.profile_files import check_new_expert, fleet_of_one
 from qos_jax.profiling.request_fit import check_requests, num_replays
 from qos_jax.profiling.roofline import roofline_kv_tokens
+from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
 
 SOURCES = ("iterations", "requests", "roofline")
@@ -165,12 +165,9 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
     source = config.iterations or config.requests
     plan = ProfilePlan(
         config=config,
-        settings={
-            "launcher": "calibrate",
-            **dataclasses.asdict(config),
-            "sha256": sha256(source) if source else None,
-            "kv_capacity_tokens": kv_capacity_tokens,
-        },
+        settings=settings_of(
+            "calibrate", config, files={"log": source}, kv_capacity_tokens=kv_capacity_tokens
+        ),
         fixed=fixed,
         log=log,
         kv_capacity_tokens=kv_capacity_tokens,

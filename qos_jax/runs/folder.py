@@ -7,16 +7,18 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qos_jax.errors import input_error
-from qos_jax.files import atomic_write
+from qos_jax.files import atomic_write, sha256
 
 CONFIG, METRICS_LINES = "config.json", "metrics.jsonl"
+
+_File = str | os.PathLike[str] | None
 
 _RESULTS = (
     METRICS_LINES,
@@ -80,6 +82,35 @@ class RunFolder:
         with atomic_write(self.file(name)) as stream:
             json.dump(to_json(content), stream, indent=2, allow_nan=False)
             stream.write("\n")
+
+
+def settings_of(
+    launcher: str,
+    config: Any,
+    *,
+    files: Mapping[str, _File | Sequence[_File]] | None = None,
+    flat: Sequence[str] = (),
+    **resolved: Any,
+) -> dict[str, Any]:
+    """Return all that determines the results of a run, the content of its ``config.json``.
+
+    Args:
+      launcher: name of the command that made it.
+      config: dataclass of what was given, or a mapping of the same.
+      files: input files by what they are, several as a sequence; the SHA-256 of each is recorded as
+        ``NAME_sha256``, None where there is none, so that a changed file is another run.
+      flat: fields of ``config`` that are dataclasses whose own fields stand in their place.
+      resolved: what given settings came to, such as the limit of a shipped fleet; replaces fields.
+    """
+    given = dict(config) if isinstance(config, Mapping) else dataclasses.asdict(config)
+    for group in flat:
+        given |= given.pop(group)
+    for name, file in (files or {}).items():
+        if isinstance(file, str | os.PathLike) or file is None:
+            given[f"{name}_sha256"] = sha256(file) if file else None
+        else:
+            given[f"{name}_sha256"] = [sha256(each) for each in file if each]
+    return {"launcher": launcher, **given, **resolved}
 
 
 def open_run_folder(

@@ -9,6 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qos_jax.checks import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Interval,
+    check_distinct,
+    check_range,
+    check_some_of,
+)
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.simulation.simulate import Runs
@@ -77,49 +87,19 @@ class CaseConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if not self.workloads:
-            raise input_error("is empty", field="workloads", remedy=f"name some of {', '.join(WORKLOADS)}")
-        for field in ("workloads", "arrival_rates", "loads"):
-            values = getattr(self, field)
-            if len(set(values)) < len(values):
-                raise input_error("names something twice", field=field, remedy="name each once")
+        check_some_of("workloads", self.workloads, WORKLOADS)
         for field in ("arrival_rates", "loads"):
-            if not all(np.isfinite(value) and value > 0 for value in getattr(self, field)):
-                raise input_error(
-                    "holds a number that is not finite and above 0", field=field, remedy="give positive ones"
-                )
+            check_distinct(field, getattr(self, field))
         if not self.loads and not self.arrival_rates:
             raise input_error("is empty", field="loads", remedy="give loads or arrival_rates")
-        for field in ("seeds", "num_requests"):
-            if getattr(self, field) < 1:
-                raise input_error(f"{getattr(self, field)} is below 1", field=field, remedy="give at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise input_error(f"{self.seed} is out of range", field="seed", remedy="use 0 to 2^32 - 1")
-        if not np.isfinite(self.error_level) or self.error_level < 0:
-            raise input_error(
-                f"{self.error_level} is not a number >= 0", field="error_level", remedy="mend it"
-            )
-        for field in ("length_noise_log", "quality_noise"):
-            if not np.isfinite(getattr(self, field)) or getattr(self, field) < 0:
-                raise input_error(
-                    f"{getattr(self, field)} is not a finite number >= 0", field=field, remedy="mend it"
-                )
-        for field, most in (("length_bias_log", MAX_BIAS_LOG), ("quality_bias", 1.0)):
-            if not abs(getattr(self, field)) <= most:  # NaN fails too
-                raise input_error(
-                    f"{getattr(self, field)} is out of range",
-                    field=field,
-                    remedy=f"use -{most:g} to {most:g}",
-                )
-        for field in ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"):
-            if not np.isfinite(getattr(self, field)) or getattr(self, field) <= 0:
-                raise input_error(
-                    f"{getattr(self, field)} is not a finite number above 0", field=field, remedy="give one"
-                )
-        if not 0 <= self.diurnal_swing < 1:
-            raise input_error(
-                f"{self.diurnal_swing} is out of range", field="diurnal_swing", remedy="use 0 to below 1"
-            )
+        check_range(self, ("arrival_rates", "loads"), POSITIVE)
+        check_range(self, ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"), POSITIVE)
+        check_range(self, ("seeds", "num_requests"), COUNT)
+        check_range(self, ("seed",), SEED)
+        check_range(self, ("error_level", "length_noise_log", "quality_noise"), NON_NEGATIVE)
+        check_range(self, ("length_bias_log",), Interval(-MAX_BIAS_LOG, MAX_BIAS_LOG))
+        check_range(self, ("quality_bias",), Interval(-1, 1))
+        check_range(self, ("diurnal_swing",), Interval(0, 1, below=True))
 
     @property
     def added_error(self) -> AddedError:

@@ -17,6 +17,7 @@ from qos_jax.policies import Policy
 from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
+from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.simulation.metrics import METRICS
@@ -185,16 +186,16 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         unit = grid.capacity_per_s if relative else np.ones(grid.num_cells)
         ends = (search.low * unit, search.high * unit)
     return SweepPlan(
-        settings={
-            "launcher": "sweep",
-            **{name: value for name, value in dataclasses.asdict(config).items() if name != "plot_metrics"},
-            "sweep": {axis.name: axis.values for axis in axes},
-            "fleet_sha256": {fleet.name: sha256(fleet.file) for fleet in fleets},
-            "table_sha256": sha256(config.table) if config.table else None,
-            "policies": chosen.names,
-            "checkpoint": {name: router.record for name, router in routers.items()},
-            "latency_limits_s": {fleet.name: None if limits_s else fleet.latency_limit_s for fleet in fleets},
-        },
+        settings=settings_of(
+            "sweep",
+            {name: value for name, value in dataclasses.asdict(config).items() if name != "plot_metrics"},
+            files={"table": config.table},
+            sweep={axis.name: axis.values for axis in axes},
+            fleet_sha256={fleet.name: sha256(fleet.file) for fleet in fleets},
+            policies=chosen.names,
+            checkpoint={name: router.record for name, router in routers.items()},
+            latency_limits_s={fleet.name: None if limits_s else fleet.latency_limit_s for fleet in fleets},
+        ),
         grid=grid,
         policies=[*chosen.policies, *(router.policy for router in routers.values())],
         workload=config.workload,

@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from qos_jax.files import sha256
 from qos_jax.predictors import save_predictor
-from qos_jax.runs.folder import RunFolder, open_run_folder
+from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.tables.answers.lookahead import ARRAYS, PROMPTS
 from qos_jax.tables.answers.rows import TEST
 from qos_jax.tables.fitted_table import Prepared
@@ -67,13 +66,9 @@ def preparation_settings(plan: Preparation) -> dict[str, Any]:
     """Return all that determines a table, the content of ``config.json``."""
     config = plan.config
     files = [file for path in config.log.log for file in _files_of(path)]
-    return {
-        "launcher": "prepare_data",
-        **dataclasses.asdict(config),
-        "log_sha256": [sha256(file) for file in files],
-        "fleet_sha256": sha256(plan.fleet_file) if plan.fleet_file else None,
-        "trace_sha256": sha256(config.trace) if config.trace else None,
-    }
+    return settings_of(
+        "prepare_data", config, files={"log": files, "fleet": plan.fleet_file, "trace": config.trace}
+    )
 
 
 def _files_of(path: str) -> list[pathlib.Path]:
@@ -114,7 +109,7 @@ def verify_table(path: str, out: str, *, overwrite: bool, plot: bool) -> str:
       InputError: naming file, array and remedy of what is wrong with the table; or the folder is in use.
     """
     named = read_table(path)
-    settings = {"launcher": "prepare_data --verify", "table": path, "table_sha256": sha256(path)}
+    settings = settings_of("prepare_data --verify", {"table": path}, files={"table": path})
     folder = open_run_folder(out, settings, overwrite=overwrite)
     return _write_summaries(folder, named, {"rows": named.num_rows, "experts": list(named.names)}, plot)
 

@@ -13,12 +13,11 @@ import numpy as np
 
 from qos_jax.devices import agree, gather, is_writer, lane_mesh, writer_does
 from qos_jax.errors import input_error
-from qos_jax.files import sha256
 from qos_jax.runs import checkpoint
 from qos_jax.runs.array_store import host_leaves, rebuild
 from qos_jax.runs.checkpoint_record import CHECKPOINTS, find, step_folders
 from qos_jax.runs.config_json import config_dict
-from qos_jax.runs.folder import check_run_folder, open_run_folder, to_json
+from qos_jax.runs.folder import check_run_folder, open_run_folder, settings_of, to_json
 from qos_jax.training.curve import render_difference, render_judgement
 from qos_jax.training.hyper import Together
 from qos_jax.training.judge import Judge
@@ -117,14 +116,13 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
 
 def training_settings(plan: TrainPlan, together: Together | None = None) -> dict[str, Any]:
     """Return all that determines a run, the content of its config.json."""
-    config = plan.config
-    files = {"fleet_sha256": plan.setting.file, "table_sha256": config.table, "trace_sha256": config.trace}
-    return {
-        "launcher": "train",
-        **config_dict(checkpoint_config(plan, together)),
-        "latency_limit_s": plan.setting.latency_limit_s,
-        **{name: None if file is None else sha256(file) for name, file in files.items()},
-    }
+    config, setting = plan.config, plan.setting
+    return settings_of(
+        "train",
+        config_dict(checkpoint_config(plan, together)),
+        files={"fleet": setting.file, "table": config.table, "trace": config.trace},
+        latency_limit_s=setting.latency_limit_s,
+    )
 
 
 def _recorder(plan: TrainPlan, log: TrainingLog) -> Recorder:

@@ -115,7 +115,15 @@ def limit_of(file: pathlib.Path, given_s: float | None) -> float:
     Raises:
       InputError: none is known, or it is not positive and finite in float32.
     """
-    limit_s = default_latency_limit_s(file) if given_s is None else given_s
+    return check_latency_limit(default_latency_limit_s(file) if given_s is None else given_s)
+
+
+def check_latency_limit(limit_s: float) -> float:
+    """Return a latency limit, seconds per output token, if it is one in float32, as policies compute.
+
+    Raises:
+      InputError: it is not positive and finite.
+    """
     with np.errstate(over="ignore", under="ignore"):
         as_computed_s = float(np.float32(limit_s))
     if not 0 < as_computed_s < math.inf:

@@ -1,12 +1,14 @@
 """Run folders: results of two runs never mix, and lines are whole."""
 
+import dataclasses
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.runs.folder import check_run_folder, open_run_folder
+from qos_jax.runs.folder import check_run_folder, open_run_folder, settings_of
 
 CONFIG = {"policies": ("random", "least_work"), "seeds": 4, "rates": np.array([1.0, 2.0])}
 
@@ -117,3 +119,31 @@ def test_metrics_read_and_replaced(tmp_path):
     assert run.read_metrics() == [{"a": 1}, {"a": 2}]
     run.replace_metrics([{"a": 2}])
     assert _lines(run) == [{"a": 2}]
+
+
+def test_settings_hold_what_was_given_what_it_came_to_and_the_files(tmp_path):
+    file = tmp_path / "fleet.csv"
+    file.write_bytes(b"abc")
+
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        seeds: int = 2
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        fleet: str = "edge6"
+        limit_s: float | None = None
+        cases: Inner = Inner()
+
+    digest = hashlib.sha256(b"abc").hexdigest()
+    files = {"fleet": file, "trace": None, "log": [file, file]}
+    assert settings_of("evaluate", Config(), files=files, flat=("cases",), limit_s=0.07) == {
+        "launcher": "evaluate",
+        "fleet": "edge6",
+        "limit_s": 0.07,
+        "seeds": 2,
+        "fleet_sha256": digest,
+        "trace_sha256": None,
+        "log_sha256": [digest, digest],
+    }
+    assert settings_of("train", {"seed": 1}) == {"launcher": "train", "seed": 1}
