@@ -1,5 +1,12 @@
-"""Judging routers: records, metrics, statistics, comparison tables, plots, run folders."""
+"""Compare routers on identical requests, and run one router on given requests."""
 
+from qos_jax.evaluation.comparison import (
+    ComparisonConfig,
+    ComparisonPlan,
+    draw_cases,
+    execute_comparison,
+    load_comparison,
+)
 from qos_jax.evaluation.comparison_table import (
     Comparison,
     ComparisonRow,
@@ -8,42 +15,31 @@ from qos_jax.evaluation.comparison_table import (
     write_comparison_csv,
     write_comparison_json,
 )
-from qos_jax.runs.folder import RunFolder, check_run_folder, open_run_folder
-from qos_jax.runs.progress import progress
-from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
-from qos_jax.simulation.metrics import METRICS, Metric, summarise
-from qos_jax.simulation.policy_runs import PolicyResult
-from qos_jax.simulation.records import (
-    COMPLETED,
-    DROPPED,
-    REJECTED,
-    RequestRecords,
-    RunTotals,
-    write_records_csv,
+from qos_jax.evaluation.single_run import (
+    SingleRun,
+    SingleRunConfig,
+    execute_run,
+    load_run,
+    render_run,
+    simulate_requests,
 )
 
 __all__ = [
-    "COMPLETED",
-    "DROPPED",
-    "METRICS",
-    "REJECTED",
+    "ComparisonConfig",
+    "load_comparison",
+    "draw_cases",
+    "execute_comparison",
+    "ComparisonPlan",
     "Comparison",
     "ComparisonRow",
-    "Estimate",
-    "Metric",
-    "PolicyResult",
-    "RequestRecords",
-    "RunFolder",
-    "RunTotals",
-    "check_run_folder",
     "comparison_table",
-    "mean_ci",
-    "open_run_folder",
-    "paired_difference",
-    "progress",
     "render_text",
-    "summarise",
     "write_comparison_csv",
     "write_comparison_json",
-    "write_records_csv",
+    "simulate_requests",
+    "SingleRunConfig",
+    "load_run",
+    "execute_run",
+    "render_run",
+    "SingleRun",
 ]

@@ -1,1 +1,36 @@
-"""Many requests through one fleet: routed, recorded, measured."""
+"""Route many requests through one fleet, record what became of each, and measure it."""
+
+from qos_jax.simulation.cases import Case, CaseConfig, build_cases
+from qos_jax.simulation.metrics import METRICS, Metric, summarise
+from qos_jax.simulation.policy_runs import Compared, PolicyResult, PolicyRun, compare
+from qos_jax.simulation.records import (
+    COMPLETED,
+    DROPPED,
+    REJECTED,
+    RequestRecords,
+    RunTotals,
+    write_records_csv,
+)
+from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
+
+__all__ = [
+    "simulate",
+    "Runs",
+    "SimulationResult",
+    "RequestRecords",
+    "RunTotals",
+    "summarise",
+    "METRICS",
+    "Metric",
+    "CaseConfig",
+    "build_cases",
+    "Case",
+    "compare",
+    "Compared",
+    "PolicyRun",
+    "PolicyResult",
+    "write_records_csv",
+    "COMPLETED",
+    "REJECTED",
+    "DROPPED",
+]
