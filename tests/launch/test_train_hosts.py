@@ -42,7 +42,6 @@ def start(tmp_path_factory):
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",  # what two need at once, one compiles
     }
 
     def start(out, *more, **flags):
@@ -199,7 +198,7 @@ def test_two_begin_alike_or_not_at_all(whole, tmp_path):
     ]
     said = [process.communicate(timeout=900) for process in outcomes]
     assert [process.returncode for process in outcomes] == [0, 0], said
-    first, second = (out.splitlines() for out, _ in said)
+    first, second = (out.splitlines()[-3:] for out, _ in said)  # after what the transport says of itself
     assert "holds a training run at update 8; give --resume" in first[0]
     assert "process 0 could not begin; " in second[0]
     for _, differ, seeds in (first, second):
