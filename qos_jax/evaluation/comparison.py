@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
 from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
-from qos_jax.runs.folder import RunFolder, settings_of
+from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
@@ -224,6 +225,29 @@ def execute_comparison(
     if plot:
         write_plots(folder, compared, first, parts[0][0], plan.setting.serving, plan.setting.fleet.names)
     return comparison
+
+
+def evaluate(**settings: Any) -> Comparison:
+    """Compare routers on identical requests and return the table; nothing is left on disk.
+
+    ``evaluate(fleet="edge6", policies=("shortest_queue", "random"), baseline="random", seeds=4)``.
+
+    Args:
+      settings: fields of :class:`ComparisonConfig` and of :class:`CaseConfig`, by name.
+
+    Raises:
+      InputError: an unknown field, or what :func:`load_comparison` raises.
+    """
+    of_cases = {field.name for field in dataclasses.fields(CaseConfig)}
+    of_all = {field.name for field in dataclasses.fields(ComparisonConfig)} - {"cases"}
+    for name in settings:
+        check_one_of("settings", name, sorted(of_cases | of_all))
+    cases = CaseConfig(**{name: value for name, value in settings.items() if name in of_cases})
+    others = {name: value for name, value in settings.items() if name in of_all}
+    plan = load_comparison(ComparisonConfig(cases=cases, **others))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = open_run_folder(scratch, plan.settings)
+        return execute_comparison(plan, draw_cases(plan), folder, plot=False)
 
 
 def shown_cases(cases: Sequence[Case]) -> list[CaseName]:

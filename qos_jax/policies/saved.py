@@ -63,6 +63,22 @@ def load_router(
     )
 
 
+def trained_router(folder: str | Path, *, name: str | None = None, stochastic: bool = False) -> Policy:
+    """Return the learned router of a folder, which runs on fleets of any size unless its encoder is flat.
+
+    Args:
+      folder: of a training run, of one checkpoint, or of an exported policy.
+      name: what tables call it; by default the folder's name.
+      stochastic: draw actions instead of taking the most likely.
+
+    Raises:
+      InputError: no such folder, or a damaged one.
+    """
+    weights, found = load_policy(folder)
+    config = found.read_config(NetworkConfig, "network")
+    return learned_policy(name or Path(folder).name, config, weights, stochastic=stochastic)
+
+
 def _check_sizes(config: NetworkConfig, weights: Any, serving: ServingConfig, path: Path) -> None:
     """Check that the weights are those of the configuration on a fleet of this size."""
     expected = _shapes(parameter_shapes(config, serving.num_experts, serving.slots))

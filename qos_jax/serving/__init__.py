@@ -6,16 +6,16 @@ from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
 
 __all__ = [
-    "FleetProfile",
     "ServingConfig",
     "ServingState",
-    "SCHEDULERS",
+    "FleetProfile",
     "empty_state",
-    "assign_slot",
-    "enqueue",
     "advance",
     "Progress",
+    "assign_slot",
     "SlotAssignment",
+    "enqueue",
     "insert",
     "evicted_content",
+    "SCHEDULERS",
 ]

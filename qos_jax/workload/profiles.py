@@ -129,6 +129,13 @@ def load_calibration() -> SyntheticParams:
     return load_params(data_folder() / "calibration" / "lookahead6.json")
 
 
+def registered_fleets() -> tuple[str, ...]:
+    """Return the names of the shipped fleets, such as ``edge6``."""
+    table = next(text_table.read_chunks(data_folder() / "fleets" / "limits.csv"))
+    text_table.check_columns(table, LIMIT_COLUMNS)
+    return tuple(table.columns["fleet"])
+
+
 def fleet_path(name: str) -> pathlib.Path:
     """Return the path of a shipped fleet.
 

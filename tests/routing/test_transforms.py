@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,3 +83,13 @@ def test_an_unjitted_step_takes_a_python_int():
     assert int(eager.step) == 1
     np.testing.assert_array_equal(by_int.reward, by_array.reward)
     np.testing.assert_array_equal(by_int.observation.live, by_array.observation.live)
+
+
+def test_an_exported_step_is_written_read_and_equal_to_the_bit():
+    pytest.importorskip("flatbuffers", reason="which jax.export writes with: pip install 'qos_jax[test]'")
+    env, params = environment(), process_params(poisson(12.0))
+    state, _ = jax.jit(env.reset)(KEY, params)
+    step = jax.jit(lambda seed, state, action, params: env.step(jax.random.key(seed), state, action, params))
+    given = (np.uint32(3), state, np.int32(1), params)
+    stored = jax.export.export(step)(*given).serialize()
+    jax.tree.map(np.testing.assert_array_equal, jax.export.deserialize(stored).call(*given), step(*given))

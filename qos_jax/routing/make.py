@@ -1,0 +1,78 @@
+"""Make an environment that steps at once: a fleet by name, synthetic requests, Poisson arrivals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from qos_jax.checks import COUNT, POSITIVE, SEED, Interval, check_one_of
+from qos_jax.errors import input_error
+from qos_jax.routing.environment import RoutingEnvironment
+from qos_jax.routing.params import REWARDS, EnvConfig, EnvParams, make_params
+from qos_jax.workload import poisson
+from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.drawn_requests import draw_table, known_length_log_std
+from qos_jax.workload.setting import open_setting
+
+
+def make(
+    fleet: str = "edge6",
+    *,
+    load: float | None = None,
+    arrival_rate: float | None = None,
+    latency_limit_s: float | None = None,
+    scheduler: str = "prefill_first",
+    reward: str = "qos",
+    max_steps: int = 1000,
+    allow_drop: bool = False,
+    num_requests: int = 4096,
+    seed: int = 0,
+) -> tuple[RoutingEnvironment, EnvParams]:
+    """Return an environment and its parameters, ready for ``reset`` and ``step``.
+
+    Args:
+      fleet: name of a shipped fleet, or the path of a fleet CSV.
+      load: arrival rate as a share of the fleet's capacity; 0.75 if no ``arrival_rate`` is given.
+      arrival_rate: requests per second, in place of ``load``.
+      latency_limit_s: L, seconds per output token; None = the shipped fleet's.
+      scheduler: of every expert, one of ``serving.SCHEDULERS``.
+      reward: one of ``REWARDS``, see ``reward.py``.
+      max_steps: decisions until the time limit.
+      allow_drop: whether action N, to drop the request, counts as one.
+      num_requests: rows of the table of synthetic requests, which arrivals are drawn from.
+      seed: of the requests' contents.
+
+    Raises:
+      InputError: an unknown name, a number out of range, both rates, or any fault of the fleet's file.
+    """
+    check_one_of("reward", reward, REWARDS)
+    if load is not None and arrival_rate is not None:
+        raise input_error("contradicts arrival_rate", field="load", remedy="give one of the two")
+    _check("load", load, POSITIVE)
+    _check("arrival_rate", arrival_rate, POSITIVE)
+    _check("max_steps", max_steps, COUNT)
+    _check("num_requests", num_requests, COUNT)
+    _check("seed", seed, SEED)
+    setting = open_setting(fleet, scheduler=scheduler, latency_limit_s=latency_limit_s, seed=seed)
+    draw = jax.jit(draw_table, static_argnums=(2, 3))
+    table = draw(jax.random.key(seed), setting.figures, None, num_requests)
+    if arrival_rate is None:
+        capacity = float(capacity_per_s(setting.fleet.profile, table).sum())
+        arrival_rate = (0.75 if load is None else load) * capacity
+    runs = jax.tree.map(lambda leaf: leaf[None], table)
+    params = make_params(
+        setting.fleet.profile,
+        table,
+        setting.latency_limit_s,
+        jnp.asarray(known_length_log_std(setting.figures, runs)),
+        process=poisson(arrival_rate),
+    )
+    config = EnvConfig(setting.serving, max_steps=max_steps, reward=reward, allow_drop=allow_drop)
+    return RoutingEnvironment(config), dataclasses.replace(params, max_steps_in_episode=max_steps)
+
+
+def _check(field: str, value: float | None, interval: Interval) -> None:
+    if value is not None and value not in interval:
+        raise input_error(f"{value!r} is out of range", field=field, remedy=f"give {interval}")
