@@ -60,12 +60,34 @@ class TimeStep:
 class RoutingEnvironment:
     """Routing of requests among N LLM experts, as pure functions; ``jax.vmap`` it over keys or params.
 
-    - Observation: :class:`Observation`, masked arrays of static shape; what routers may see.
-    - Action: int32 in 0..N-1, the expert; N drops the request where ``allow_drop``. Other numbers drop too.
-    - Reward: float32, see ``reward.py``; by default the QoS of requests completed since the last decision.
-    - End: ``terminated`` when a trace is exhausted: the last step drains, so every request is paid for.
-      ``truncated`` after ``max_steps`` decisions. No auto-reset; stepping an ended episode is undefined.
-    - Randomness: only arrivals and request contents are random, and neither depends on the actions, so
+    With N experts of K slots each and the W windows of ``demand.py``:
+
+    - observation: :class:`Observation`, what routers may see:
+        - step: [] int32, requests that arrived before this one.
+        - prompt_tokens: [] int32, tokens of the arrived request.
+        - predicted_output_tokens: [N] float32, tokens, the median the predictor says for it.
+        - predicted_quality: [N] float32 in [0, 1], of its answer.
+        - latency_limit_s: [] float32, seconds per output token.
+        - length_log_std: [N] float32, std of log(true) - log(predicted) output tokens.
+        - profile: :class:`FleetProfile`, leaves [N] int32 (requests, tokens) or float32 (seconds, watts).
+        - offered_load: [W] float32, recent arrival rate / capacity.
+        - mean_output_tokens: [N] float32, tokens, mean of those predicted recently; 0 before any.
+        - mean_quality: [N] float32, mean of those predicted recently; 0 before any.
+        - available: [N] bool, fewer than ``max_waiting`` wait, and the KV cache holds the prompt.
+        - lead_s: [N] float32, seconds to the end of the iteration in progress.
+        - live, running: [N, K] bool, the slot's request waits or runs; it runs.
+        - age_s: [N, K] float32, seconds since its arrival.
+        - slot_prompt_tokens, slot_generated_tokens, slot_prefill_left_tokens: [N, K] int32, tokens.
+        - slot_predicted_output_tokens: [N, K] float32, tokens.
+        - slot_predicted_quality: [N, K] float32 in [0, 1].
+    - action: [] int32, 0..N-1 the expert; N drops the request where ``allow_drop``. Other numbers drop too.
+    - reward: [] float32, quality (no unit); see ``reward.py``. By default the QoS of the requests completed
+      since the last decision.
+    - end:
+        - terminated: [] bool, a trace is exhausted; its last step drains, so every request is paid for.
+        - truncated: [] bool, the time limit of decisions is reached (:meth:`max_steps`).
+        - No auto-reset; stepping an ended episode is undefined.
+    - randomness: only arrivals and request contents are random, and neither depends on the actions, so
       equal keys give every policy the same requests at the same times.
 
     Source: arXiv 2508.00234, problem formulation; see routing/README.md, rules 1 to 8.
