@@ -88,7 +88,7 @@ def load_run(config: SingleRunConfig) -> SingleRun:
             )
         router = policy(config.policy, assignment=jnp.asarray(requests.expert))
     _check_capacity(config, fleet, requests)
-    files = {"fleet": file, "requests": config.requests}
+    files: dict[str, Any] = {"fleet": file, "requests": config.requests}
     return SingleRun(config, settings_of("simulate", config, files=files), fleet, requests, router)
 
 
