@@ -126,13 +126,7 @@ def load_benchmark(config: BenchmarkConfig) -> BenchmarkPlan:
     simulates = set(config.what) - set(AGENTS)
     work = {
         (experts, slots): draw_work(
-            experts,
-            slots,
-            config.num_requests,
-            config.scheduler,
-            config.seed,
-            config.arrival_rate,
-            trace,
+            experts, slots, config.num_requests, config.scheduler, config.seed, config.arrival_rate, trace
         )
         for experts, slots in (sizes if simulates else [])
     }

@@ -18,16 +18,7 @@ from qos_jax.runs.folder import to_json
 FORMAT = 1  # of the lines of metrics.jsonl
 HEADER = "benchmark"
 # Settings that make the work of a row what it is; sizes are in its key.
-_WORK = (
-    "policy",
-    "scheduler",
-    "trace",
-    "arrival_rate",
-    "num_requests",
-    "seed",
-    "preset",
-    "checkpoint",
-)
+_WORK = ("policy", "scheduler", "trace", "arrival_rate", "num_requests", "seed", "preset", "checkpoint")
 _REMEDY = "give the metrics.jsonl of a run of launch.benchmark"
 
 

@@ -51,8 +51,5 @@ def measure_decision(work: Work, router: Policy, calls: int) -> Speed:
         wall_s=float(call_s.sum()),
         cpu_s=cpu_s,
         compile_s=compile_s,
-        figures={
-            "median_call_s": float(np.median(call_s)),
-            "p99_call_s": float(np.quantile(call_s, 0.99)),
-        },
+        figures={"median_call_s": float(np.median(call_s)), "p99_call_s": float(np.quantile(call_s, 0.99))},
     )

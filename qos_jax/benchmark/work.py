@@ -137,10 +137,7 @@ def lanes_of(runs: Runs, environments: int, block: int) -> tuple[Lane, EnvParams
 def own_params(params: EnvParams, lane: Lane) -> EnvParams:
     """The parameters of one lane."""
     return dataclasses.replace(
-        params,
-        episode=lane.episode,
-        latency_limit_s=lane.latency_limit_s,
-        length_log_std=lane.length_log_std,
+        params, episode=lane.episode, latency_limit_s=lane.latency_limit_s, length_log_std=lane.length_log_std
     )
 
 

@@ -114,11 +114,7 @@ def settings_of(
 
 
 def open_run_folder(
-    path: str | os.PathLike[str],
-    config: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
+    path: str | os.PathLike[str], config: Mapping[str, Any], *, overwrite: bool = False, resume: bool = False
 ) -> RunFolder:
     """Make or reopen the folder of a run and write its ``config.json``.
 

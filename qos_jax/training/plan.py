@@ -94,11 +94,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
         return _phases(config, setting.serving, paid)
 
     return TrainPlan(
-        config=config,
-        setting=setting,
-        held_out=held_out,
-        phases=phases_of(config),
-        phases_of=phases_of,
+        config=config, setting=setting, held_out=held_out, phases=phases_of(config), phases_of=phases_of
     )
 
 
