@@ -40,19 +40,21 @@ _say = functools.partial(tqdm.write, file=sys.stderr)
 
 def trained_decisions(config: TrainConfig) -> int:
     """Return the decisions that a run takes in all, trials included: its budget."""
-    search = config.search.candidates * config.search.num_envs * config.search.steps
-    total = config.search.updates * search + config.distil.updates * _distil_decisions(config)
-    if config.agent == "ppo":
-        total += config.ppo.total_updates * config.ppo.num_envs * config.ppo.rollout_steps
-    elif config.agent == "sac":
-        total += config.sac.total_updates * config.sac.num_envs * config.sac.steps_per_update
-    return total
+    updates = {"search": config.search.updates, "distil": config.distil.updates}
+    if config.agent != "none":
+        updates[config.agent] = getattr(config, config.agent).total_updates
+    return sum(count * _update_decisions(config, phase) for phase, count in updates.items())
 
 
-def _distil_decisions(config: TrainConfig) -> int:
-    """Return the decisions of one update of distillation, trials included."""
-    distil = config.distil
-    return distil.num_envs * (distil.steps + distil.candidates * distil.horizon)
+def _update_decisions(config: TrainConfig, phase: str) -> int:
+    """Return the decisions of one update of a phase, trials included."""
+    steps_per_environment = {
+        "search": config.search.candidates * config.search.steps,
+        "distil": config.distil.steps + config.distil.candidates * config.distil.horizon,
+        "ppo": config.ppo.rollout_steps,
+        "sac": config.sac.steps_per_update,
+    }
+    return getattr(config, phase).num_envs * steps_per_environment[phase]
 
 
 def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
@@ -78,38 +80,27 @@ def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
     """Return a variant that distils a network with these choices from the start, without a search."""
 
     def change(full: TrainConfig) -> TrainConfig:
-        updates = _updates(full, "distil", _distil_decisions(full))
+        updates = _updates(full, "distil")
         network = dataclasses.replace(full.network, **choices)
         return dataclasses.replace(_alone(full, "none", full.reward, updates, updates), network=network)
 
     return change
 
 
-def _ppo_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
-    """Return a variant of PPO from the start, for as many decisions as the full run takes."""
+def _agent_alone(agent: str, reward: str) -> Callable[[TrainConfig], TrainConfig]:
+    """Return a variant of PPO or SAC from the start, for as many decisions as the full run takes."""
 
     def change(full: TrainConfig) -> TrainConfig:
-        updates = _updates(full, "ppo", full.ppo.num_envs * full.ppo.rollout_steps)
-        ppo = dataclasses.replace(full.ppo, total_updates=updates)
-        return dataclasses.replace(_alone(full, "ppo", reward, updates), ppo=ppo)
+        updates = _updates(full, agent)
+        part: Any = dataclasses.replace(getattr(full, agent), total_updates=updates)
+        return dataclasses.replace(_alone(full, agent, reward, updates), **{agent: part})
 
     return change
 
 
-def _sac_alone(reward: str) -> Callable[[TrainConfig], TrainConfig]:
-    """Return a variant of SAC from the start, for as many decisions as the full run takes."""
-
-    def change(full: TrainConfig) -> TrainConfig:
-        updates = _updates(full, "sac", full.sac.num_envs * full.sac.steps_per_update)
-        sac = dataclasses.replace(full.sac, total_updates=updates)
-        return dataclasses.replace(_alone(full, "sac", reward, updates), sac=sac)
-
-    return change
-
-
-def _updates(full: TrainConfig, agent: str, decisions: int) -> int:
-    """Return the updates of ``decisions`` each that the full run's budget allows."""
-    budget = trained_decisions(full)
+def _updates(full: TrainConfig, agent: str) -> int:
+    """Return the updates of an agent, or of distillation, that the full run's budget allows."""
+    budget, decisions = trained_decisions(full), _update_decisions(full, agent)
     if budget < decisions:
         raise input_error(
             f"{budget:,} decisions are less than one update of {agent}",
@@ -162,10 +153,10 @@ VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
         "distillation, predicted qualities as they are",
         _distil_alone(calibrate_quality=False),
     ),
-    "ppo": ("PPO alone, potential-based reward", _ppo_alone("potential")),
-    "ppo_paper": ("PPO alone, the paper's reward", _ppo_alone("paper")),
-    "sac": ("SAC alone, potential-based reward", _sac_alone("potential")),
-    "sac_paper": ("SAC alone, the paper's reward", _sac_alone("paper")),
+    "ppo": ("PPO alone, potential-based reward", _agent_alone("ppo", "potential")),
+    "ppo_paper": ("PPO alone, the paper's reward", _agent_alone("ppo", "paper")),
+    "sac": ("SAC alone, potential-based reward", _agent_alone("sac", "potential")),
+    "sac_paper": ("SAC alone, the paper's reward", _agent_alone("sac", "paper")),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -11,41 +10,38 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from qos_jax.files import atomic_write
+from qos_jax.files import write_csv
 from qos_jax.runs import plot_style
 from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
 from qos_jax.training.hyper import Together, label
 from qos_jax.training.judge import BASELINE, LEARNED, CaseScore, Judgement
 
-COLUMNS = (
-    "update",
-    "workload",
-    "arrival_rate_per_s",
-    "average_qos",
-    "ci_low",
-    "ci_high",
-    "baseline_qos",
-    "diff",
-    "diff_low",
-    "diff_high",
-    "n",
-    "baseline",
-)
+_CASE = ("update", "workload", "arrival_rate_per_s")
+_FIGURES = ("average_qos", "ci_low", "ci_high", "baseline_qos", "diff", "diff_low", "diff_high")
+COLUMNS = (*_CASE, *_FIGURES, "n", "baseline")
+SEED_COLUMNS = ("average_qos", "ci_low", "ci_high", "difference", "diff_low", "diff_high", "seeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """An evaluation of all routers after an update; averages over the evaluation's cases."""
+
+    update: int
+    average_qos: np.ndarray  # [R], in the order of ``Together``
+    difference: np.ndarray  # [R], to the baseline on the same requests
 
 
 def write_learning_curve_csv(path: str | os.PathLike[str], judged: Sequence[Judgement]) -> None:
     """Write a line per evaluation and case: QoS, the baseline's, and their paired difference, with 95% CI."""
-    with atomic_write(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for judgement in judged:
-            for score in judgement.scores:
-                ours = mean_ci(score.average_qos)
-                gain = paired_difference(score.average_qos, score.baseline_qos)
-                numbers = [ours.mean, ours.low, ours.high, score.baseline_qos.mean()]
-                numbers += [gain.mean, gain.low, gain.high]
-                case = (judgement.update, score.workload, score.arrival_rate_per_s)
-                writer.writerow([*case, *map(_cell, numbers), ours.n, BASELINE])
+    rows = []
+    for judgement in judged:
+        for score in judgement.scores:
+            ours, base = mean_ci(score.average_qos), score.baseline_qos
+            gain = paired_difference(score.average_qos, base)
+            numbers = (ours.mean, ours.low, ours.high, base.mean(), gain.mean, gain.low, gain.high)
+            case = (judgement.update, score.workload, score.arrival_rate_per_s)
+            rows.append([*case, *map(_cell, numbers), ours.n, BASELINE])
+    write_csv(path, COLUMNS, rows)
 
 
 def learning_curve(judged: Sequence[Judgement], phase_ends: Mapping[str, int]) -> Any:
@@ -64,12 +60,12 @@ def learning_curve(judged: Sequence[Judgement], phase_ends: Mapping[str, int]) -
     names = [_case_name(score) for score in judged[0].scores]
     for index, (name, style) in enumerate(zip(names, plot_style.expert_styles(names), strict=True)):
         scores = [judgement.scores[index] for judgement in judged]
-        _line(left, updates, [mean_ci(score.average_qos) for score in scores], style, name)
+        _line(left, updates, [mean_ci(score.average_qos) for score in scores], style, name, band=0.15)
         left.axhline(scores[0].baseline_qos.mean(), color=style.colour, linestyle=":", linewidth=1)
         gains = [paired_difference(score.average_qos, score.baseline_qos) for score in scores]
-        _line(right, updates, gains, style, None, band=False)
+        _line(right, updates, gains, style)
     every = plot_style.Style("#000000", "o", "-")
-    _line(right, updates, [judgement.difference for judgement in judged], every, "mean of all")
+    _line(right, updates, [judgement.difference for judgement in judged], every, "mean of all", band=0.15)
     right.axhline(0.0, color="black", linewidth=1)
     plot_style.tidy(left, "updates", f"average QoS (dotted: {BASELINE})")
     plot_style.tidy(right, "updates", f"difference to {BASELINE}, same requests")
@@ -107,26 +103,14 @@ def render_difference(judgement: Judgement) -> str:
 
 
 def _line(
-    axes: Any,
-    updates: Sequence[int],
-    points: Sequence[Estimate],
-    style: Any,
-    label: str | None,
-    band: bool = True,
+    axes: Any, updates: Sequence[int], points: Sequence[Estimate], style: Any, name: str = "", band: float = 0
 ) -> None:
-    means = [float(point.mean) for point in points]
-    axes.plot(
-        updates,
-        means,
-        color=style.colour,
-        linestyle=style.dashes,
-        marker=style.marker,
-        markersize=4,
-        label=label,
-    )
+    """Draw means against updates, and their intervals as a band of that opacity; 0 = no band."""
+    mean, low, high = ([float(getattr(point, part)) for point in points] for part in ("mean", "low", "high"))
+    look = {"color": style.colour, "linestyle": style.dashes, "marker": style.marker}
+    axes.plot(updates, mean, markersize=4, label=name, **look)
     if band:
-        low, high = ([float(getattr(point, end)) for point in points] for end in ("low", "high"))
-        axes.fill_between(updates, low, high, color=style.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(updates, low, high, color=style.colour, alpha=band, linewidth=0)
 
 
 def _case_name(score: CaseScore) -> str:
@@ -144,29 +128,15 @@ def _cell(value: Any) -> object:
     return "" if value != value else float(value)
 
 
-SEED_COLUMNS = ("average_qos", "ci_low", "ci_high", "difference", "diff_low", "diff_high", "seeds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """An evaluation of all routers after an update; averages over the evaluation's cases."""
-
-    update: int
-    average_qos: np.ndarray  # [R], in the order of ``Together``
-    difference: np.ndarray  # [R], to the baseline on the same requests
-
-
 def write_seed_curve_csv(path: str | os.PathLike[str], points: Sequence[Point], together: Together) -> None:
     """Write a line per evaluation and setting, mean and 95% interval over the seeds of training."""
-    with atomic_write(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("update", *together.names, *SEED_COLUMNS))
-        for point in points:
-            for index, setting in enumerate(together.settings):
-                qos, gain = (mean_ci(each[index]) for each in _by_setting(point, together))
-                numbers = (qos.mean, qos.low, qos.high, gain.mean, gain.low, gain.high)
-                shown = ["" if np.isnan(value) else float(value) for value in numbers]
-                writer.writerow([point.update, *setting.values(), *shown, qos.n])
+    rows = []
+    for point in points:
+        for index, setting in enumerate(together.settings):
+            qos, gain = (mean_ci(each[index]) for each in _by_setting(point, together))
+            numbers = (qos.mean, qos.low, qos.high, gain.mean, gain.low, gain.high)
+            rows.append([point.update, *setting.values(), *map(_cell, numbers), qos.n])
+    write_csv(path, ("update", *together.names, *SEED_COLUMNS), rows)
 
 
 def seed_curve(points: Sequence[Point], phase_ends: Mapping[str, int], together: Together) -> Any:
@@ -182,20 +152,10 @@ def seed_curve(points: Sequence[Point], phase_ends: Mapping[str, int], together:
     labels = ("average QoS", f"difference to {BASELINE}, same requests")
     for kind, axes in enumerate(figure.subplots(1, 2)):
         for index, name in enumerate(names):
-            style, estimate = styles[name], mean_ci(values[:, kind, index])
+            style, ours = styles[name], values[:, kind, index]  # [points, S]
             if len(names) == 1:
-                axes.plot(updates, values[:, kind, index], color=style.colour, linewidth=0.6, alpha=0.5)
-            axes.plot(
-                *(updates, estimate.mean),
-                color=style.colour,
-                linestyle=style.dashes,
-                marker=style.marker,
-                markersize=4,
-                label=name,
-            )
-            axes.fill_between(
-                updates, estimate.low, estimate.high, color=style.colour, alpha=0.2, linewidth=0
-            )
+                axes.plot(updates, ours, color=style.colour, linewidth=0.6, alpha=0.5)
+            _line(axes, updates, [mean_ci(each) for each in ours], style, name, band=0.2)
         for end in phase_ends.values():
             axes.axvline(end, color="#BBBBBB", linewidth=1, zorder=0)
         plot_style.tidy(axes, "updates", labels[kind])

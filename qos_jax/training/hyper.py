@@ -6,10 +6,10 @@ import copy
 import dataclasses
 import itertools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qos_jax.errors import InputError, input_error, near_match
+from qos_jax.errors import input_error, near_match
 from qos_jax.training.train_config import TrainConfig
 
 FIELD = "vmap"
@@ -109,42 +109,38 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> tuple[Setting, ...]:
 
 
 def checked(config: TrainConfig, setting: Setting) -> TrainConfig:
-    """The run with the numbers of a setting.
+    """Return the run with the numbers of a setting.
 
     Raises:
       InputError: what the configuration refuses, naming the field.
     """
     for name, value in setting.items():
-        group, _, field = name.rpartition(".")
-        change: dict[str, Any] = {field: value}
         try:
-            if group:
-                change = {group: dataclasses.replace(getattr(config, group), **change)}
-            config = dataclasses.replace(config, **change)
-        except (InputError, ValueError) as error:
-            raise input_error(
-                f"{name} = {value:g} is refused ({error})",
-                field=FIELD,
-                remedy="give a value that the run takes",
-            ) from None
+            config = _with_number(config, name, value, dataclasses.replace)
+        except ValueError as error:
+            fault = f"{name} = {value:g} is refused ({error})"
+            raise input_error(fault, field=FIELD, remedy="give a value that the run takes") from None
     return config
 
 
 def unchecked(config: TrainConfig, setting: Mapping[str, Any]) -> TrainConfig:
-    """The same without the configuration's checks, which cannot look at traced numbers, [] float32 each.
+    """Return the run with traced numbers, [] float32 each, which the configuration's checks cannot look at.
 
     With those it must not leave the function that traces: it is no key of a cache, and two do not compare.
     """
-    config = _copy_with(config, {})
     for name, value in setting.items():
-        group, _, field = name.rpartition(".")
-        change = {group: _copy_with(getattr(config, group), {field: value})} if group else {field: value}
-        config = _copy_with(config, change)
+        config = _with_number(config, name, value, _unchecked_replace)
     return config
 
 
-def _copy_with(part: Any, changes: Mapping[str, Any]) -> Any:
-    """A copy of a frozen dataclass with other values, without its checks, which need known numbers."""
+def _with_number(config: TrainConfig, name: str, value: Any, replace: Callable[..., Any]) -> TrainConfig:
+    group, _, field = name.rpartition(".")
+    part = replace(getattr(config, group) if group else config, **{field: value})
+    return replace(config, **{group: part}) if group else part
+
+
+def _unchecked_replace(part: Any, **changes: Any) -> Any:
+    """Return a copy of a frozen dataclass with other values, without its checks, which need known numbers."""
     new = copy.copy(part)
     for name, value in changes.items():
         object.__setattr__(new, name, value)

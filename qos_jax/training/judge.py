@@ -46,11 +46,8 @@ class Judgement:
     @property
     def difference(self) -> Estimate:
         """Average QoS less the baseline's, all cases weighing the same."""
-        ours, theirs = (
-            np.mean([getattr(score, name) for score in self.scores], axis=0)
-            for name in ("average_qos", "baseline_qos")
-        )
-        return paired_difference(ours, theirs)
+        ours = np.mean([score.average_qos for score in self.scores], axis=0)
+        return paired_difference(ours, np.mean([score.baseline_qos for score in self.scores], axis=0))
 
 
 class Judge:
@@ -66,10 +63,8 @@ class Judge:
         """Return the evaluation of a network's parameters after ``update`` updates."""
         reached = self._run(learned_policy(LEARNED, self._plan.config.network, params))
         rows = zip(self._cases, reached, self._baseline, strict=True)
-        return Judgement(
-            update,
-            tuple(CaseScore(case.workload, case.arrival_rate_per_s, ours, base) for case, ours, base in rows),
-        )
+        scores = (CaseScore(case.workload, case.arrival_rate_per_s, ours, base) for case, ours, base in rows)
+        return Judgement(update, tuple(scores))
 
     def _run(self, router: Policy) -> list[np.ndarray]:
         compared = compare(self._plan.setting.serving, [router], self._cases, workers=1)
@@ -94,19 +89,11 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
     return build_cases(cases, setting.fleet, plan.held_out, setting.latency_limit_s, setting.trace)
 
 
-def judgement_line(judgement: Judgement) -> dict[str, Any]:
-    """Return a judgement as JSON, for ``metrics.jsonl``."""
-    return dataclasses.asdict(judgement)
-
-
 def judgements(lines: Sequence[Mapping[str, Any]]) -> list[Judgement]:
     """Return the judgements that lines of ``metrics.jsonl`` hold, in their order."""
-    return [
-        Judgement(line["update"], tuple(_score(**score) for score in line["scores"]))
-        for line in lines
-        if "scores" in line
-    ]
 
+    def read(score: Mapping[str, Any]) -> CaseScore:
+        seeds = {name: np.array(score[name]) for name in ("average_qos", "baseline_qos")}
+        return CaseScore(**{**score, **seeds})
 
-def _score(workload: str, arrival_rate_per_s: float, average_qos: list, baseline_qos: list) -> CaseScore:
-    return CaseScore(workload, arrival_rate_per_s, np.array(average_qos), np.array(baseline_qos))
+    return [Judgement(line["update"], tuple(map(read, line["scores"]))) for line in lines if "scores" in line]

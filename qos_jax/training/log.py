@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
 from qos_jax.training.curve import learning_curve, write_learning_curve_csv
-from qos_jax.training.judge import Judgement, judgement_line, judgements
+from qos_jax.training.judge import Judgement, judgements
 
 CURVE_CSV, CURVE_PLOT, BOARD = "evaluations.csv", "plots/learning_curve.png", "tensorboard"
 
@@ -33,19 +34,15 @@ class TrainingLog:
           metrics: their means over the updates since the last line.
         """
         self._folder.append_metrics({**progress, "metrics": metrics})
-        self._show(
-            progress["update"], {f"{progress['phase']}/{name}": value for name, value in metrics.items()}
-        )
+        figures = {f"{progress['phase']}/{name}": value for name, value in metrics.items()}
+        self._show(progress["update"], figures)
 
     def judge(self, progress: Mapping[str, Any], judgement: Judgement) -> None:
         """Write an evaluation, and the learning curve with it."""
-        self._folder.append_metrics({**progress, **judgement_line(judgement)})
+        self._folder.append_metrics({**progress, **dataclasses.asdict(judgement)})
         self.judged.append(judgement)
-        figures = {
-            "evaluation/average_qos": float(judgement.qos.mean),
-            "evaluation/difference": float(judgement.difference.mean),
-        }
-        self._show(judgement.update, figures)
+        means = {"average_qos": judgement.qos.mean, "difference": judgement.difference.mean}
+        self._show(judgement.update, {f"evaluation/{name}": float(mean) for name, mean in means.items()})
         write_learning_curve_csv(self._folder.file(CURVE_CSV), self.judged)
         if self._plot:
             figure = learning_curve(self.judged, self._phase_ends)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -129,7 +130,7 @@ class _Loop:
         for index, phase in enumerate(self._plan.phases[current:], start=current):
             if state is None or index > current:
                 state = self._run.start(index, params)
-            state = place(state, self._shardings(state))
+            state = place(state, state_shardings(state, self._mesh))
             state = self._phase(phase, state, ends[index])
             params = phase.learner.params(state)
         return state
@@ -143,8 +144,9 @@ class _Loop:
         learner = phase.learner
         begun = time.monotonic()
         with jax.set_mesh(self._mesh):
-            advance = _compiled(learner, state, self._shardings(state))
-        self._say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
+            advance = _compiled(learner, state, state_shardings(state, self._mesh))
+        if self._recorder is not None:
+            say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
         with self._progress_bar(phase, end) as advance_bar:
             while self._update < end:
                 stop = min(end, *((self._update // pace + 1) * pace for pace in self._paces))
@@ -200,10 +202,6 @@ class _Loop:
             keep_last=self._config.keep_last,
         )
 
-    def _shardings(self, state: Any) -> Any:
-        """Where each leaf of a phase's state belongs: environments shared out over the devices."""
-        return state_shardings(state, self._mesh)
-
     def _run_progress(self, phase: Phase) -> RunProgress:
         return {
             "phase": phase.name,
@@ -212,18 +210,12 @@ class _Loop:
             "wall_s": round(time.monotonic() - self._begun, 3),
         }
 
-    def _progress_bar(
-        self, phase: Phase, end: int
-    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    def _progress_bar(self, phase: Phase, end: int) -> AbstractContextManager[Callable[[int], None]]:
         if self._recorder is None:
             return contextlib.nullcontext(lambda _: None)
         many = "" if self._run.together is None else f" x {self._run.together.count} routers"
         left = (end - self._update) * phase.learner.decisions_per_update
         return progress(left, "decisions", description=phase.name + many)
-
-    def _say(self, text: str) -> None:
-        if self._recorder is not None:
-            say(text)
 
     def _divergence(self, phase: Phase, update: int, metrics: Mapping[str, np.ndarray]) -> Exception:
         finite = np.isfinite(np.stack(list(metrics.values()))).all(axis=0)

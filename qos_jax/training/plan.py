@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qos_jax.errors import InputError, input_error
+from qos_jax.errors import InputError
 from qos_jax.learning.distil import make_distil
 from qos_jax.learning.ppo import make_ppo
 from qos_jax.learning.sac import make_sac
@@ -28,6 +28,10 @@ from qos_jax.workload.setting import Setting, open_setting
 # Of the experts drawn for a fleet without figures: the models must not change with the seed of training, and
 # are those that a comparison draws by default.
 _FIGURES_SEED = 0
+
+# By phase: (environment, draw of its parameters, network, the phase's settings) -> learner.
+_Maker = Callable[..., Learner]
+_MAKERS: dict[str, _Maker] = {"search": make_search, "distil": make_distil, "ppo": make_ppo, "sac": make_sac}
 
 # (key) -> (network parameters, metrics of every update by phase, leaves [updates])
 Train = Callable[[jax.Array], tuple[Any, dict[str, Metrics]]]
@@ -129,10 +133,10 @@ def phase_key(key: jax.Array, index: int) -> jax.Array:
 
 def over_routers(plan: TrainPlan, together: Together) -> TrainPlan:
     """Return the plan with learners of R runs at once; keys, states and metrics get an axis [R]."""
-    by_setting = {name: [setting[name] for setting in together.settings] for name in together.names}
-    values = {
-        name: jnp.repeat(jnp.array(given, jnp.float32), together.seeds) for name, given in by_setting.items()
-    }
+    values = {}
+    for name in together.names:
+        given = jnp.array([setting[name] for setting in together.settings], jnp.float32)
+        values[name] = jnp.repeat(given, together.seeds)
 
     def all_at_once(index: int, phase: Phase) -> Phase:
         def learner(values: dict[str, jax.Array]) -> Learner:
@@ -172,19 +176,11 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)
 
-    phases = []
-    if config.search.updates > 0:
-        phases.append(
-            Phase("search", make_search(env, draw, config.network, config.search), config.search.updates)
-        )
-    if config.distil.updates > 0:
-        phases.append(
-            Phase("distil", make_distil(env, draw, config.network, config.distil), config.distil.updates)
-        )
-    if config.agent == "ppo":
-        phases.append(Phase("ppo", make_ppo(env, draw, config.network, config.ppo), config.ppo.total_updates))
-    elif config.agent == "sac":
-        phases.append(Phase("sac", make_sac(env, draw, config.network, config.sac), config.sac.total_updates))
-    if not phases:
-        raise input_error("nothing trains", field="agent", remedy="choose an agent")
-    return tuple(phases)
+    updates = {"search": config.search.updates, "distil": config.distil.updates}
+    if config.agent != "none":
+        updates[config.agent] = getattr(config, config.agent).total_updates
+    return tuple(
+        Phase(name, _MAKERS[name](env, draw, config.network, getattr(config, name)), count)
+        for name, count in updates.items()
+        if count > 0
+    )

@@ -160,8 +160,7 @@ class _Replay:
 
 def _draw_replay(key: jax.Array, config: ScenarioConfig, recorded: Recorded) -> _Replay:
     share_key, rate_key, rows_key = jax.random.split(jax.random.fold_in(key, _REPLAY_DRAW), 3)
-    low, high = config.replay_rate
-    scale = jnp.float32(low) * jnp.float32(high / low) ** jax.random.uniform(rate_key)
+    scale = _between_logs(jax.random.uniform(rate_key), config.replay_rate)
     rows = jax.random.randint(rows_key, (config.table_rows,), 0, recorded.prompt_tokens.shape[0])
     return _Replay(
         happens=jax.random.uniform(share_key) < config.replay_share,
@@ -225,23 +224,20 @@ def _draw_lengths(key: jax.Array, config: ScenarioConfig) -> tuple[jax.Array, ja
     prompt_key, output_key, range_key = jax.random.split(key, 3)
     spans = jax.random.uniform(range_key, (4,))
 
-    def log_normal(key: jax.Array, median: jax.Array, log_std: jax.Array, most: float) -> jax.Array:
+    def log_normal(key: jax.Array, name: str, shares: jax.Array, most: float) -> jax.Array:
+        median = _between_logs(shares[0], getattr(config, f"{name}_median"))
+        low, high = getattr(config, f"{name}_log_std")
+        log_std = low + shares[1] * (high - low)
         tokens = median * jnp.exp(log_std * jax.random.normal(key, (config.table_rows,)))
         return jnp.clip(jnp.round(tokens), 1.0, most).astype(jnp.int32)
 
-    def between(share: jax.Array, ends: tuple[float, float], log: bool) -> jax.Array:
-        if not log:
-            return ends[0] + share * (ends[1] - ends[0])
-        return jnp.float32(ends[0]) * jnp.float32(ends[1] / ends[0]) ** share
+    prompt_tokens = log_normal(prompt_key, "prompt", spans[:2], 8192.0)
+    return prompt_tokens, log_normal(output_key, "output", spans[2:], 2048.0)
 
-    prompt_median = between(spans[0], config.prompt_median, True)
-    prompt_log_std = between(spans[1], config.prompt_log_std, False)
-    output_median = between(spans[2], config.output_median, True)
-    output_log_std = between(spans[3], config.output_log_std, False)
-    return (
-        log_normal(prompt_key, prompt_median, prompt_log_std, 8192.0),
-        log_normal(output_key, output_median, output_log_std, 2048.0),
-    )
+
+def _between_logs(share: jax.Array, ends: tuple[float, float]) -> jax.Array:
+    """Return the number a share of the way from one end to the other on a logarithmic scale."""
+    return jnp.float32(ends[0]) * jnp.float32(ends[1] / ends[0]) ** share
 
 
 def _reordered(models: SyntheticParams, order: jax.Array) -> SyntheticParams:

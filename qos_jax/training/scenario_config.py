@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-_FROM_ZERO = (
-    "diurnal_swing",
-    "error_level",
-    "prompt_log_std",
-    "output_log_std",
-    "length_noise_log",
-    "quality_noise",
-)
-_BIASES = {"length_bias_log": 10.0, "quality_bias": 1.0}  # of either sign, and how large at most
+from qos_jax.checks import DISCOUNT, NON_NEGATIVE, POSITIVE, SHARE, Interval, check_range
+from qos_jax.errors import input_error
+
+_FROM_ZERO = ("error_level", "prompt_log_std", "output_log_std", "length_noise_log", "quality_noise")
+# What the ends of a range must lie in, where they need not be above 0.
+_BOUNDS = {
+    **dict.fromkeys(_FROM_ZERO, NON_NEGATIVE),
+    "diurnal_swing": DISCOUNT,  # at 1 nothing arrives for a while
+    "length_bias_log": Interval(-10, 10),
+    "quality_bias": Interval(-1, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ScenarioConfig:
     """Ranges that each training episode draws from, (lowest, highest); equal ends fix a number.
 
     Raises:
-      ValueError: a range out of order or out of bounds.
+      InputError: a range out of order or out of bounds, naming the field.
     """
 
     table_rows: int = 1024  # M, requests an episode draws from
@@ -50,30 +52,14 @@ class ScenarioConfig:
     quality_noise: tuple[float, float] = (0.0, 0.0)  # std of a normal error of them, uniform
 
     def __post_init__(self) -> None:
-        if self.table_rows < 2:
-            raise ValueError(f"table_rows = {self.table_rows}: must be at least 2")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in _BIASES:
-                most = _BIASES[field.name]
-                if not -most <= value[0] <= value[1] <= most:
-                    raise ValueError(
-                        f"{field.name} = {value}: give (lowest, highest), in order, within +-{most:g}"
-                    )
-            elif isinstance(value, tuple):
-                positive = field.name not in _FROM_ZERO
-                if not 0 <= value[0] <= value[1] < float("inf") or (positive and value[0] == 0):
-                    raise ValueError(f"{field.name} = {value}: give (lowest, highest), in order, above 0")
-        if self.diurnal_swing[1] >= 1:
-            raise ValueError(
-                f"diurnal_swing = {self.diurnal_swing}: must be below 1, or nothing arrives for a while"
-            )
-        for name in ("speed_log_std", "part_log_std"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)}: must be 0 or more")
-        for name in ("trace_share", "replay_share", "steady_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be in [0, 1]")
+        check_range(self, ["table_rows"], Interval(2, 2**31 - 1, whole=True))
+        check_range(self, ["speed_log_std", "part_log_std"], NON_NEGATIVE)
+        check_range(self, ["trace_share", "replay_share", "steady_share"], SHARE)
+        for name, ends in vars(self).items():
+            if isinstance(ends, tuple):
+                check_range(self, [name], _BOUNDS.get(name, POSITIVE))
+                if ends[0] > ends[1]:
+                    raise input_error(f"{ends} is out of order", field=name, remedy="give lowest, highest")
 
     @property
     def adds_error(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,7 +110,12 @@ class _SeedLog:
         self, folder: RunFolder, update: int, ends: Mapping[str, int], together: Together, *, plot: bool
     ) -> None:
         lines = lines_until(folder, update)
-        self.points = [Point(**_arrays(line)) for line in lines if "average_qos" in line]
+        numbers = functools.partial(np.array, dtype=np.float64)  # null is NaN
+        self.points = [
+            Point(line["update"], numbers(line["average_qos"]), numbers(line["difference"]))
+            for line in lines
+            if "average_qos" in line
+        ]
         self._folder, self._ends, self._together, self._plot = folder, ends, together, plot
 
     def metrics(self, progress: RunProgress, metrics: Mapping[str, Any]) -> None:
@@ -132,22 +138,13 @@ def _recorder(plan: TrainPlan, log: _SeedLog, together: Together) -> Recorder:
     def evaluate(progress: RunProgress, params: Any) -> Verdict:
         routers = range(together.count)
         each = [judge.judge(progress["update"], _of_router(params, router)) for router in routers]
-        point = Point(
-            progress["update"],
-            np.array([float(one.qos.mean) for one in each]),
-            np.array([float(one.difference.mean) for one in each]),
-        )
+        qos = np.array([float(one.qos.mean) for one in each])
+        point = Point(progress["update"], qos, np.array([float(one.difference.mean) for one in each]))
         log.judge(point)
         say(render_point(point))
         return Verdict(average_qos=None, is_best=False)  # routers do not do best at the same update
 
     return Recorder(metrics=log.metrics, evaluate=evaluate)
-
-
-def _arrays(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a point from its line of ``metrics.jsonl``."""
-    values = {name: np.array(line[name], np.float64) for name in ("average_qos", "difference")}
-    return {"update": line["update"], **values}
 
 
 def _of_router(params: Any, router: int) -> Any:
