@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,8 @@ def execute_benchmark(plan: BenchmarkPlan, say: Callable[[str], None]) -> Iterat
             yield from _if_it_fits(label, measure, say)
     for agent, training in plan.training:
         count = getattr(training.config, agent).num_envs
-        yield from _if_it_fits(
-            f"{agent}, {count} environments",
-            functools.partial(
-                measure_search if agent == row.SEARCH else measure_training, training, plan.config.repeats
-            ),
-            say,
-        )
+        measure = partial(measure_search if agent == row.SEARCH else measure_training, training)
+        yield from _if_it_fits(f"{agent}, {count} environments", partial(measure, plan.config.repeats), say)
 
 
 def _measurements(
@@ -181,35 +177,23 @@ def _measurements(
     if row.SIMULATOR in config.what:
         first = reference is not None and work is next(iter(plan.work.values()))
         for count in sorted(counts | ({few} if first else set())):
-            yield (
-                f"simulator, {count} environments, {sizes}",
-                functools.partial(closed_form, plan.router, count, row.SIMULATOR),
-            )
+            label = f"simulator, {count} environments, {sizes}"
+            yield label, partial(closed_form, plan.router, count, row.SIMULATOR)
     if row.HEURISTICS in config.what:
-        for name in HEURISTICS:
-            for count in sorted(counts):
-                yield (
-                    f"{name} through evaluate, {count} environments, {sizes}",
-                    functools.partial(measure_evaluation, work, policy(name), count, config.repeats),
-                )
+        for name, count in itertools.product(HEURISTICS, sorted(counts)):
+            label = f"{name} through evaluate, {count} environments, {sizes}"
+            yield label, partial(measure_evaluation, work, policy(name), count, config.repeats)
     if row.HAN_PATHS in config.what:
-        network = PRESETS[config.preset].network
-        yield (
-            f"HAN paths, {config.graphs} graphs, {sizes}",
-            functools.partial(measure_han_paths, work, network.han, config.graphs, config.repeats),
-        )
+        han = PRESETS[config.preset].network.han
+        label = f"HAN paths, {config.graphs} graphs, {sizes}"
+        yield label, partial(measure_han_paths, work, han, config.graphs, config.repeats)
     if row.DECISION in config.what:
         for router in (policy(_GREEDY), plan.learned[size]):
-            yield (
-                f"decision of {router.name}, {sizes}",
-                functools.partial(measure_decision, work, router, config.calls),
-            )
+            yield f"decision of {router.name}, {sizes}", partial(measure_decision, work, router, config.calls)
     if row.ROLLOUT in config.what:
         for count in sorted(counts):
-            yield (
-                f"learned rollout, {count} environments, {sizes}",
-                functools.partial(closed_form, plan.learned[size], count, row.ROLLOUT),
-            )
+            label = f"learned rollout, {count} environments, {sizes}"
+            yield label, partial(closed_form, plan.learned[size], count, row.ROLLOUT)
 
 
 def _reference(plan: BenchmarkPlan, work: Work) -> Speed | None:
@@ -225,14 +209,10 @@ def _reference(plan: BenchmarkPlan, work: Work) -> Speed | None:
 def _learned(config: BenchmarkConfig, work: Work) -> Policy:
     """The learned router, of the checkpoint or with fresh weights."""
     if config.checkpoint is not None:
-        loaded = load_router(
-            "learned", Path(config.checkpoint), work.serving, allow_drop=True, stochastic=False
-        )
-        return loaded.policy
-    network = PRESETS[config.preset].network
-    weights = fresh_parameters(
-        network, work.serving.num_experts, work.serving.slots, jax.random.key(config.seed)
-    )
+        path = Path(config.checkpoint)
+        return load_router("learned", path, work.serving, allow_drop=True, stochastic=False).policy
+    network, key = PRESETS[config.preset].network, jax.random.key(config.seed)
+    weights = fresh_parameters(network, work.serving.num_experts, work.serving.slots, key)
     return learned_policy("learned", network, weights)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from qos_jax.benchmark.row import Speed, speed_of
+from qos_jax.benchmark.row import KEY_HEADS, Speed, speed_of
 from qos_jax.errors import input_error
 from qos_jax.runs.folder import to_json
 
@@ -91,30 +91,13 @@ def render_comparison(now: Sequence[Speed], before: Sequence[Speed]) -> str:
     """
     earlier = {speed.key: speed for speed in before}
     both = [(speed, earlier[speed.key]) for speed in now if speed.key in earlier]
-    heads = (
-        "what",
-        "by",
-        "environments",
-        "experts",
-        "slots",
-        "before/CPU-s",
-        "now/CPU-s",
-        "ratio",
-        "ratio/s",
-    )
+    heads = (*KEY_HEADS, "before/CPU-s", "now/CPU-s", "ratio", "ratio/s")
     rows, ratios = [], []
     for speed, old in both:
-        ratio = speed.decisions_per_cpu_s / old.decisions_per_cpu_s
-        ratios.append(ratio)
-        rows.append(
-            [
-                *speed.key,
-                f"{old.decisions_per_cpu_s:,.0f}",
-                f"{speed.decisions_per_cpu_s:,.0f}",
-                f"{ratio:.2f}",
-                f"{speed.decisions_per_s / old.decisions_per_s:.2f}",
-            ]
-        )
+        rates = [f"{each.decisions_per_cpu_s:,.0f}" for each in (old, speed)]
+        ratios.append(speed.decisions_per_cpu_s / old.decisions_per_cpu_s)
+        wall_ratio = speed.decisions_per_s / old.decisions_per_s
+        rows.append([*speed.key, *rates, f"{ratios[-1]:.2f}", f"{wall_ratio:.2f}"])
     align = ("left", "left", *["right"] * (len(heads) - 2))
     lines = []
     if rows:

@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 
-from qos_jax.benchmark.row import DECISION, Speed
+from qos_jax.benchmark.row import DECISION, Speed, sizes
 from qos_jax.benchmark.work import Work, busy_observations
 from qos_jax.policies import Policy, policy
 from qos_jax.policies.compiled import compile_router
@@ -45,8 +45,7 @@ def measure_decision(work: Work, router: Policy, calls: int) -> Speed:
         what=DECISION,
         name=router.name,
         environments=1,
-        experts=work.serving.num_experts,
-        slots=work.serving.running_slots,
+        **sizes(work.serving),
         decisions=calls,
         wall_s=float(call_s.sum()),
         cpu_s=cpu_s,

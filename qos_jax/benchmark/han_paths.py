@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.benchmark.row import HAN_PATHS, Speed
+from qos_jax.benchmark.row import HAN_PATHS, Speed, sizes
 from qos_jax.benchmark.timing import compile_program, timed
 from qos_jax.benchmark.work import Work, busy_observations
 from qos_jax.policies import policy
@@ -66,20 +67,18 @@ def measure_han_paths(work: Work, config: HANConfig, graphs: int, repeats: int) 
         rows_of: dict[str, Speed] = {}
         for path, batch in forms.items():
             program = compile_program(function, params, batch)
-            call = _bound(program, params, batch)
-            results[path], wall_s, cpu_s = timed(call, repeats)
+            results[path], times = timed(functools.partial(program, params, batch), repeats)
+            ratio = times["cpu_s"] / rows_of[STRUCTURED].cpu_s if rows_of else 1.0
             rows_of[path] = Speed(
                 what=HAN_PATHS,
                 name=f"{path} {pass_name}",
                 environments=graphs,
-                experts=work.serving.num_experts,
-                slots=work.serving.running_slots,
+                **sizes(work.serving),
                 decisions=graphs,
-                wall_s=wall_s,
-                cpu_s=cpu_s,
+                **times,
                 compile_s=program.compile_s,
                 program_bytes_per_environment=int(program.bytes / graphs),
-                figures={"generic_over_structured": cpu_s / rows_of[STRUCTURED].cpu_s} if rows_of else {},
+                figures={"generic_over_structured": ratio} if rows_of else {},
             )
         check_equal(results[STRUCTURED], results[GENERIC], pass_name)
         rows += rows_of.values()
@@ -100,7 +99,3 @@ def check_equal(structured: Any, generic: Any, pass_name: str) -> None:
                 f"the {pass_name} of the two HAN paths differs in {jax.tree_util.keystr(path)}: "
                 "this is a defect, please report it"
             )
-
-
-def _bound(program: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: program(*arguments)

@@ -6,23 +6,11 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from qos_jax.benchmark.row import REFERENCE, Speed
+from qos_jax.benchmark.row import KEY_HEADS, REFERENCE, Speed
 
-_HEADS = (
-    "what",
-    "by",
-    "environments",
-    "experts",
-    "slots",
-    "decisions/s",
-    "decisions/CPU-s",
-    "vs reference",
-    "compile s",
-    "state B/env",
-    "program B/env",
-    "of memory floor",
-    "beside",
-)
+_RATES = ("decisions/s", "decisions/CPU-s", "vs reference")
+_COSTS = ("compile s", "state B/env", "program B/env", "of memory floor")
+_HEADS = (*KEY_HEADS, *_RATES, *_COSTS, "beside")
 
 
 def render_speeds(speeds: Sequence[Speed]) -> str:

@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from qos_jax.serving import ServingConfig
+
 SIMULATOR, REFERENCE, HEURISTICS, ROLLOUT = "simulator", "reference", "heuristics", "rollout"
 HAN_PATHS, DECISION, SEARCH, PPO, SAC, DISTIL = "han_paths", "decision", "search", "ppo", "sac", "distil"
 # What can be asked for, in the order it is measured in.
 WHAT = (SIMULATOR, HEURISTICS, HAN_PATHS, DECISION, ROLLOUT, SEARCH, PPO, SAC, DISTIL)
+KEY_HEADS = ("what", "by", "environments", "experts", "slots")  # of ``Speed.key``
 _RATES = ("decisions_per_s", "decisions_per_cpu_s")
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": int | float, "float | None": int | float | None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,39 +59,34 @@ class Speed:
         return self.what, self.name, self.environments, self.experts, self.slots
 
     def placed(self, bandwidth_bytes_per_s: float, peak_bytes: int) -> Speed:
-        """The row with its place above the memory's floor, and the memory held."""
+        """Return the row with its share of the memory's bandwidth, and the memory held."""
         moved = self.moved_bytes_per_decision * self.decisions
         share = moved / bandwidth_bytes_per_s / self.wall_s if moved else None
         return dataclasses.replace(self, floor_share=share, peak_bytes=peak_bytes)
 
     def record(self) -> dict[str, Any]:
-        """The row as JSON, with its rates."""
+        """Return the row as JSON, with its rates."""
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in _RATES}}
 
 
+def sizes(serving: ServingConfig) -> dict[str, Any]:
+    """Return the fields of a row that the fleet determines."""
+    return {"experts": serving.num_experts, "slots": serving.running_slots}
+
+
 def speed_of(record: Mapping[str, Any]) -> Speed:
-    """The row of a record.
+    """Return the row of a record.
 
     Raises:
       ValueError: a field is missing or of another type, or a time or a count is not above 0.
     """
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(Speed):
-        if field.name not in record:
-            raise ValueError(f"{field.name!r} is missing")
-        value = record[field.name]
-        kind = str(field.type)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        fine = {
-            "str": isinstance(value, str),
-            "int": whole,
-            "float": whole or isinstance(value, float),
-            "float | None": value is None or whole or isinstance(value, float),
-        }.get(kind, isinstance(value, dict))
-        if not fine:
-            raise ValueError(f"{field.name!r} is {value!r}")
-        given[field.name] = value
-    row = Speed(**given)
+    fields = {field.name: str(field.type) for field in dataclasses.fields(Speed)}
+    for name, kind in fields.items():
+        if name not in record:
+            raise ValueError(f"{name!r} is missing")
+        if not isinstance(record[name], _KINDS.get(kind, dict)) or isinstance(record[name], bool):
+            raise ValueError(f"{name!r} is {record[name]!r}")
+    row = Speed(**{name: record[name] for name in fields})
     for name in ("decisions", "wall_s", "cpu_s"):
         if not 0 < getattr(row, name) < float("inf"):
             raise ValueError(f"{name!r} is {getattr(row, name)!r}")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.benchmark.row import HEURISTICS, REFERENCE, SIMULATOR, Speed
+from qos_jax.benchmark.row import HEURISTICS, REFERENCE, SIMULATOR, Speed, sizes
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
 from qos_jax.benchmark.work import Lane, Work, block_size, lanes_of, own_params
 from qos_jax.policies import Policy
@@ -63,7 +63,7 @@ def measure_closed_form(
         return jax.lax.map(jax.vmap(lambda lane: one(lane, policy_params)), blocks)
 
     compiled = compile_program(program, lanes, policy.params)
-    sums, wall_s, cpu_s = timed(lambda: compiled(lanes, policy.params), repeats)
+    sums, times = timed(lambda: compiled(lanes, policy.params), repeats)
     qos, latency_s, completed = (float(np.asarray(x, np.float64).sum()) for x in sums)
     requests = environments * runs.shape[1]
     lane = jax.tree.map(lambda x: x[0, 0], lanes)
@@ -73,11 +73,9 @@ def measure_closed_form(
         what=what,
         name=policy.name,
         environments=environments,
-        experts=work.serving.num_experts,
-        slots=work.serving.running_slots,
+        **sizes(work.serving),
         decisions=requests,
-        wall_s=wall_s,
-        cpu_s=cpu_s,
+        **times,
         compile_s=compiled.compile_s,
         state_bytes_per_environment=state_bytes,
         program_bytes_per_environment=int(compiled.bytes / environments),
@@ -92,7 +90,7 @@ def measure_evaluation(work: Work, policy: Policy, environments: int, repeats: i
     Arguments as of :func:`measure_closed_form`. Time to compile is not counted.
     """
     runs = work.runs.take(np.arange(environments) % work.runs.shape[0])
-    result, wall_s, cpu_s = timed(lambda: simulate(work.serving, policy, runs), repeats)
+    result, times = timed(lambda: simulate(work.serving, policy, runs), repeats)
     qos = sum(float(result.records.at(i).qos(runs.latency_limit_s[i]).sum()) for i in range(environments))
     latency_s = np.asarray(result.records.latency_s, np.float64)
     done = int(np.isfinite(latency_s).sum())
@@ -100,11 +98,9 @@ def measure_evaluation(work: Work, policy: Policy, environments: int, repeats: i
         what=HEURISTICS,
         name=policy.name,
         environments=environments,
-        experts=work.serving.num_experts,
-        slots=work.serving.running_slots,
+        **sizes(work.serving),
         decisions=environments * runs.shape[1],
-        wall_s=wall_s,
-        cpu_s=cpu_s,
+        **times,
         figures=_outcome(qos, environments * runs.shape[1], float(np.nansum(latency_s)), done),
     )
 
@@ -124,19 +120,11 @@ def measure_reference(work: Work, name: str, expert: np.ndarray, repeats: int) -
     table = jax.tree.map(np.asarray, runs.requests)
 
     def replay() -> list[Any]:
-        return [
-            simulate_fleet(
-                runs.profile,
-                runs.arrival_s[run],
-                table.prompt_tokens[run],
-                table.output_tokens[run],
-                expert[run],
-                scheduler=work.serving.scheduler,
-            )[0]
-            for run in range(runs.shape[0])
-        ]
+        each = zip(runs.arrival_s, table.prompt_tokens, table.output_tokens, expert, strict=True)
+        scheduler = work.serving.scheduler
+        return [simulate_fleet(runs.profile, *of_run, scheduler=scheduler)[0] for of_run in each]
 
-    outcomes, wall_s, cpu_s = timed(replay, repeats, warm_up=False)
+    outcomes, times = timed(replay, repeats, warm_up=False)
     qos, latencies = 0.0, []
     for run, of_run in enumerate(outcomes):
         for outcome in of_run:
@@ -151,11 +139,9 @@ def measure_reference(work: Work, name: str, expert: np.ndarray, repeats: int) -
         what=REFERENCE,
         name=name,
         environments=runs.shape[0],
-        experts=work.serving.num_experts,
-        slots=work.serving.running_slots,
+        **sizes(work.serving),
         decisions=requests,
-        wall_s=wall_s,
-        cpu_s=cpu_s,
+        **times,
         figures=_outcome(qos, requests, float(np.sum(latencies)), len(latencies)),
     )
 
@@ -178,7 +164,5 @@ def check_agreement(mine: Speed, reference: Speed) -> None:
 
 def _outcome(qos: float, requests: int, latency_s: float, completed: float) -> dict[str, float]:
     """QoS a request and mean E2E latency: they show that the work was done, and equal the reference's."""
-    return {
-        "mean_qos": qos / requests,
-        "mean_latency_s": latency_s / completed if completed else float("nan"),
-    }
+    mean_latency_s = latency_s / completed if completed else float("nan")
+    return {"mean_qos": qos / requests, "mean_latency_s": mean_latency_s}

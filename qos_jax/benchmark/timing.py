@@ -30,7 +30,7 @@ def compile_program(function: Callable[..., Any], *arguments: Any, donate: tuple
     Args:
       function: what to compile.
       arguments: arrays, or their shapes and dtypes.
-      donate: places of the arguments whose memory it may take over.
+      donate: indices of the arguments whose memory it may take over.
     """
     start = time.perf_counter()
     compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
@@ -41,8 +41,10 @@ def compile_program(function: Callable[..., Any], *arguments: Any, donate: tuple
     return Program(compiled, compile_s, used - getattr(memory, "alias_size_in_bytes", 0))
 
 
-def timed(call: Callable[[], Any], repeats: int, warm_up: bool = True) -> tuple[Any, float, float]:
-    """The last result and the median wall and processor seconds (of all threads) of ``repeats`` calls.
+def timed(call: Callable[[], Any], repeats: int, warm_up: bool = True) -> tuple[Any, dict[str, Any]]:
+    """Return the last result and, as fields of a row, the median seconds of ``repeats`` calls.
+
+    They are ``wall_s``, and ``cpu_s`` of the processor, all threads.
 
     Args:
       call: what to time; it must wait for its result.
@@ -56,15 +58,13 @@ def timed(call: Callable[[], Any], repeats: int, warm_up: bool = True) -> tuple[
         result = call()
         wall.append(time.perf_counter() - wall_start)
         cpu.append(time.process_time() - cpu_start)
-    return result, statistics.median(wall), statistics.median(cpu)
+    return result, {"wall_s": statistics.median(wall), "cpu_s": statistics.median(cpu)}
 
 
 def tree_bytes(tree: Any) -> int:
     """Bytes of all arrays of a pytree, or of what has their shapes; a random key counts its 8."""
-    return sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _leaf_bytes(leaf: Any) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return int(leaf.size) * 8
-    return int(leaf.size) * leaf.dtype.itemsize
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        total += int(leaf.size) * (8 if is_key else leaf.dtype.itemsize)
+    return total

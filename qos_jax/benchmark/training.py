@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qos_jax.benchmark.row import Speed
+from qos_jax.benchmark.row import Speed, sizes
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
 from qos_jax.learning.rollout import EnvLanes, Transition, rollout, step_lanes
 from qos_jax.policies.action_values import action_values, with_expected_quality
@@ -25,7 +25,7 @@ AGENTS = ("search", "ppo", "sac", "distil")
 
 
 def training_plan(config: TrainConfig, agent: str, environments: int | None) -> TrainPlan:
-    """The plan of a run in which ``agent`` alone trains, from scratch.
+    """Return the plan of a run in which ``agent`` alone trains, from scratch.
 
     Args:
       config: a preset's.
@@ -36,11 +36,9 @@ def training_plan(config: TrainConfig, agent: str, environments: int | None) -> 
       InputError: a number of environments that the agent refuses, or what ``load_plan`` raises.
     """
     part = getattr(config, agent)
-    changes: dict[str, Any] = {
-        "sac": {"warmup_decisions": 0},
-        "search": {"updates": 1},
-        "distil": {"updates": 1},
-    }.get(agent, {})
+    one_update = {"updates": 1}
+    kinds = {"sac": {"warmup_decisions": 0}, "search": one_update, "distil": one_update}
+    changes: dict[str, Any] = dict(kinds.get(agent, {}))
     if environments is not None:
         changes["num_envs"] = environments
         # Memory for one rollout at least.
@@ -67,16 +65,14 @@ def measure_search(plan: TrainPlan, repeats: int) -> Speed:
     learner, config = phase.learner, plan.config
     state = jax.jit(learner.init)(jax.random.key(config.seed), None)
     program = compile_program(learner.update, state)
-    _, wall_s, cpu_s = timed(lambda: program(state), repeats)
+    _, times = timed(lambda: program(state), repeats)
     return Speed(
         what=phase.name,
         name=f"{config.search.candidates} candidates",
         environments=config.search.num_envs,
-        experts=plan.setting.serving.num_experts,
-        slots=plan.setting.serving.running_slots,
+        **sizes(plan.setting.serving),
         decisions=learner.decisions_per_update,
-        wall_s=wall_s,
-        cpu_s=cpu_s,
+        **times,
         compile_s=program.compile_s,
         program_bytes_per_environment=int(program.bytes / config.search.num_envs),
     )
@@ -109,13 +105,13 @@ def measure_training(plan: TrainPlan, repeats: int) -> Speed:
         holder[0], _ = program(holder[0])
 
     del state
-    _, wall_s, cpu_s = timed(advance, repeats)
+    _, times = timed(advance, repeats)
     state = holder[0]
     part = getattr(config, phase.name)
     steps = getattr(part, {"ppo": "rollout_steps", "sac": "steps_per_update"}.get(phase.name, "steps"))
     lanes, params = state.lanes, learner.params(state)
-    times = _parts(plan, phase, lanes, params, steps, repeats)
-    parts = {name: time_s / cpu_s for name, time_s in times.items()}
+    parts_s = _parts(plan, phase, lanes, params, steps, repeats)
+    parts = {name: time_s / times["cpu_s"] for name, time_s in parts_s.items()}
     parts["update"] = 1.0 - sum(parts.values())
     environments = int(lanes.overdue.shape[0])
     state_bytes = tree_bytes(lanes.state) / environments
@@ -128,11 +124,9 @@ def measure_training(plan: TrainPlan, repeats: int) -> Speed:
         what=phase.name,
         name=f"{config.network.encoder} {phase.name}",
         environments=environments,
-        experts=plan.setting.serving.num_experts,
-        slots=plan.setting.serving.running_slots,
+        **sizes(plan.setting.serving),
         decisions=learner.decisions_per_update,
-        wall_s=wall_s,
-        cpu_s=cpu_s,
+        **times,
         compile_s=program.compile_s,
         state_bytes_per_environment=int(state_bytes),
         program_bytes_per_environment=int(program.bytes / environments),
@@ -217,4 +211,4 @@ def _trials_s(env: RoutingEnvironment, config: TrainConfig, lanes: EnvLanes, rep
 
 def _cpu_s(repeats: int, function: Callable[..., Any], *arguments: Any) -> float:
     program = compile_program(function, *arguments)
-    return timed(lambda: program(*arguments), repeats)[2]
+    return float(timed(lambda: program(*arguments), repeats)[1]["cpu_s"])

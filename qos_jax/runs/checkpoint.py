@@ -96,12 +96,10 @@ def save(
         target = root / f"step_{step:09d}"
         _write(target, step, (state,), params, config, average_qos, metadata)
         present[step] = target
-        kept = set(sorted(present)[-keep_last:])
         best = best_of(_readable(present.values()))
-        kept |= {best.step} if best else set()
-        for number, folder in present.items():
-            if number not in kept:
-                remove_folder(folder)
+        for number in sorted(present)[:-keep_last]:
+            if best is None or number != best.step:
+                remove_folder(present[number])
     return read_summary(target)
 
 
@@ -152,8 +150,7 @@ def restore(
             file=found.path,
         )
     layout = found.summary["leaves"]
-    difference = layout_difference(like, layout)
-    if difference is not None:
+    if (difference := layout_difference(like, layout)) is not None:
         raise input_error(
             f"the checkpoint is of another version of the learner ({difference})",
             remedy="use the version that wrote it, or start a new run in another folder",
@@ -275,6 +272,5 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise input_error(
-            f"cannot be written ({error.strerror or error})", remedy="choose another folder", file=folder
-        ) from error
+        fault = f"cannot be written ({error.strerror or error})"
+        raise input_error(fault, remedy="choose another folder", file=folder) from error

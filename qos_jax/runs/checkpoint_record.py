@@ -24,21 +24,13 @@ _GIVE = "give the folder of a training run, one of its checkpoints, or an export
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What is known of a checkpoint before its arrays are read.
+    """What is known of a checkpoint before its arrays are read."""
 
-    Attributes:
-      path: its folder.
-      step: how far the run was, in its own count; 0 for an exported policy.
-      average_qos: its score on evaluation, QoS per request; None if it was not evaluated.
-      config: the run's configuration, as by ``config_dict``.
-      metadata: whatever else the run wished to keep, JSON.
-    """
-
-    path: Path
-    step: int
-    average_qos: float | None
-    config: dict[str, Any]
-    metadata: dict[str, Any]
+    path: Path  # its folder
+    step: int  # how far the run was, in its own count; 0 for an exported policy
+    average_qos: float | None  # its score on evaluation, QoS per request; None if it was not evaluated
+    config: dict[str, Any]  # the run's configuration, as by ``config_dict``
+    metadata: dict[str, Any]  # whatever else the run wished to keep, JSON
     summary: dict[str, Any] = dataclasses.field(repr=False)  # checkpoint.json itself
 
     def read_config(self, kind: type[_Config], *fields: str) -> _Config:
@@ -105,7 +97,8 @@ def find(where: str | os.PathLike[str], *, best: bool = False) -> Checkpoint:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write ``checkpoint.json`` of a checkpoint, with its own hash."""
-    text = json.dumps(summary | {"format": FORMAT, "hash": _hash(summary | {"format": FORMAT})}, indent=1)
+    summary = summary | {"format": FORMAT}
+    text = json.dumps(summary | {"hash": _hash(summary)}, indent=1)
     (folder / SUMMARY).write_text(text, encoding="utf-8")
 
 
@@ -130,11 +123,8 @@ def read_summary(folder: Path) -> Checkpoint:
         )
     if expected != _hash(summary):
         raise damaged(folder, f"{SUMMARY} was changed")
-    return Checkpoint(
-        path=folder,
-        **{name: summary[name] for name in ("step", "average_qos", "config", "metadata")},
-        summary=summary,
-    )
+    known = {name: summary[name] for name in ("step", "average_qos", "config", "metadata")}
+    return Checkpoint(path=folder, **known, summary=summary)
 
 
 def best_of(found: Iterable[Checkpoint]) -> Checkpoint | None:

@@ -20,23 +20,9 @@ CONFIG, METRICS_LINES = "config.json", "metrics.jsonl"
 
 _File = str | os.PathLike[str] | None
 
-_RESULTS = (
-    METRICS_LINES,
-    "records.csv",
-    "records/*.npz",
-    "summary.*",
-    "table.npz",
-    "predictor.*",
-    "predictor_report_*.csv",
-    "cost_frontier_*.csv",
-    "requests.csv",
-    "comparison.*",
-    "sweep.csv",
-    "evaluations.csv",
-    "profile.*",
-    "plots/*.png",
-    "tensorboard/events.*",
-)
+_TABLES = ("records.csv", "predictor_report_*.csv", "cost_frontier_*.csv", "requests.csv", "sweep.csv")
+_OTHERS = ("records/*.npz", "table.npz", "predictor.*", "profile.*", "plots/*.png", "tensorboard/events.*")
+_RESULTS = (METRICS_LINES, "summary.*", "comparison.*", "evaluations.csv", *_TABLES, *_OTHERS)
 # What a process killed while it wrote a file leaves beside it.
 _LEFTOVERS = tuple(str(Path(name).parent / f".{Path(name).name}.????????") for name in (CONFIG, *_RESULTS))
 
@@ -136,9 +122,9 @@ def open_run_folder(
     folder = Path(path)
     wanted = to_json(config)
     previous = check_run_folder(path, config, overwrite=overwrite)
+    run = RunFolder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run = RunFolder(folder)
         if previous is not None and resume and previous == wanted:
             _drop_partial_line(run.file(METRICS_LINES))
             _remove(folder, _LEFTOVERS)
@@ -146,9 +132,8 @@ def open_run_folder(
             _remove(folder, (*_RESULTS, *_LEFTOVERS))
         run.write_json(CONFIG, wanted)
     except OSError as error:
-        raise input_error(
-            f"cannot be written ({error.strerror})", remedy="choose another folder with --out", file=folder
-        ) from error
+        fault = f"cannot be written ({error.strerror})"
+        raise input_error(fault, remedy="choose another folder with --out", file=folder) from error
     return run
 
 
@@ -188,21 +173,19 @@ def check_run_folder(
         return None
     remedy = "choose another folder with --out, or give --overwrite"
     file = folder / CONFIG
+    if not file.is_file() and overwrite:
+        return None
     if not file.is_file():
-        if overwrite:
-            return None
         raise input_error("the folder holds files that are not of a run", remedy=remedy, file=folder)
     try:
         previous = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         previous = {}
     if previous != wanted and not overwrite and not _is_unused(folder, previous, wanted):
-        changed = _differences(previous, wanted)
-        raise input_error(
-            f"the folder holds the results of another run (it differs in {changed})",
-            remedy=remedy,
-            file=folder,
+        fault = (
+            f"the folder holds the results of another run (it differs in {_differences(previous, wanted)})"
         )
+        raise input_error(fault, remedy=remedy, file=folder)
     return previous
 
 
@@ -228,12 +211,8 @@ def _differences(previous: Any, wanted: Any) -> str:
     """Return the names of at most five settings in which two configurations differ."""
     if not isinstance(previous, dict):
         return "its format"
-    missing = object()
-    names = [
-        name
-        for name in sorted(previous.keys() | wanted.keys())
-        if previous.get(name, missing) != wanted.get(name, missing)
-    ]
+    missing, known = object(), sorted(previous.keys() | wanted.keys())
+    names = [name for name in known if previous.get(name, missing) != wanted.get(name, missing)]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -10,8 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-Advance = Callable[[int], None]
-"""Takes how many more units are done."""
+Advance = Callable[[int], None]  # takes how many more units are done
 
 
 @contextlib.contextmanager
@@ -43,10 +42,13 @@ def progress(
     """
     out = sys.stderr if stream is None else stream
     if out.isatty():
-        with tqdm(
-            total=total, unit=f" {unit}", desc=description or None, file=out, dynamic_ncols=True
-        ) as bar:
-            yield lambda count: _ignore(bar.update(count))
+        label = description or None
+        with tqdm(total=total, unit=f" {unit}", desc=label, file=out, dynamic_ncols=True) as bar:
+
+            def advance_bar(count: int) -> None:
+                bar.update(count)
+
+            yield advance_bar
         return
 
     lead = f"{description}: " if description else ""
@@ -67,7 +69,3 @@ def progress(
     taken_s = clock() - start
     rate_text = f" {done / taken_s:,.0f}/s" if taken_s > 0 else ""
     print(f"{lead}{done:,}/{total:,} {unit}{rate_text} in {taken_s:,.1f} s", file=out, flush=True)
-
-
-def _ignore(result: object) -> None:
-    """Return nothing, whatever tqdm returned."""
