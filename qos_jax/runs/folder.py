@@ -182,9 +182,8 @@ def check_run_folder(
     except (OSError, ValueError):
         previous = {}
     if previous != wanted and not overwrite and not _is_unused(folder, previous, wanted):
-        fault = (
-            f"the folder holds the results of another run (it differs in {_differences(previous, wanted)})"
-        )
+        changed = _differences(previous, wanted)
+        fault = f"the folder holds the results of another run (it differs in {changed})"
         raise input_error(fault, remedy=remedy, file=folder)
     return previous
 
