@@ -81,11 +81,8 @@ class BenchmarkConfig:
             check_distinct(field, getattr(self, field))
         for count in self.environments:
             if count < 1 or (count > CPU_BLOCK_RUNS and count % CPU_BLOCK_RUNS):
-                raise input_error(
-                    f"{count} is no valid number",
-                    field="environments",
-                    remedy=f"use 1 to {CPU_BLOCK_RUNS}, or multiples of {CPU_BLOCK_RUNS}",
-                )
+                remedy = f"use 1 to {CPU_BLOCK_RUNS}, or multiples of {CPU_BLOCK_RUNS}"
+                raise input_error(f"{count} is no valid number", field="environments", remedy=remedy)
         counts = ["experts", "slots", "train_environments", "num_requests", "repeats", "graphs"]
         check_range(self, counts, COUNT)
         check_range(self, ["reference_runs", "seed"], COUNT_OR_ZERO)

@@ -50,22 +50,14 @@ def read_speeds(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> li
     if head.get("what") != HEADER or not isinstance(head.get("settings"), dict):
         raise input_error("is not of a benchmark", file=path, row=1, remedy=_REMEDY)
     if head.get("format") != FORMAT:
-        raise input_error(
-            f"has format {head.get('format')!r}, not {FORMAT}",
-            file=path,
-            row=1,
-            remedy="measure it anew with this version",
-        )
+        fault = f"has format {head.get('format')!r}, not {FORMAT}"
+        raise input_error(fault, file=path, row=1, remedy="measure it anew with this version")
     wanted = to_json(settings)
     differing = [name for name in _WORK if head["settings"].get(name) != wanted.get(name)]
     if differing:
         name = differing[0]
-        raise input_error(
-            f"measured other work ({name} {head['settings'].get(name)!r}, not {wanted.get(name)!r})",
-            file=path,
-            field=name,
-            remedy=f"give the same --{name}",
-        )
+        fault = f"measured other work ({name} {head['settings'].get(name)!r}, not {wanted.get(name)!r})"
+        raise input_error(fault, file=path, field=name, remedy=f"give the same --{name}")
     speeds = []
     for number, record in enumerate(rest, start=2):
         try:

@@ -177,11 +177,8 @@ def cut_stretches(runs: Runs, count: int, size: int) -> Runs:
     """
     length = runs.shape[1]
     if length < size:
-        raise input_error(
-            f"has only {length} requests",
-            field="trace",
-            remedy=f"give one of at least {size}, or lower --num_requests",
-        )
+        remedy = f"give one of at least {size}, or lower --num_requests"
+        raise input_error(f"has only {length} requests", field="trace", remedy=remedy)
     index = np.linspace(0, length - size, count).astype(int)[:, None] + np.arange(size)
     return dataclasses.replace(
         runs.take(np.zeros(count, int)),

@@ -88,11 +88,9 @@ def save(
         remove_leftovers(root)
         present = step_folders(root)
         if present and max(present) >= step:
-            raise input_error(
-                f"holds a checkpoint of step {max(present):,} already, and step {step:,} was to be saved",
-                remedy="resume the run from its latest checkpoint, or choose another folder",
-                file=root,
-            )
+            fault = f"holds a checkpoint of step {max(present):,} already, and step {step:,} was to be saved"
+            remedy = "resume the run from its latest checkpoint, or choose another folder"
+            raise input_error(fault, file=root, remedy=remedy)
         target = root / f"step_{step:09d}"
         _write(target, step, (state,), params, config, average_qos, metadata)
         present[step] = target
@@ -138,24 +136,17 @@ def restore(
     differences = config_differences(found.config, config_dict(config))
     if differences:
         more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise input_error(
-            f"the checkpoint is of another configuration ({'; '.join(differences[:5])}{more})",
-            remedy="resume with the settings of the checkpoint, or start a new run in another folder",
-            file=found.path,
-        )
+        fault = f"the checkpoint is of another configuration ({'; '.join(differences[:5])}{more})"
+        remedy = "resume with the settings of the checkpoint, or start a new run in another folder"
+        raise input_error(fault, file=found.path, remedy=remedy)
     if "leaves" not in found.summary:
-        raise input_error(
-            "is an exported policy, without the state that a run continues from",
-            remedy="give the folder of the run",
-            file=found.path,
-        )
+        fault = "is an exported policy, without the state that a run continues from"
+        raise input_error(fault, file=found.path, remedy="give the folder of the run")
     layout = found.summary["leaves"]
     if (difference := layout_difference(like, layout)) is not None:
-        raise input_error(
-            f"the checkpoint is of another version of the learner ({difference})",
-            remedy="use the version that wrote it, or start a new run in another folder",
-            file=found.path,
-        )
+        fault = f"the checkpoint is of another version of the learner ({difference})"
+        remedy = "use the version that wrote it, or start a new run in another folder"
+        raise input_error(fault, file=found.path, remedy=remedy)
     with _reading(found, STATE):
         arrays = read_leaves(found.path / STATE, layout)
     return rebuild(like, layout, arrays), found
@@ -203,11 +194,9 @@ def load_policy(where: str | os.PathLike[str]) -> tuple[Any, Checkpoint]:
     """
     found = find(where, best=True)
     if not any(name.startswith(f"{POLICY}/") for name in found.summary["files"]):
-        raise input_error(
-            "is of a run of several seeds, which has no router of its own",
-            remedy="give the folder of one of them, such as RUN/seeds/0, written when the run ends",
-            file=found.path,
-        )
+        fault = "is of a run of several seeds, which has no router of its own"
+        remedy = "give the folder of one of them, such as RUN/seeds/0, written when the run ends"
+        raise input_error(fault, file=found.path, remedy=remedy)
     with _reading(found, POLICY):
         params = read_arrays(found.path / POLICY)
     return jax.tree.map(jnp.array, params), found
@@ -260,11 +249,9 @@ def _reading(found: Checkpoint, part: str) -> Iterator[None]:
     except Exception as error:
         here, there = importlib.metadata.version("orbax-checkpoint"), found.summary.get("orbax")
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise input_error(
-            f"orbax-checkpoint {here} cannot read it ({reason})",
-            remedy=f"install orbax-checkpoint {there}, which wrote it",
-            file=found.path,
-        ) from error
+        fault = f"orbax-checkpoint {here} cannot read it ({reason})"
+        remedy = f"install orbax-checkpoint {there}, which wrote it"
+        raise input_error(fault, file=found.path, remedy=remedy) from error
 
 
 @contextlib.contextmanager

@@ -49,12 +49,9 @@ class Checkpoint:
         try:
             return config_from_dict(kind, stored)
         except ValueError as error:
-            raise input_error(
-                f"the checkpoint's configuration does not fit this version of qos_jax ({error})",
-                remedy="use the version that trained it, or train anew",
-                file=self.path,
-                field=".".join(fields) or None,
-            ) from error
+            fault = f"the checkpoint's configuration does not fit this version of qos_jax ({error})"
+            remedy = "use the version that trained it, or train anew"
+            raise input_error(fault, file=self.path, field=".".join(fields) or None, remedy=remedy) from error
 
 
 def checkpoints(run: str | os.PathLike[str]) -> list[Checkpoint]:
@@ -116,11 +113,8 @@ def read_summary(folder: Path) -> Checkpoint:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise damaged(folder, f"{SUMMARY} {reason}") from error
     if newer:
-        raise input_error(
-            f"was written by a newer qos_jax (checkpoint format {version}, this one reads {FORMAT})",
-            remedy="update qos_jax",
-            file=folder,
-        )
+        fault = f"was written by a newer qos_jax (checkpoint format {version}, this one reads {FORMAT})"
+        raise input_error(fault, file=folder, remedy="update qos_jax")
     if expected != _hash(summary):
         raise damaged(folder, f"{SUMMARY} was changed")
     known = {name: summary[name] for name in ("step", "average_qos", "config", "metadata")}
@@ -135,11 +129,8 @@ def best_of(found: Iterable[Checkpoint]) -> Checkpoint | None:
 
 def damaged(folder: Path, fault: str) -> InputError:
     """Return the error of a checkpoint that is not as it was written."""
-    return input_error(
-        f"the checkpoint is damaged ({fault})",
-        remedy="delete this folder to use the run's other checkpoints, or restore it from a copy",
-        file=folder,
-    )
+    remedy = "delete this folder to use the run's other checkpoints, or restore it from a copy"
+    return input_error(f"the checkpoint is damaged ({fault})", file=folder, remedy=remedy)
 
 
 def step_folders(root: Path) -> dict[int, Path]:

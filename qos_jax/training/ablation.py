@@ -102,11 +102,8 @@ def _updates(full: TrainConfig, agent: str) -> int:
     """Return the updates of an agent, or of distillation, that the full run's budget allows."""
     budget, decisions = trained_decisions(full), _update_decisions(full, agent)
     if budget < decisions:
-        raise input_error(
-            f"{budget:,} decisions are less than one update of {agent}",
-            field="variants",
-            remedy=f"train longer, or lower {agent}.num_envs",
-        )
+        fault = f"{budget:,} decisions are less than one update of {agent}"
+        raise input_error(fault, field="variants", remedy=f"train longer, or lower {agent}.num_envs")
     return budget // decisions
 
 
@@ -220,10 +217,8 @@ def _check(comparison: ComparisonConfig, names: dict) -> None:
     """Find the faults of a comparison whose learned routers are still to be trained."""
     baseline = comparison.baseline
     if baseline not in (*comparison.policies, *names):
-        raise input_error(
-            f"{baseline!r} is neither a policy nor a variant of this ablation",
-            field="baseline",
-            remedy=f"use one of {', '.join((*comparison.policies, *names))}",
-        )
+        fault = f"{baseline!r} is neither a policy nor a variant of this ablation"
+        remedy = f"use one of {', '.join((*comparison.policies, *names))}"
+        raise input_error(fault, field="baseline", remedy=remedy)
     known = comparison.policies or ("random",)
     load_comparison(dataclasses.replace(comparison, policies=known, baseline=known[0]))

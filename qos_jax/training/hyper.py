@@ -89,11 +89,8 @@ def grid(config: TrainConfig, axes: Sequence[str]) -> tuple[Setting, ...]:
         if not equals or not text.strip():
             raise input_error(f"{axis!r} is not NAME=VALUE,VALUE,...", field=FIELD, remedy="write it so")
         if name not in known:
-            raise input_error(
-                f"{name!r} is no number of this run that can be traced{near_match(name, known)}",
-                field=FIELD,
-                remedy=f"use one of {', '.join(known)}",
-            )
+            fault = f"{name!r} is no number of this run that can be traced{near_match(name, known)}"
+            raise input_error(fault, field=FIELD, remedy=f"use one of {', '.join(known)}")
         if name in values:
             raise input_error(f"names {name!r} twice", field=FIELD, remedy="give its values in one axis")
         try:

@@ -66,11 +66,8 @@ def open_training(
     for phase in plan.phases if together is None else ():
         count, devices = getattr(plan.config, phase.name).num_envs, lane_mesh().size
         if count % devices:
-            raise input_error(
-                f"{count} environments cannot be shared out evenly to {devices} devices",
-                field=f"{phase.name}.num_envs",
-                remedy=f"give a multiple of {devices}",
-            )
+            fault = f"{count} environments cannot be shared out evenly to {devices} devices"
+            raise input_error(fault, field=f"{phase.name}.num_envs", remedy=f"give a multiple of {devices}")
     settings = training_settings(plan, together)
     _check_started_alike(settings)
     run = writer_does(lambda: _open(plan, Path(out), settings, overwrite, resume, together))
@@ -155,11 +152,8 @@ def _open(
         folder = open_run_folder(root, settings, resume=True)
         return TrainingRun(plan, folder, found.step, state, float(found.metadata["wall_s"]), together)
     if saved and not overwrite:
-        raise input_error(
-            f"holds a training run at update {max(saved):,}",
-            remedy="give --resume to go on with it, --overwrite to start anew, or another folder with --out",
-            file=root,
-        )
+        remedy = "give --resume to go on with it, --overwrite to start anew, or another folder with --out"
+        raise input_error(f"holds a training run at update {max(saved):,}", file=root, remedy=remedy)
     check_run_folder(root, settings, overwrite=overwrite)
     checkpoint.clear(root)
     return TrainingRun(plan, open_run_folder(root, settings, overwrite=overwrite), together=together)
@@ -173,10 +167,8 @@ def _check_started_alike(settings: dict[str, Any]) -> None:
     differs = (everyone != everyone[:1]).any(axis=(0, 2))
     names = [name for name, other in zip(sorted(settings), differs, strict=True) if other]
     if names:
-        raise input_error(
-            f"the processes of this run have different settings or files ({', '.join(names[:5])})",
-            remedy="start them all with the same flags and files",
-        )
+        fault = f"the processes of this run have different settings or files ({', '.join(names[:5])})"
+        raise input_error(fault, remedy="start them all with the same flags and files")
 
 
 def _shared(plan: TrainPlan, together: Together | None, run: TrainingRun | None) -> TrainingRun:

@@ -46,19 +46,13 @@ def open_seed_training(
     if together.seeds < 1:
         raise input_error(f"{together.seeds} is below 1", field="vmap_seeds", remedy="give at least 1")
     if jax.process_count() > 1:
-        raise input_error(
-            "several seeds are trained on one host",
-            field="vmap_seeds",
-            remedy="leave it out, or the other hosts",
-        )
+        fault = "several seeds are trained on one host"
+        raise input_error(fault, field="vmap_seeds", remedy="leave it out, or the other hosts")
     policies = Path(out) / POLICIES
     is_resumed = resume and bool(step_folders(Path(out) / CHECKPOINTS))
     if policies.is_dir() and not overwrite and not is_resumed:
-        raise input_error(
-            f"holds trained routers in {POLICIES}/",
-            file=out,
-            remedy="choose another folder with --out, or give --overwrite",
-        )
+        fault = f"holds trained routers in {POLICIES}/"
+        raise input_error(fault, file=out, remedy="choose another folder with --out, or give --overwrite")
     run = open_training(
         over_routers(plan, together), out, overwrite=overwrite, resume=resume, together=together
     )

@@ -105,11 +105,8 @@ class TrainConfig:
                 "is empty", field="evaluation.workloads", remedy="name at least one, or give a trace"
             )
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
-            raise input_error(
-                "is 'none', and neither search nor distil has updates, so nothing trains",
-                field="agent",
-                remedy="choose an agent, or give distil.updates",
-            )
+            fault = "is 'none', and neither search nor distil has updates, so nothing trains"
+            raise input_error(fault, field="agent", remedy="choose an agent, or give distil.updates")
 
     @property
     def reward_discount(self) -> float:
