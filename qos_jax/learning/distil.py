@@ -153,13 +153,7 @@ def make_distil(
         logits = actor_outputs(network, state.params, lanes.input).logits
         _, candidates = jax.lax.top_k(_perturbed(pick_key, logits, network, config), config.candidates)
         values = try_actions(
-            env,
-            greedy,
-            lanes,
-            candidates,
-            try_key,
-            horizon=config.horizon,
-            crowding=config.crowding,
+            env, greedy, lanes, candidates, try_key, horizon=config.horizon, crowding=config.crowding
         )
         trials = add_trials(state.trials, lanes.input, candidates, values)
 

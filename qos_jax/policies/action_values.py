@@ -38,12 +38,9 @@ def action_values(
 
     Args:
       env: the environment; its reward is replaced by QoS.
-      params: the environment's, with a process.
-      state: with the request to be routed.
+      params: with a process.
       actions: [C] int32, the first actions to compare.
       key: [] key of the future; equal keys give equal futures.
-      base: the policy that routes afterwards.
-      base_params: its parameters.
       horizon: decisions, the first included; static, >= 1.
       later: value of the state reached, [] QoS, in place of draining it.
     """
@@ -75,10 +72,6 @@ def with_expected_quality(params: EnvParams, state: EnvState) -> tuple[EnvParams
     """Return the environment with expected qualities in place of true ones, see ``as_good_as_expected``.
 
     Requests in flight keep their true ones: the other experts' predictions for them are not stored.
-
-    Args:
-      params: the environment's.
-      state: of the environment.
     """
     quality = expected_quality(quality_fit(params.table), state.request.predicted_quality)
     request = dataclasses.replace(state.request, quality=quality)

@@ -32,20 +32,13 @@ class RouterOutput:
 def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> dict[str, Any]:
     """Return the parameters of a learned router before training.
 
-    Args:
-      config: the network's.
-      key: [] key.
-      example: one input, for its shapes.
-
     Returns:
       ``params``, the weights of :class:`ActorCritic`; and ``greedy``, the numbers of the net gain that its
       inputs are made with, at first those of ``load_aware_greedy``, [] float32 each. A checkpoint holds
       both. A network does not read ``greedy``, so it has no gradient: the search alone changes it.
     """
-    return {
-        **ActorCritic(config).init(key, example),
-        GREEDY: {name: getattr(load_aware_params(), name) for name in SEARCHED},
-    }
+    greedy = {name: getattr(load_aware_params(), name) for name in SEARCHED}
+    return {**ActorCritic(config).init(key, example), GREEDY: greedy}
 
 
 def is_trained(params: Any) -> Any:
@@ -55,12 +48,7 @@ def is_trained(params: Any) -> Any:
 
 def actor_function(config: NetworkConfig) -> Callable[[Any, RouterInput], RouterOutput]:
     """Return (parameters, one input) -> output of the :class:`ActorCritic` of this configuration."""
-    module = ActorCritic(config)
-
-    def actor(params: Any, inputs: RouterInput) -> RouterOutput:
-        return cast(RouterOutput, module.apply(params, inputs))
-
-    return actor
+    return cast(Callable[[Any, RouterInput], RouterOutput], ActorCritic(config).apply)
 
 
 def actor_outputs(config: NetworkConfig, params: Any, inputs: RouterInput) -> RouterOutput:

@@ -23,8 +23,6 @@ def compile_router(policy: Policy, example: Observation, seed: int = 0) -> Decid
     example)``.
 
     Args:
-      policy: a router, not an oracle.
-      example: an observation, for its shapes and dtypes.
       seed: of the router's own draws, together with the observation's step.
 
     Returns:
@@ -43,8 +41,4 @@ def compile_router(policy: Policy, example: Observation, seed: int = 0) -> Decid
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), example)
     program = jax.jit(route).lower(policy.params, shapes).compile()
     params = jax.device_put(policy.params)
-
-    def decide(seen: Observation) -> int:
-        return int(program(params, seen))
-
-    return decide
+    return lambda seen: int(program(params, seen))

@@ -49,11 +49,8 @@ class NetworkConfig:
         check_range(self, ("hidden",), COUNT)
         check_range(self, ("temperature", "head_scale"), POSITIVE)
         if self.residual and not self.impact_features:
-            raise input_error(
-                "is True, but the net gain is made of the impact features, which are off",
-                field="residual",
-                remedy="set residual=False as well",
-            )
+            fault = "is True, but the net gain is made of the impact features, which are off"
+            raise input_error(fault, field="residual", remedy="set residual=False as well")
 
 
 class FlatEncoder(nn.Module):

@@ -81,9 +81,7 @@ class GreedyParams:
 
 
 NUMBERS: dict[str, Number] = {
-    field.name: field.metadata["number"]
-    for field in dataclasses.fields(GreedyParams)
-    if "number" in field.metadata
+    row.name: row.metadata["number"] for row in dataclasses.fields(GreedyParams) if "number" in row.metadata
 }
 
 # What the search may change, and what a learned router keeps beside its weights.
@@ -101,24 +99,16 @@ POWERS = {
 
 
 def greedy_params(allow_drop: bool = False, **changes: float) -> GreedyParams:
-    """Return parameters of ``projected_greedy`` and ``impact_greedy``.
-
-    Args:
-      allow_drop: drop a request that no expert gains from.
-      **changes: numbers that differ from their defaults, by name.
-    """
+    """Return parameters of ``projected_greedy`` and ``impact_greedy``, ``changes`` of their defaults made."""
     return _params(allow_drop, {name: number.default for name, number in NUMBERS.items()} | changes)
 
 
 def load_aware_params(allow_drop: bool = False) -> GreedyParams:
-    """Return parameters of ``load_aware_greedy``, whose net gain the learned routers start from.
-
-    Args:
-      allow_drop: drop a request that no expert gains from.
-    """
+    """Return parameters of ``load_aware_greedy``, whose net gain the learned routers start from."""
     return _params(allow_drop, {name: number.load_aware for name, number in NUMBERS.items()})
 
 
 def _params(allow_drop: bool, numbers: dict[str, float]) -> GreedyParams:
+    """Return the parameters; with ``allow_drop`` a request that no expert gains from is dropped."""
     leaves = {name: jnp.float32(value) for name, value in numbers.items()}
     return GreedyParams(drop_below=jnp.float32(0.0 if allow_drop else -jnp.inf), **leaves)

@@ -45,6 +45,8 @@ from qos_jax.policies.han_attention import (
 __all__ = ["EdgeSet", "EdgeType", "Edges", "GroupedEdges", "HANConfig", "HANEncoder", "HANLayer"]
 
 EdgeType = tuple[str, str, str]  # sender type, relation, receiver type
+_ByNode = Mapping[str, jax.Array]
+_ByEdge = Mapping[EdgeType, EdgeSet]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,8 @@ class HANConfig:
     def __post_init__(self) -> None:
         check_range(self, ("layers", "hidden", "heads"), COUNT)
         if self.hidden % self.heads:
-            raise input_error(
-                f"{self.hidden} is no multiple of heads",
-                field="hidden",
-                remedy=f"give a multiple of {self.heads}",
-            )
+            remedy = f"give a multiple of {self.heads}"
+            raise input_error(f"{self.hidden} is no multiple of heads", field="hidden", remedy=remedy)
 
 
 class HANLayer(nn.Module):
@@ -90,12 +89,7 @@ class HANLayer(nn.Module):
     outputs: tuple[str, ...] | None = None  # node types to compute; None = all that edges lead to
 
     @nn.compact
-    def __call__(
-        self,
-        nodes: Mapping[str, jax.Array],
-        masks: Mapping[str, jax.Array],
-        edges: Mapping[EdgeType, EdgeSet],
-    ) -> dict[str, jax.Array]:
+    def __call__(self, nodes: _ByNode, masks: _ByNode, edges: _ByEdge) -> dict[str, jax.Array]:
         """Return new features by node type.
 
         Args:
@@ -114,9 +108,8 @@ class HANLayer(nn.Module):
         used = {kind: edge_set for kind, edge_set in edges.items() if kind[2] in wanted}
         missing = set(wanted) - {kind[2] for kind in used}
         if missing and not self.residual:
-            raise ValueError(
-                f"no edge leads to {', '.join(sorted(missing))}: nothing to compute without residual"
-            )
+            fault = f"no edge leads to {', '.join(sorted(missing))}"
+            raise ValueError(f"{fault}: nothing to compute without residual")
         needed = {name for kind in used for name in (kind[0], kind[2])} | set(wanted)
         projected = {
             name: self._projected(f"project_{name}", nodes[name]) for name in nodes if name in needed
@@ -125,9 +118,8 @@ class HANLayer(nn.Module):
         for kind, edge_set in used.items():
             sender, _, receiver = kind
             mask = edge_mask(edge_set, masks[sender], masks[receiver])
-            messages = self._messages(
-                "__".join(kind), projected[sender], projected[receiver], edge_set.features
-            )
+            ends = projected[sender], projected[receiver]
+            messages = self._messages("__".join(kind), *ends, edge_set.features)
             out = attend(edge_set, mask, messages, self.config.negative_slope)
             gathered[receiver].append((nn.relu(out), jnp.any(mask)))
         fuse = _SemanticAttention(self.config.hidden, name="semantic")
@@ -199,29 +191,14 @@ class HANEncoder(nn.Module):
     outputs: tuple[str, ...] | None = None  # node types to embed; None = all that edges lead to
 
     @nn.compact
-    def __call__(
-        self,
-        nodes: Mapping[str, jax.Array],
-        masks: Mapping[str, jax.Array],
-        edges: Mapping[EdgeType, EdgeSet],
-    ) -> dict[str, jax.Array]:
-        """Return embeddings by node type, [n, hidden] float32 each, masked rows zero.
-
-        Args:
-          nodes: by type [n, F] float32, finite where masked, too.
-          masks: by type [n] bool, the node exists.
-          edges: by type.
-        """
+    def __call__(self, nodes: _ByNode, masks: _ByNode, edges: _ByEdge) -> dict[str, jax.Array]:
+        """Return embeddings by node type, [n, hidden] float32 each, of the input of :class:`HANLayer`."""
         hidden = dict(nodes)
         for k in range(self.config.layers):
             last = k == self.config.layers - 1
             # A type that only sends is carried to the next round by its own projection (residual).
             outputs = self.outputs if last else tuple(hidden)
             new = HANLayer(self.config, outputs=outputs, name=f"layer_{k}")(hidden, masks, edges)
-            hidden = {
-                name: jnp.where(
-                    masks[name][:, None], nn.relu(nn.LayerNorm(name=f"norm_{k}_{name}")(value)), 0.0
-                )
-                for name, value in new.items()
-            }
+            normed = {name: nn.LayerNorm(name=f"norm_{k}_{name}")(value) for name, value in new.items()}
+            hidden = {name: jnp.where(masks[name][:, None], nn.relu(x), 0.0) for name, x in normed.items()}
         return hidden

@@ -42,14 +42,10 @@ def star_graph(features: GraphFeatures) -> TypedGraph:
     """Return the structured form: stars as dense groups, node rows in the order of GraphLayout."""
     experts, slots = features.running_mask.shape
     slot_rows = experts * slots
-    pair = features.pair
+    slot, pair = features.slot.reshape(slot_rows, -1), features.pair
+    nodes = {"arrived": features.arrived[None], "expert": features.expert, "running": slot, "waiting": slot}
     return TypedGraph(
-        nodes={
-            "arrived": features.arrived[None],
-            "expert": features.expert,
-            "running": features.slot.reshape(slot_rows, -1),
-            "waiting": features.slot.reshape(slot_rows, -1),
-        },
+        nodes=nodes,
         masks={
             "arrived": jnp.ones((1,), bool),
             "expert": features.expert_mask,
@@ -68,12 +64,7 @@ def star_graph(features: GraphFeatures) -> TypedGraph:
 
 
 def graph_by_type(graph: jraph.GraphsTuple, layout: GraphLayout) -> TypedGraph:
-    """Return the generic form: the jraph graph of ``to_graphs_tuple`` by type, edges as lists.
-
-    Args:
-      graph: a graph of one observation.
-      layout: its sizes, static.
-    """
+    """Return the generic form: one observation's graph of ``to_graphs_tuple`` by type, edges as lists."""
     nodes, edges = layout.nodes, layout.edges
     typed: dict[EdgeType, EdgeSet] = {}
     for kind, rows in edges.items():

@@ -12,29 +12,16 @@ from qos_jax.policies.actor_critic import actor_function, init_router
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import RouterInput, greedy_of, router_input
 from qos_jax.policies.types import Policy, Router
-from qos_jax.routing.graph import (
-    ARRIVED_FEATURES,
-    EXPERT_FEATURES,
-    PAIR_FEATURES,
-    SLOT_FEATURES,
-    GraphFeatures,
-)
+from qos_jax.routing import graph
 from qos_jax.routing.observation import Observation
 
 
-def learned_policy(
-    name: str,
-    config: NetworkConfig,
-    params: Any,
-    *,
-    stochastic: bool = False,
-) -> Policy:
+def learned_policy(name: str, config: NetworkConfig, params: Any, *, stochastic: bool = False) -> Policy:
     """Return the router of trained parameters.
 
     Args:
-      name: its name in tables.
-      config: the networks' configuration.
-      params: of the router, as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
+      name: in tables.
+      params: as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
       stochastic: draw from the policy instead of taking its most likely action.
     """
     return Policy(
@@ -60,45 +47,34 @@ def _router(config: NetworkConfig, stochastic: bool) -> Router:
 
 
 def parameter_shapes(config: NetworkConfig, num_experts: int, slots: int) -> Any:
-    """Return shape and dtype of every parameter of a learned router, nested dicts, without computing.
-
-    Args:
-      config: the network's configuration.
-      num_experts: N; as K, it matters to the flat encoder alone.
-      slots: of an expert, K.
-    """
+    """Return shape and dtype of every parameter of a learned router, nested dicts, without computing."""
     return jax.eval_shape(lambda: fresh_parameters(config, num_experts, slots, jax.random.key(0)))
 
 
 def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: jax.Array) -> Any:
     """Return the parameters of a learned router before training, nested dicts.
 
-    Args:
-      config: the network's configuration.
-      num_experts: N.
-      slots: of an expert, K.
-      key: [] key.
+    The number of experts, and of slots of each, matters to the flat encoder alone.
     """
     rows = (num_experts, slots)
-    graph = GraphFeatures(
-        arrived=jnp.zeros((len(ARRIVED_FEATURES),)),
-        expert=jnp.zeros((num_experts, len(EXPERT_FEATURES))),
-        slot=jnp.zeros((*rows, len(SLOT_FEATURES))),
-        pair=jnp.zeros((num_experts, len(PAIR_FEATURES))),
+    features = graph.GraphFeatures(
+        arrived=jnp.zeros((len(graph.ARRIVED_FEATURES),)),
+        expert=jnp.zeros((num_experts, len(graph.EXPERT_FEATURES))),
+        slot=jnp.zeros((*rows, len(graph.SLOT_FEATURES))),
+        pair=jnp.zeros((num_experts, len(graph.PAIR_FEATURES))),
         expert_mask=jnp.ones((num_experts,), bool),
         running_mask=jnp.zeros(rows, bool),
         waiting_mask=jnp.zeros(rows, bool),
         available=jnp.ones((num_experts,), bool),
     )
     none = jnp.zeros((num_experts,))
-    inputs = RouterInput(graph=graph, gain=none, crowding=none)
-    return init_router(config, key, inputs)
+    return init_router(config, key, RouterInput(graph=features, gain=none, crowding=none))
 
 
 def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:
     """Return the numbers of experts and of slots of each that a flat encoder's parameters are for."""
     encoder = params["params"]["trunk"]["flat"]
     experts = encoder["experts"]["bias"].shape[0] // config.hidden
-    per_expert = (encoder["in"]["kernel"].shape[0] - len(ARRIVED_FEATURES)) // experts
-    slots = (per_expert - len(EXPERT_FEATURES) - len(PAIR_FEATURES) - 1) // (2 * len(SLOT_FEATURES))
-    return experts, slots
+    per_expert = (encoder["in"]["kernel"].shape[0] - len(graph.ARRIVED_FEATURES)) // experts
+    of_slots = per_expert - len(graph.EXPERT_FEATURES) - len(graph.PAIR_FEATURES) - 1
+    return experts, of_slots // (2 * len(graph.SLOT_FEATURES))

@@ -1,4 +1,7 @@
-"""The net gain of routing a request to each expert, which the greedy routers maximise."""
+"""The net gain of routing a request to each expert, which the greedy routers maximise.
+
+Everywhere ``expert_mask`` is [N] bool, False for rows that only pad the fleet; all exist by default.
+"""
 
 from __future__ import annotations
 
@@ -35,24 +38,12 @@ def recent_load(seen: Observation) -> jax.Array:
 def latency_margin(
     params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None
 ) -> jax.Array:
-    """Return ``margin`` times its powers of recent arrivals, [] std of log latency per token.
-
-    Args:
-      params: of the net gain.
-      seen: the observation.
-      expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
-    """
+    """Return ``margin`` times its powers of recent arrivals, [] std of log latency per token."""
     return params.margin * _factor(params, "margin", _log_demand(seen, expert_mask))
 
 
 def impact_of_each(params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None) -> Impact:
-    """Return the projected impact of routing to each expert, which :func:`net_gain` is made of.
-
-    Args:
-      params: of the net gain.
-      seen: the observation.
-      expert_mask: [N] bool, as in :func:`latency_margin`.
-    """
+    """Return the projected impact of routing to each expert, which :func:`net_gain` is made of."""
     margin = latency_margin(params, seen, expert_mask)
     return projected_impact(as_believed(params, seen, expert_mask), margin, params.margin_of_others * margin)
 
@@ -62,11 +53,6 @@ def as_believed(params: GreedyParams, seen: Observation, expert_mask: jax.Array 
 
     They are shrunk towards each expert's recent mean, as :func:`believed_quality` does; before any arrival
     they stay as predicted, as do those of the requests in flight.
-
-    Args:
-      params: of the net gain.
-      seen: the observation.
-      expert_mask: [N] bool, as in :func:`latency_margin`.
     """
     known = seen.mean_output_tokens > 0.0
     usual = jnp.where(known, seen.mean_quality, seen.predicted_quality)
@@ -81,11 +67,6 @@ def crowding_price(
 
     ``congestion_price`` times a power of the occupancy, so that an expert with room costs little, times
     powers of the recent load, of the relative length and of the other quantities of ``POWERS``.
-
-    Args:
-      params: of the net gain.
-      seen: the observation.
-      expert_mask: [N] bool, as in :func:`latency_margin`.
     """
     context = _log_demand(seen, expert_mask) | _log_request(seen) | _log_slot(seen, expert_mask)
     taken = _occupancy(seen) ** params.price_by_occupancy
@@ -95,13 +76,10 @@ def crowding_price(
 def net_gain(
     params: GreedyParams, seen: Observation, impact: Impact, expert_mask: jax.Array | None = None
 ) -> jax.Array:
-    """Return expected own QoS less the QoS lost by others and the price of crowding, [N].
+    """Return expected own QoS less the QoS lost by others and the price of crowding.
 
     Args:
-      params: of the net gain.
-      seen: the observation.
       impact: leaves [N], of :func:`impact_of_each`.
-      expert_mask: [N] bool, as in :func:`latency_margin`.
 
     Returns:
       [N] float32 QoS; -inf where the queue is full.
@@ -158,14 +136,13 @@ def _factor(
 
 def _log_demand(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax.Array]:
     """Return logarithms of the quantities of recent arrivals, [] each."""
-    load = jnp.log(recent_load(seen))
     short, long = seen.offered_load[0], seen.offered_load[-1]
     known = (short > 0.0) & (long > 0.0)
     burst = jnp.where(known, short, 1.0) / jnp.where(known, long, 1.0)
     tokens = _mean(seen.mean_output_tokens, expert_mask)
     tokens = jnp.where(tokens > 0.0, tokens, _TYPICAL_OUTPUT_TOKENS)
     return {
-        "load": load,
+        "load": jnp.log(recent_load(seen)),
         "burst": jnp.log(jnp.clip(burst, 0.25, 4.0)),
         "level": jnp.log(jnp.maximum(tokens, 1.0) / _TYPICAL_OUTPUT_TOKENS),
     }

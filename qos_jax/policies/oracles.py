@@ -23,10 +23,7 @@ def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservat
 
 
 def upper_bound(
-    profile: FleetProfile,
-    table: RequestTable,
-    latency_limit_s: jax.Array,
-    scheduler: str = "prefill_first",
+    profile: FleetProfile, table: RequestTable, latency_limit_s: jax.Array, scheduler: str = "prefill_first"
 ) -> jax.Array:
     """Return the best QoS an empty fleet could give each request, [M] float32: no policy can exceed it.
 
@@ -36,7 +33,7 @@ def upper_bound(
     the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
 
     Args:
-      profile: the fleet, leaves [N].
+      profile: leaves [N].
       table: M requests.
       latency_limit_s: [] float32, L, seconds per output token.
       scheduler: "prefill_first" or "chunked_prefill".
@@ -52,9 +49,7 @@ def upper_bound(
         busy_s = alone_s(profile, prompt_f, output_f)
         per_token_s = (busy_s - saved_s * (output_f - 1.0) + profile.network_rtt_s) / output_f
         # A float32 rounding of the sum must not turn a request that just meets L away.
-        good = (per_token_s <= latency_limit_s * (1.0 + 1e-5)) & (
-            prompt + output <= profile.kv_capacity_tokens
-        )
-        return jnp.max(jnp.where(good, quality, 0.0))
+        quick = per_token_s <= latency_limit_s * (1.0 + 1e-5)
+        return jnp.max(jnp.where(quick & (prompt + output <= profile.kv_capacity_tokens), quality, 0.0))
 
     return jax.vmap(of_one)(table.prompt_tokens, table.output_tokens, table.quality)

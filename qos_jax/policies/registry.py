@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,9 +99,8 @@ def resolve(
         members = GROUPS.get(item, (item,))
         found += [name for name in members if with_bounds or item not in GROUPS or name not in BOUNDS]
     found = list(dict.fromkeys(found))
-    policies = [
-        policy(name, allow_drop=allow_drop) for name in found if name not in BOUNDS or not with_bounds
-    ]
+    routing = [name for name in found if name not in BOUNDS or not with_bounds]
+    policies = [policy(name, allow_drop=allow_drop) for name in routing]
     folders = named_checkpoints(checkpoint, (*GROUPS, *KNOWN))
     if stochastic and not folders:
         raise input_error("only learned routers draw", field="stochastic", remedy="give --checkpoint=DIR")
@@ -120,34 +120,21 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
     Raises:
       InputError: an unknown name, one of ``BOUNDS``, or ``assigned`` without an assignment.
     """
-    if name == "assigned":
-        if assignment is None:
-            raise input_error(
-                "policy 'assigned' has no assignment to replay",
-                field="policy",
-                remedy="give the requests an 'expert' column",
-            )
-        return Policy(
-            name=name,
-            summary=_summary(heuristics.assigned),
-            router=heuristics.assigned,
-            params=jnp.asarray(assignment, jnp.int32),
-        )
-    params = _PARAMS[name](allow_drop=allow_drop) if name in _PARAMS else None
-    if name in ORACLES:
-        function = getattr(oracles, name)
-        return Policy(name=name, summary=_summary(function), oracle=function, params=params)
-    if name in HEURISTICS:
-        function = getattr(heuristics, name)
-        return Policy(name=name, summary=_summary(function), router=function, params=params)
-    if name in BOUNDS:
-        raise input_error(
-            f"{name!r} is a bound computed without simulating, so it routes nothing",
-            field="policy",
-            remedy=f"use one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}",
-        )
     check_one_of("policy", name, KNOWN)
-    raise AssertionError(f"{name} is known, but of no kind")
+    if name in BOUNDS:
+        fault = f"{name!r} is a bound computed without simulating, so it routes nothing"
+        remedy = f"use one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}"
+        raise input_error(fault, field="policy", remedy=remedy)
+    if name in REPLAYS and assignment is None:
+        fault = f"policy {name!r} has no assignment to replay"
+        raise input_error(fault, field="policy", remedy="give the requests an 'expert' column")
+    params: Any = _PARAMS[name](allow_drop=allow_drop) if name in _PARAMS else None
+    if name in REPLAYS:
+        params = jnp.asarray(assignment, jnp.int32)
+    function = getattr(oracles if name in ORACLES else heuristics, name)
+    summary = (function.__doc__ or "").strip().split("\n")[0]
+    kind = "oracle" if name in ORACLES else "router"
+    return Policy(name=name, summary=summary, params=params, **{kind: function})
 
 
 def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:
@@ -162,21 +149,15 @@ def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str,
       InputError: an empty folder name, or a name that is taken, there twice, or no file name.
     """
     folders: dict[str, Path] = {}
+    known = {other.casefold() for other in taken}
     for text in given:
         name, folder = _parsed(text)
-        known = {other.casefold() for other in taken}
         if name.casefold() in known:
-            raise input_error(
-                f"{name!r} is the name of another policy",
-                field=CHECKPOINT,
-                remedy=f"name it otherwise: --{CHECKPOINT}=NAME={folder}",
-            )
+            remedy = f"name it otherwise: --{CHECKPOINT}=NAME={folder}"
+            raise input_error(f"{name!r} is the name of another policy", field=CHECKPOINT, remedy=remedy)
         if name.casefold() in {other.casefold() for other in folders}:
-            raise input_error(
-                f"names {name!r} twice",
-                field=CHECKPOINT,
-                remedy=f"name each once: --{CHECKPOINT}=NAME=DIR",
-            )
+            remedy = f"name each once: --{CHECKPOINT}=NAME=DIR"
+            raise input_error(f"names {name!r} twice", field=CHECKPOINT, remedy=remedy)
         folders[name] = folder
     return folders
 
@@ -185,21 +166,17 @@ def _parsed(text: str) -> tuple[str, Path]:
     """Return name and folder of ``DIR`` or ``NAME=DIR``; a folder may have a = in its name."""
     name, equals, rest = text.partition("=")
     named = bool(equals) and "/" not in name and not Path(text).is_dir()
-    if not (rest if named else text):
-        raise input_error(
-            "names no folder",
-            field=CHECKPOINT,
-            remedy=f"give --{CHECKPOINT}=DIR, a training run",
-        )
-    folder = Path(rest if named else text)
+    path = rest if named else text
+    if not path:
+        remedy = f"give --{CHECKPOINT}=DIR, a training run"
+        raise input_error("names no folder", field=CHECKPOINT, remedy=remedy)
+    folder = Path(path)
     if not named:
         return _default_name(folder), folder
     if not _FILE_NAME.fullmatch(name):
-        raise input_error(
-            f"{name!r} is no name that a file can have everywhere",
-            field=CHECKPOINT,
-            remedy="use letters, digits and _.+@-, the first a letter, a digit or _",
-        )
+        fault = f"{name!r} is no name that a file can have everywhere"
+        remedy = "use letters, digits and _.+@-, the first a letter, a digit or _"
+        raise input_error(fault, field=CHECKPOINT, remedy=remedy)
     return name, folder
 
 
@@ -211,7 +188,3 @@ def _default_name(folder: Path) -> str:
     else:
         name = whole.parent.name if whole.name == CHECKPOINTS else whole.name
     return re.sub(r"[^\w.+@-]", "_", name).lstrip(".+@-") or "learned"
-
-
-def _summary(function: object) -> str:
-    return (function.__doc__ or "").strip().split("\n")[0]

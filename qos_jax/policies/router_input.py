@@ -34,7 +34,7 @@ def router_input(
     The projection is computed once for features and net gain.
 
     Args:
-      seen: the observation, of one environment; ``jax.vmap`` it over many.
+      seen: of one environment; ``jax.vmap`` it over many.
       greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
     """
@@ -52,11 +52,7 @@ def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
     """Return the valid actions, [A] bool: experts that can take the request, and dropping it if allowed.
 
     No mask is empty: where no expert can and dropping is not allowed, all that exist are valid, and the
-    request will be rejected.
-
-    Args:
-      inputs: of one observation, or with leading axes.
-      allow_drop: whether A = N + 1, the last action dropping the request.
+    request will be rejected. With ``allow_drop`` A = N + 1, the last action dropping the request.
     """
     graph = inputs.graph
     some = jnp.any(graph.available, axis=-1, keepdims=True)

@@ -32,11 +32,9 @@ def load_router(
     """Read a learned router and check that it can route on the fleet.
 
     Args:
-      name: what tables call it.
+      name: in tables.
       folder: of a training run (its best checkpoint, or its latest if none was evaluated), of one
         checkpoint, or an exported policy. Its configuration holds the network's as ``network``.
-      serving: the fleet's sizes.
-      allow_drop: whether routers may drop requests.
       stochastic: draw actions instead of taking the most likely.
 
     Raises:
@@ -46,21 +44,13 @@ def load_router(
     weights, found = load_policy(folder)
     config = found.read_config(NetworkConfig, "network")
     if config.allow_drop and not allow_drop:
-        raise input_error(
-            "was trained to drop requests, which this comparison does not allow",
-            file=found.path,
-            remedy="give --allow_drop, or a router trained without it",
-        )
+        fault = "was trained to drop requests, which this comparison does not allow"
+        remedy = "give --allow_drop, or a router trained without it"
+        raise input_error(fault, file=found.path, remedy=remedy)
     _check_sizes(config, weights, serving, found.path)
-    return LearnedRouter(
-        policy=learned_policy(name, config, weights, stochastic=stochastic),
-        record={
-            "path": str(found.path),
-            "sha256": sha256(found.path / SUMMARY),
-            "step": found.step,
-            "average_qos": found.average_qos,
-        },
-    )
+    record: dict[str, Any] = {"path": str(found.path), "sha256": sha256(found.path / SUMMARY)}
+    record |= {"step": found.step, "average_qos": found.average_qos}
+    return LearnedRouter(learned_policy(name, config, weights, stochastic=stochastic), record)
 
 
 def trained_router(folder: str | Path, *, name: str | None = None, stochastic: bool = False) -> Policy:
@@ -88,19 +78,14 @@ def _check_sizes(config: NetworkConfig, weights: Any, serving: ServingConfig, pa
     if config.encoder == "flat" and stored.keys() == expected.keys():
         experts, slots = flat_sizes(config, weights)
         if (experts, slots) != (serving.num_experts, serving.slots):
-            raise input_error(
-                f"its flat network is for {experts} experts of {slots} slots (running and waiting), and the "
-                f"fleet has {serving.num_experts} experts of {serving.slots} slots",
-                file=path,
-                remedy="use a fleet of that size, or a router with the HAN, which runs on any",
-            )
+            fault = f"its flat network is for {experts} experts of {slots} slots (running and waiting)"
+            fault += f", and the fleet has {serving.num_experts} experts of {serving.slots} slots"
+            remedy = "use a fleet of that size, or a router with the HAN, which runs on any"
+            raise input_error(fault, file=path, remedy=remedy)
     differs = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
-    raise input_error(
-        f"its weights do not fit its configuration ({differs}: {stored.get(differs, 'missing')}, not "
-        f"{expected.get(differs, 'there')})",
-        file=path,
-        remedy="use the version of qos_jax that trained it, or train anew",
-    )
+    change = f"{differs}: {stored.get(differs, 'missing')}, not {expected.get(differs, 'there')}"
+    fault = f"its weights do not fit its configuration ({change})"
+    raise input_error(fault, file=path, remedy="use the version of qos_jax that trained it, or train anew")
 
 
 def _shapes(tree: Any) -> dict[str, str]:

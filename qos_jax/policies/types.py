@@ -18,21 +18,13 @@ Oracle = Callable[[Any, jax.Array, TrueObservation], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A named policy. Exactly one of ``router`` and ``oracle`` is set: its type is what it may see.
+    """A named policy. Exactly one of ``router`` and ``oracle`` is set: its type is what it may see."""
 
-    Attributes:
-      name: as in the registry.
-      summary: one line for tables and help.
-      router: a policy that sees an :class:`Observation`: predictions, never the truth.
-      oracle: one that sees a :class:`TrueObservation`: a ceiling, not a competitor.
-      params: default parameters, a pytree of traced leaves; None if it has none.
-    """
-
-    name: str
-    summary: str
-    router: Router | None = None
-    oracle: Oracle | None = None
-    params: Any = None
+    name: str  # as in the registry
+    summary: str  # one line for tables and help
+    router: Router | None = None  # sees an Observation: predictions, never the truth
+    oracle: Oracle | None = None  # sees a TrueObservation: a ceiling, not a competitor
+    params: Any = None  # default parameters, a pytree of traced leaves; None if it has none
 
     def __post_init__(self) -> None:
         if (self.router is None) == (self.oracle is None):
@@ -46,8 +38,7 @@ class Policy:
     def act_function(self) -> Oracle:
         """Return (params, key, :class:`TrueObservation`) -> action, the same object for equal policies.
 
-        A router is given only the part it may see. As a static argument, the same object does not
-        recompile.
+        A router is given only the part it may see. The same object, a static argument, does not recompile.
         """
         if self.oracle is not None:
             return self.oracle
@@ -57,7 +48,4 @@ class Policy:
 
 @functools.cache
 def _of_observation(router: Router) -> Oracle:
-    def act(params: Any, key: jax.Array, truth: TrueObservation) -> jax.Array:
-        return router(params, key, truth.seen)
-
-    return act
+    return lambda params, key, truth: router(params, key, truth.seen)
