@@ -190,7 +190,7 @@ def test_what_belongs_together_is_changed_together():
     """Each of the two alone would be refused."""
     changed = parsed(TrainConfig(), "--nonetwork.residual", "--nonetwork.impact_features")
     assert not changed.network.impact_features
-    with pytest.raises(InputError, match=r"^network: residual = True needs impact_features"):
+    with pytest.raises(InputError, match=r"^network, field 'residual': .*set residual=False"):
         parsed(TrainConfig(), "--nonetwork.impact_features")
 
 
