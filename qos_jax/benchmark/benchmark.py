@@ -12,17 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from qos_jax.benchmark import row
+from qos_jax.benchmark import row, simulator
 from qos_jax.benchmark.decision import measure_decision
 from qos_jax.benchmark.han_paths import measure_han_paths
 from qos_jax.benchmark.machine import machine
 from qos_jax.benchmark.row import Speed
-from qos_jax.benchmark.simulator import (
-    check_agreement,
-    measure_closed_form,
-    measure_evaluation,
-    measure_reference,
-)
 from qos_jax.benchmark.training import AGENTS, measure_search, measure_training, training_plan
 from qos_jax.benchmark.work import Work, draw_work
 from qos_jax.checks import COUNT, COUNT_OR_ZERO, POSITIVE, Interval, check_distinct, check_range
@@ -166,9 +160,9 @@ def _measurements(
     sizes = f"{work.serving.num_experts} experts, {work.serving.running_slots} slots"
 
     def closed_form(router: Policy, count: int, what: str) -> Speed:
-        speed = measure_closed_form(work, router, count, config.repeats, what)
+        speed = simulator.measure_closed_form(work, router, count, config.repeats, what)
         if reference is not None and what == row.SIMULATOR and speed.key[2:] == reference.key[2:]:
-            check_agreement(speed, reference)
+            simulator.check_agreement(speed, reference)
         return speed
 
     if row.SIMULATOR in config.what:
@@ -179,7 +173,7 @@ def _measurements(
     if row.HEURISTICS in config.what:
         for name, count in itertools.product(HEURISTICS, sorted(counts)):
             label = f"{name} through evaluate, {count} environments, {sizes}"
-            yield label, partial(measure_evaluation, work, policy(name), count, config.repeats)
+            yield label, partial(simulator.measure_evaluation, work, policy(name), count, config.repeats)
     if row.HAN_PATHS in config.what:
         han = PRESETS[config.preset].network.han
         label = f"HAN paths, {config.graphs} graphs, {sizes}"
@@ -200,7 +194,7 @@ def _reference(plan: BenchmarkPlan, work: Work) -> Speed | None:
         return None
     same = Work(work.serving, work.runs.take(np.arange(few)))
     decided = simulate(work.serving, plan.router, same.runs).records.expert
-    return measure_reference(same, plan.router.name, decided, plan.config.repeats)
+    return simulator.measure_reference(same, plan.router.name, decided, plan.config.repeats)
 
 
 def _learned(config: BenchmarkConfig, work: Work) -> Policy:

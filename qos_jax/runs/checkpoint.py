@@ -25,15 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.errors import InputError, input_error
-from qos_jax.runs.array_store import (
-    host_leaves,
-    layout_difference,
-    read_arrays,
-    read_leaves,
-    rebuild,
-    write_arrays,
-    write_leaves,
-)
+from qos_jax.runs import array_store
 from qos_jax.runs.checkpoint_record import (
     CHECKPOINTS,
     Checkpoint,
@@ -143,13 +135,13 @@ def restore(
         fault = "is an exported policy, without the state that a run continues from"
         raise input_error(fault, file=found.path, remedy="give the folder of the run")
     layout = found.summary["leaves"]
-    if (difference := layout_difference(like, layout)) is not None:
+    if (difference := array_store.layout_difference(like, layout)) is not None:
         fault = f"the checkpoint is of another version of the learner ({difference})"
         remedy = "use the version that wrote it, or start a new run in another folder"
         raise input_error(fault, file=found.path, remedy=remedy)
     with _reading(found, STATE):
-        arrays = read_leaves(found.path / STATE, layout)
-    return rebuild(like, layout, arrays), found
+        arrays = array_store.read_leaves(found.path / STATE, layout)
+    return array_store.rebuild(like, layout, arrays), found
 
 
 def save_policy(
@@ -198,7 +190,7 @@ def load_policy(where: str | os.PathLike[str]) -> tuple[Any, Checkpoint]:
         remedy = "give the folder of one of them, such as RUN/seeds/0, written when the run ends"
         raise input_error(fault, file=found.path, remedy=remedy)
     with _reading(found, POLICY):
-        params = read_arrays(found.path / POLICY)
+        params = array_store.read_arrays(found.path / POLICY)
     return jax.tree.map(jnp.array, params), found
 
 
@@ -221,10 +213,10 @@ def _write(
     }
     with whole_folder(target) as folder:
         for state in states:
-            summary["leaves"], arrays = host_leaves(state)
-            write_leaves(folder / STATE, arrays)
+            summary["leaves"], arrays = array_store.host_leaves(state)
+            array_store.write_leaves(folder / STATE, arrays)
         if params is not None:
-            write_arrays(folder / POLICY, jax.tree.map(np.asarray, params))
+            array_store.write_arrays(folder / POLICY, jax.tree.map(np.asarray, params))
         summary["files"] = fingerprints(folder)
         write_summary(folder, summary)
 

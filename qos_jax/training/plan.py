@@ -29,10 +29,6 @@ from qos_jax.workload.setting import Setting, open_setting
 # are those that a comparison draws by default.
 _FIGURES_SEED = 0
 
-# By phase: (environment, draw of its parameters, network, the phase's settings) -> learner.
-_Maker = Callable[..., Learner]
-_MAKERS: dict[str, _Maker] = {"search": make_search, "distil": make_distil, "ppo": make_ppo, "sac": make_sac}
-
 # (key) -> (network parameters, metrics of every update by phase, leaves [updates])
 Train = Callable[[jax.Array], tuple[Any, dict[str, Metrics]]]
 
@@ -176,11 +172,13 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)
 
+    makers: dict[str, Callable[..., Learner]]
+    makers = {"search": make_search, "distil": make_distil, "ppo": make_ppo, "sac": make_sac}
     updates = {"search": config.search.updates, "distil": config.distil.updates}
     if config.agent != "none":
         updates[config.agent] = getattr(config, config.agent).total_updates
     return tuple(
-        Phase(name, _MAKERS[name](env, draw, config.network, getattr(config, name)), count)
+        Phase(name, makers[name](env, draw, config.network, getattr(config, name)), count)
         for name, count in updates.items()
         if count > 0
     )

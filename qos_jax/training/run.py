@@ -18,21 +18,11 @@ from qos_jax.runs.array_store import host_leaves, rebuild
 from qos_jax.runs.checkpoint_record import CHECKPOINTS, find, step_folders
 from qos_jax.runs.config_json import config_dict
 from qos_jax.runs.folder import check_run_folder, open_run_folder, settings_of, to_json
+from qos_jax.training import loop
 from qos_jax.training.curve import render_difference, render_judgement
 from qos_jax.training.hyper import Together
 from qos_jax.training.judge import Judge
 from qos_jax.training.log import TrainingLog
-from qos_jax.training.loop import (
-    Recorder,
-    RunProgress,
-    TrainingRun,
-    Verdict,
-    checkpoint_config,
-    phase_ends,
-    phase_of,
-    say,
-    train,
-)
 from qos_jax.training.plan import TrainPlan
 
 
@@ -43,7 +33,7 @@ def open_training(
     overwrite: bool = False,
     resume: bool = False,
     together: Together | None = None,
-) -> TrainingRun:
+) -> loop.TrainingRun:
     """Open the folder of a run: a new one, or with ``resume`` that of a stopped one at its last checkpoint.
 
     A run stopped before its first checkpoint, or not there at all, starts from the beginning.
@@ -74,7 +64,7 @@ def open_training(
     return run if jax.process_count() == 1 and run is not None else _shared(plan, together, run)
 
 
-def execute_training(run: TrainingRun, *, plot: bool) -> None:
+def execute_training(run: loop.TrainingRun, *, plot: bool) -> None:
     """Train to the end, and print the best evaluation, in process 0.
 
     Ctrl-C stops at the next line of metrics, with a checkpoint there; a second one stops at once.
@@ -87,17 +77,17 @@ def execute_training(run: TrainingRun, *, plot: bool) -> None:
     is_left = run.update < plan.total_updates
     if run.folder is None:
         if is_left:
-            train(run, None, mesh)
+            loop.train(run, None, mesh)
         return
-    log = TrainingLog(run.folder, run.update, phase_ends(plan), plot=plot)
+    log = TrainingLog(run.folder, run.update, loop.phase_ends(plan), plot=plot)
     try:
         if is_left:
             if plan.setting.source_is_drawn:
-                say("note: the fleet's models have no figures; those of drawn experts stand in")
+                loop.say("note: the fleet's models have no figures; those of drawn experts stand in")
             if mesh.size > 1:
-                say(f"training on {mesh.size} devices")
-            say("simulating the baseline")
-            train(run, _recorder(plan, log), mesh)
+                loop.say(f"training on {mesh.size} devices")
+            loop.say("simulating the baseline")
+            loop.train(run, _recorder(plan, log), mesh)
         else:
             print(f"the run has had its {run.update:,} updates: there is nothing to resume\n")
     finally:
@@ -116,23 +106,23 @@ def training_settings(plan: TrainPlan, together: Together | None = None) -> dict
     config, setting = plan.config, plan.setting
     return settings_of(
         "train",
-        config_dict(checkpoint_config(plan, together)),
+        config_dict(loop.checkpoint_config(plan, together)),
         files={"fleet": setting.file, "table": config.table, "trace": config.trace},
         latency_limit_s=setting.latency_limit_s,
     )
 
 
-def _recorder(plan: TrainPlan, log: TrainingLog) -> Recorder:
+def _recorder(plan: TrainPlan, log: TrainingLog) -> loop.Recorder:
     judge = Judge(plan)
 
-    def evaluate(progress: RunProgress, params: Any) -> Verdict:
+    def evaluate(progress: loop.RunProgress, params: Any) -> loop.Verdict:
         judgement = judge.judge(progress["update"], params)
         log.judge(progress, judgement)
-        say(render_difference(judgement))
+        loop.say(render_difference(judgement))
         is_best = judgement.update > 0 and log.best().update == judgement.update
-        return Verdict(float(judgement.qos.mean), is_best)
+        return loop.Verdict(float(judgement.qos.mean), is_best)
 
-    return Recorder(metrics=log.train, evaluate=evaluate)
+    return loop.Recorder(metrics=log.train, evaluate=evaluate)
 
 
 def _open(
@@ -142,21 +132,21 @@ def _open(
     overwrite: bool,
     resume: bool,
     together: Together | None,
-) -> TrainingRun:
+) -> loop.TrainingRun:
     saved = step_folders(root / CHECKPOINTS)
     if saved and resume:
-        index = phase_of(plan, find(root).step)
-        like = jax.eval_shape(lambda: TrainingRun(plan, None, together=together).start(index, None))
-        state, found = checkpoint.restore(root, like, checkpoint_config(plan, together))
+        index = loop.phase_of(plan, find(root).step)
+        like = jax.eval_shape(lambda: loop.TrainingRun(plan, None, together=together).start(index, None))
+        state, found = checkpoint.restore(root, like, loop.checkpoint_config(plan, together))
         # The same settings may name files that have changed since: config.json holds their hashes.
         folder = open_run_folder(root, settings, resume=True)
-        return TrainingRun(plan, folder, found.step, state, float(found.metadata["wall_s"]), together)
+        return loop.TrainingRun(plan, folder, found.step, state, float(found.metadata["wall_s"]), together)
     if saved and not overwrite:
         remedy = "give --resume to go on with it, --overwrite to start anew, or another folder with --out"
         raise input_error(f"holds a training run at update {max(saved):,}", file=root, remedy=remedy)
     check_run_folder(root, settings, overwrite=overwrite)
     checkpoint.clear(root)
-    return TrainingRun(plan, open_run_folder(root, settings, overwrite=overwrite), together=together)
+    return loop.TrainingRun(plan, open_run_folder(root, settings, overwrite=overwrite), together=together)
 
 
 def _check_started_alike(settings: dict[str, Any]) -> None:
@@ -171,18 +161,16 @@ def _check_started_alike(settings: dict[str, Any]) -> None:
         raise input_error(fault, remedy="start them all with the same flags and files")
 
 
-def _shared(plan: TrainPlan, together: Together | None, run: TrainingRun | None) -> TrainingRun:
+def _shared(plan: TrainPlan, together: Together | None, run: loop.TrainingRun | None) -> loop.TrainingRun:
     """Give all processes the progress and the state that process 0 has read."""
     reached = np.zeros(3) if run is None else np.array([run.update, run.wall_s, run.state is not None])
     update, wall_s, begun = agree(reached).tolist()
     state = None
     if begun:
-        if run is None:
-            like = TrainingRun(plan, None, together=together).start(phase_of(plan, int(update)), None)
-        else:
-            like = run.state
+        fresh = loop.TrainingRun(plan, None, together=together)
+        like = fresh.start(loop.phase_of(plan, int(update)), None) if run is None else run.state
         layout, leaves = host_leaves(like)
         state = rebuild(like, layout, [agree(leaf) for leaf in leaves])
     folder = None if run is None else run.folder
     assert (folder is not None) == is_writer()
-    return TrainingRun(plan, folder, int(update), state, wall_s, together)
+    return loop.TrainingRun(plan, folder, int(update), state, wall_s, together)

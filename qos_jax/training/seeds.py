@@ -79,11 +79,17 @@ def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
     plan, folder, together = run.plan, run.folder, run.together
     assert folder is not None
     assert together is not None
-    log = _SeedLog(folder, run.update, phase_ends(plan), together, plot=plot)
+    numbers = functools.partial(np.array, dtype=np.float64)  # null is NaN
+    points = [
+        Point(line["update"], numbers(line["average_qos"]), numbers(line["difference"]))
+        for line in lines_until(folder, run.update)
+        if "average_qos" in line
+    ]
     state = run.state
     if run.update < plan.total_updates:
         # On one device: what is shared out to several are environments, and here the routers fill it.
-        state = train(run, _recorder(plan, log, together), lane_mesh(1), every_evaluation=True)
+        recorder = _recorder(plan, folder, together, points, plot)
+        state = train(run, recorder, lane_mesh(1), every_evaluation=True)
     params = jax.device_get(plan.phases[-1].learner.params(state))
     for router in range(together.count):
         policy = folder.file(f"{POLICIES}/{together.label(router)}")
@@ -92,53 +98,37 @@ def train_seeds(run: TrainingRun, *, plot: bool) -> list[Point]:
                 policy,
                 _of_router(params, router),
                 checked(plan.config, together.setting(router)),
-                average_qos=log.points[-1].average_qos[router],
+                average_qos=points[-1].average_qos[router],
             )
-    return log.points
+    return points
 
 
-class _SeedLog:
-    """Writes metrics and evaluations of all routers, as ``TrainingLog`` does of one."""
-
-    def __init__(
-        self, folder: RunFolder, update: int, ends: Mapping[str, int], together: Together, *, plot: bool
-    ) -> None:
-        lines = lines_until(folder, update)
-        numbers = functools.partial(np.array, dtype=np.float64)  # null is NaN
-        self.points = [
-            Point(line["update"], numbers(line["average_qos"]), numbers(line["difference"]))
-            for line in lines
-            if "average_qos" in line
-        ]
-        self._folder, self._ends, self._together, self._plot = folder, ends, together, plot
-
-    def metrics(self, progress: RunProgress, metrics: Mapping[str, Any]) -> None:
-        line = {name: progress[name] for name in ("phase", "update")}
-        self._folder.append_metrics({**line, "metrics": metrics})
-
-    def judge(self, point: Point) -> None:
-        self._folder.append_metrics(dataclasses.asdict(point))
-        self.points.append(point)
-        write_seed_curve_csv(self._folder.file(CURVE_CSV), self.points, self._together)
-        if self._plot:
-            figure = seed_curve(self.points, self._ends, self._together)
-            plot_style.save_figure(figure, self._folder.file(CURVE_PLOT))
-
-
-def _recorder(plan: TrainPlan, log: _SeedLog, together: Together) -> Recorder:
+def _recorder(
+    plan: TrainPlan, folder: RunFolder, together: Together, points: list[Point], plot: bool
+) -> Recorder:
+    """Return what writes metrics and evaluations of all routers, and adds the latter to ``points``."""
     say("simulating the baseline")
     judge = Judge(plan)
+
+    def write(progress: RunProgress, metrics: Mapping[str, Any]) -> None:
+        line = {name: progress[name] for name in ("phase", "update")}
+        folder.append_metrics({**line, "metrics": metrics})
 
     def evaluate(progress: RunProgress, params: Any) -> Verdict:
         routers = range(together.count)
         each = [judge.judge(progress["update"], _of_router(params, router)) for router in routers]
         qos = np.array([float(one.qos.mean) for one in each])
         point = Point(progress["update"], qos, np.array([float(one.difference.mean) for one in each]))
-        log.judge(point)
+        folder.append_metrics(dataclasses.asdict(point))
+        points.append(point)
+        write_seed_curve_csv(folder.file(CURVE_CSV), points, together)
+        if plot:
+            figure = seed_curve(points, phase_ends(plan), together)
+            plot_style.save_figure(figure, folder.file(CURVE_PLOT))
         say(render_point(point))
         return Verdict(average_qos=None, is_best=False)  # routers do not do best at the same update
 
-    return Recorder(metrics=log.metrics, evaluate=evaluate)
+    return Recorder(metrics=write, evaluate=evaluate)
 
 
 def _of_router(params: Any, router: int) -> Any:

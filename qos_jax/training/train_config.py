@@ -5,16 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from qos_jax.checks import (
-    COUNT,
-    NON_NEGATIVE,
-    POSITIVE,
-    SEED,
-    SHARE,
-    check_distinct,
-    check_one_of,
-    check_range,
-)
+from qos_jax.checks import COUNT, NON_NEGATIVE, POSITIVE, SEED, SHARE, check_distinct, check_range
 from qos_jax.errors import input_error
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
@@ -42,7 +33,7 @@ class EvaluationConfig:
     """
 
     every: int = 50  # updates between two evaluations; also at the start and the end of each phase
-    workloads: tuple[str, ...] = ("poisson", "mmpp", "diurnal")  # also: gamma; and the trace, if there is one
+    workloads: tuple[str, ...] = option(("poisson", "mmpp", "diurnal"), known=JUDGED_ON)  # and any trace
     loads: tuple[float, ...] = (0.4, 0.75, 1.1)  # shares of the fleet's capacity
     arrival_rates: tuple[float, ...] = ()  # requests / s, in place of the loads
     seeds: int = 8  # independent draws of requests and arrivals
@@ -53,8 +44,7 @@ class EvaluationConfig:
         check_range(self, ["every", "seeds", "num_requests"], COUNT)
         check_range(self, ["seed"], SEED)
         check_range(self, ["loads", "arrival_rates"], POSITIVE)
-        for name in self.workloads:
-            check_one_of("workloads", name, JUDGED_ON)
+        check_options(self)
         for field in ("workloads", "loads", "arrival_rates"):
             check_distinct(field, getattr(self, field))
         if not self.loads and not self.arrival_rates:
@@ -101,9 +91,8 @@ class TrainConfig:
         check_range(self, ["impact_weight"], NON_NEGATIVE)
         check_range(self, ["discount"], SHARE)
         if not self.evaluation.workloads and not self.trace:
-            raise input_error(
-                "is empty", field="evaluation.workloads", remedy="name at least one, or give a trace"
-            )
+            remedy = "name at least one, or give a trace"
+            raise input_error("is empty", field="evaluation.workloads", remedy=remedy)
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             fault = "is 'none', and neither search nor distil has updates, so nothing trains"
             raise input_error(fault, field="agent", remedy="choose an agent, or give distil.updates")

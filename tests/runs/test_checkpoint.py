@@ -223,7 +223,7 @@ def test_what_orbax_cannot_read_is_one_line(run, monkeypatch):
     def refuse(*_):
         raise KeyError("unheard-of metadata\nand a long story")
 
-    monkeypatch.setattr(checkpoint, "read_leaves", refuse)
+    monkeypatch.setattr(checkpoint.array_store, "read_leaves", refuse)
     with pytest.raises(
         InputError, match=r"cannot read it \('unheard-of.*; install orbax-checkpoint \d"
     ) as caught:
