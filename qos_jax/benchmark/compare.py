@@ -105,8 +105,8 @@ def render_comparison(now: Sequence[Speed], before: Sequence[Speed]) -> str:
 def _record(path: str | os.PathLike[str], number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
-        raise input_error("is no JSON", file=path, row=number, remedy=_REMEDY) from error
+    except ValueError:
+        record = None
     if not isinstance(record, dict):
         raise input_error("is no JSON object", file=path, row=number, remedy=_REMEDY)
     return record

@@ -127,13 +127,11 @@ def measure_reference(work: Work, name: str, expert: np.ndarray, repeats: int) -
     outcomes, times = timed(replay, repeats, warm_up=False)
     qos, latencies = 0.0, []
     for run, of_run in enumerate(outcomes):
-        for outcome in of_run:
-            if outcome.latency_s is None:
-                continue
+        for outcome in (outcome for outcome in of_run if outcome.latency_s is not None):
             latencies.append(outcome.latency_s)
-            output = table.output_tokens[run, outcome.request_id, outcome.expert]
-            if outcome.latency_s / output <= runs.latency_limit_s[run]:
-                qos += float(table.quality[run, outcome.request_id, outcome.expert])
+            index = run, outcome.request_id, outcome.expert
+            if outcome.latency_s / table.output_tokens[index] <= runs.latency_limit_s[run]:
+                qos += float(table.quality[index])
     requests = runs.shape[0] * runs.shape[1]
     return Speed(
         what=REFERENCE,

@@ -36,9 +36,8 @@ def training_plan(config: TrainConfig, agent: str, environments: int | None) -> 
       InputError: a number of environments that the agent refuses, or what ``load_plan`` raises.
     """
     part = getattr(config, agent)
-    one_update = {"updates": 1}
-    kinds = {"sac": {"warmup_decisions": 0}, "search": one_update, "distil": one_update}
-    changes: dict[str, Any] = dict(kinds.get(agent, {}))
+    changed = {"sac": {"warmup_decisions": 0}, "search": {"updates": 1}, "distil": {"updates": 1}}
+    changes: dict[str, Any] = dict(changed.get(agent, {}))
     if environments is not None:
         changes["num_envs"] = environments
         # Memory for one rollout at least.

@@ -35,6 +35,7 @@ from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 COMPARED = "comparison"  # folder of the comparison, beside those of the variants
 FULL = "full"  # the run itself, which the others are variants of
 
+_Change = Callable[[TrainConfig], TrainConfig]  # of the full run to a variant
 _say = functools.partial(tqdm.write, file=sys.stderr)
 
 
@@ -67,16 +68,12 @@ def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
     return {name: VARIANTS[name][1](full) for name in names}
 
 
-def _search_of(numbers: tuple[str, ...]) -> Callable[[TrainConfig], TrainConfig]:
+def _search_of(numbers: tuple[str, ...]) -> _Change:
     """Return a variant that searches these numbers only."""
-
-    def change(full: TrainConfig) -> TrainConfig:
-        return dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
-
-    return change
+    return lambda full: dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
 
 
-def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
+def _distil_alone(**choices: Any) -> _Change:
     """Return a variant that distils a network with these choices from the start, without a search."""
 
     def change(full: TrainConfig) -> TrainConfig:
@@ -87,7 +84,7 @@ def _distil_alone(**choices: Any) -> Callable[[TrainConfig], TrainConfig]:
     return change
 
 
-def _agent_alone(agent: str, reward: str) -> Callable[[TrainConfig], TrainConfig]:
+def _agent_alone(agent: str, reward: str) -> _Change:
     """Return a variant of PPO or SAC from the start, for as many decisions as the full run takes."""
 
     def change(full: TrainConfig) -> TrainConfig:
@@ -109,6 +106,7 @@ def _updates(full: TrainConfig, agent: str) -> int:
 
 def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_updates: int = 0) -> TrainConfig:
     """Return a run without search, evaluated and saved as often as the full run, by share of updates."""
+
     pace = updates / max(full.search.updates + full.distil.updates, 1)
 
     def paced(every: int) -> int:
@@ -131,7 +129,7 @@ _OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_bu
 
 
 # What each variant is, in words, and how to make it of the full run.
-VARIANTS: dict[str, tuple[str, Callable[[TrainConfig], TrainConfig]]] = {
+VARIANTS: dict[str, tuple[str, _Change]] = {
     FULL: ("the run as configured", lambda full: full),
     "constants": (
         "search of constants: no power of load, request or occupancy but one",

@@ -77,15 +77,11 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
     A trace that it trains on, whole, is one of them.
     """
     setting = plan.setting
-    cases = CaseConfig(
-        workloads=config.workloads if setting.trace is None else (*config.workloads, TRACE),
-        loads=config.loads,
-        arrival_rates=config.arrival_rates,
-        seeds=config.seeds,
-        seed=config.seed,
-        num_requests=config.num_requests,
-        table_match="even",  # as in training
-    )
+    same = {
+        name: getattr(config, name) for name in ("loads", "arrival_rates", "seeds", "seed", "num_requests")
+    }
+    workloads = config.workloads if setting.trace is None else (*config.workloads, TRACE)
+    cases = CaseConfig(workloads=workloads, table_match="even", **same)  # rows matched as in training
     return build_cases(cases, setting.fleet, plan.held_out, setting.latency_limit_s, setting.trace)
 
 

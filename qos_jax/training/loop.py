@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import signal
 import sys
 import threading
@@ -119,7 +120,7 @@ class _Loop:
         self._plan, self._config = run.plan, run.plan.config
         config, every = self._config, self._config.evaluation.every
         self._save_every = every if every_evaluation else config.checkpoint_every
-        self._paces = (every, self._save_every, *(() if every_evaluation else (config.log_every,)))
+        self._paces = (every, self._save_every, every if every_evaluation else config.log_every)
         self._update = run.update
         self._begun = time.monotonic() - run.wall_s
 
@@ -141,8 +142,7 @@ class _Loop:
             self._evaluate(phase, state)
         if self._update == end:
             return state
-        learner = phase.learner
-        begun = time.monotonic()
+        learner, begun = phase.learner, time.monotonic()
         with jax.set_mesh(self._mesh):
             advance = _compiled(learner, state, state_shardings(state, self._mesh))
         if self._recorder is not None:
@@ -266,10 +266,8 @@ def checkpoint_config(plan: TrainPlan, together: Together | None) -> Any:
 
 def phase_ends(plan: TrainPlan) -> dict[str, int]:
     """Return the number of the last update of each phase, by its name."""
-    ends: dict[str, int] = {}
-    for phase in plan.phases:
-        ends[phase.name] = max(ends.values(), default=0) + phase.updates
-    return ends
+    ends = itertools.accumulate(phase.updates for phase in plan.phases)
+    return {phase.name: end for phase, end in zip(plan.phases, ends, strict=True)}
 
 
 def phase_of(plan: TrainPlan, update: int) -> int:
@@ -308,5 +306,4 @@ def _stop_on_ctrl_c() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-say = functools.partial(tqdm.write, file=sys.stderr)
-"""Print a line to standard error, above a bar of progress."""
+say = functools.partial(tqdm.write, file=sys.stderr)  # prints a line above a bar of progress
