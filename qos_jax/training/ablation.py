@@ -106,7 +106,6 @@ def _updates(full: TrainConfig, agent: str) -> int:
 
 def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_updates: int = 0) -> TrainConfig:
     """Return a run without search, evaluated and saved as often as the full run, by share of updates."""
-
     pace = updates / max(full.search.updates + full.distil.updates, 1)
 
     def paced(every: int) -> int:
