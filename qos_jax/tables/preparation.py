@@ -47,8 +47,7 @@ class PreparationConfig:
     predictor: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
     fleet: str | None = None  # a fleet CSV, or the name of a shipped one: for costs and for the trace
     trace: str | None = option(
-        None,
-        help="trace file whose arrivals get rows of the table: requests.csv, for launch.simulate",
+        None, help="trace file whose arrivals get rows of the table: requests.csv, for launch.simulate"
     )
     trace_start_s: float = 0.0  # first second of the trace to use
     trace_end_s: float = math.inf  # second of the trace to stop before

@@ -85,11 +85,7 @@ def write_prepared(folder: RunFolder, plan: Preparation, prepared: Prepared, *, 
     """
     named = prepared.named
     write_table(
-        folder.file(TABLE),
-        named.names,
-        named.table,
-        split=named.split,
-        length_log_std=named.length_log_std,
+        folder.file(TABLE), named.names, named.table, split=named.split, length_log_std=named.length_log_std
     )
     save_predictor(folder.file(PREDICTOR), prepared.predictor)
     summary = plan.counts()

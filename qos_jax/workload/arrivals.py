@@ -312,9 +312,7 @@ def _walk(
             in_burst = state.in_burst ^ over
             fresh_s = _sojourn_s(key, process, in_burst)
             state = dataclasses.replace(
-                state,
-                in_burst=in_burst,
-                state_left_s=jnp.where(over, fresh_s, state.state_left_s - time_s),
+                state, in_burst=in_burst, state_left_s=jnp.where(over, fresh_s, state.state_left_s - time_s)
             )
         return state
 

@@ -7,15 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.workload import (
-    ArrivalProcess,
-    arrivals_like,
-    diurnal,
-    gamma,
-    load_rate_profile,
-    mmpp,
-    poisson,
-)
+from qos_jax.workload import ArrivalProcess, arrivals_like, diurnal, gamma, load_rate_profile, mmpp, poisson
 
 SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
 RECORDED = ("azure_conv", "azure_code")

@@ -69,13 +69,7 @@ def _add_wide(builder: LogBuilder, row: int, record: Record, count: TokenCount) 
     return counted
 
 
-def _add_long(
-    builder: LogBuilder,
-    row: int,
-    record: Record,
-    rows: _Rows,
-    count: TokenCount,
-) -> bool:
+def _add_long(builder: LogBuilder, row: int, record: Record, rows: _Rows, count: TokenCount) -> bool:
     check_fields(record, ("prompt", "model"), (*_ROW, *_ANSWER), builder, row)
     prompt, given = record["prompt"], (record.get("prompt_tokens"), record.get("task"))
     counted = False

@@ -205,11 +205,7 @@ def one_of(record: Mapping[str, Any], names: Sequence[str], builder: LogBuilder,
 
 
 def check_fields(
-    record: Mapping[str, Any],
-    required: Sequence[str],
-    optional: Sequence[str],
-    builder: LogBuilder,
-    row: int,
+    record: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], builder: LogBuilder, row: int
 ) -> None:
     """Refuse a record without a required field or with an unknown one."""
     for name in required:
