@@ -46,7 +46,6 @@ def apply_neighbours(k: int, fitted: Neighbours, embedding: jax.Array) -> tuple[
 
     Args:
       k: neighbours, at most R.
-      fitted: the rows.
       embedding: [M, D], rows of length 1.
 
     Returns:

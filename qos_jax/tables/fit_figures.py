@@ -49,7 +49,6 @@ def fit_tables(
       out_tokens: [R, N], -1 = missing.
       prompt_tokens: [R].
       task: [R] task names; rows of ``EXCLUDED_TASKS`` are left out.
-      names: N expert names.
 
     Raises:
       InputError: no row is left.

@@ -68,9 +68,7 @@ def predictor_report(
       baseline: of the same prompts, see ``mean_predictions``.
       quality: [M, N] true; NaN = missing.
       output_tokens: [M, N] true; -1 = missing.
-      experts: N names.
       resamples: of the prompts, for the intervals.
-      seed: of the resampling.
 
     Returns:
       Every figure for each expert, their mean and, where it makes sense, all answers pooled. NaN where a

@@ -187,7 +187,6 @@ def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.
 
     Args:
       key: random key, of the chain's state and of the gap at which a recording begins.
-      process: the process.
       start_bin: [] int32, bin of the profile; taken modulo P.
     """
     state_key, left_key = jax.random.split(key)
@@ -206,8 +205,6 @@ def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tu
     """Draw the time to the next arrival and advance the process to it.
 
     Args:
-      key: random key.
-      process: the process.
       state: right after the arrival before, or of :func:`init_arrivals`.
 
     Returns:
@@ -224,9 +221,6 @@ def sample_gaps(
     """Draw consecutive gaps from a fresh state.
 
     Args:
-      key: random key.
-      process: the process.
-      num_gaps: T, static.
       start_bin: [] int32, bin of the profile at time 0.
 
     Returns:

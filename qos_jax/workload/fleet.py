@@ -93,11 +93,6 @@ def read_fleet(path: Path) -> Fleet:
 def write_fleet(path: Path, fleet: Fleet, comments: Sequence[str] = ()) -> None:
     """Write ``fleet`` as CSV so that :func:`read_fleet` gives back the very same numbers.
 
-    Args:
-      path: the file to write, whole or not at all.
-      fleet: a valid fleet.
-      comments: lines to put first, each behind ``# ``.
-
     Raises:
       InputError: the fleet is not valid.
     """

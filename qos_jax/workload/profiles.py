@@ -35,7 +35,6 @@ class RateProfile:
     """Arrival rate of a trace over time.
 
     Attributes:
-      name: of the trace.
       requests: number of requests it was derived from.
       mean_rate_per_s: its native arrival rate.
       relative_rate: [P] rate per bin over the mean rate; mean 1.

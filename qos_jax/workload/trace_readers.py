@@ -43,9 +43,6 @@ def read_trace(path: Path) -> Trace:
       such as ``hash_ids``, are not read.
     - Generic (CSV): ``arrival_s`` (seconds, non-decreasing), ``prompt_tokens`` and ``output_tokens`` (>= 1).
 
-    Args:
-      path: the file, UTF-8.
-
     Returns:
       The trace, named by the file's name without its ending.
 
