@@ -186,12 +186,7 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
                 "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
             }
         )
-    return {
-        **dataclasses.asdict(run.config),
-        **metrics,
-        "makespan_s": makespan_s,
-        "experts": experts,
-    }
+    return {**dataclasses.asdict(run.config), **metrics, "makespan_s": makespan_s, "experts": experts}
 
 
 def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:

@@ -38,10 +38,7 @@ def no_demand(num_experts: int) -> Demand:
 
 
 def after_request(
-    demand: Demand,
-    prompt_tokens: jax.Array,
-    predicted_output_tokens: jax.Array,
-    predicted_quality: jax.Array,
+    demand: Demand, prompt_tokens: jax.Array, predicted_output_tokens: jax.Array, predicted_quality: jax.Array
 ) -> Demand:
     """Add a request to the sums; :func:`after_gap` adds the gap that follows it.
 

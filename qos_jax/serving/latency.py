@@ -94,11 +94,7 @@ def add_exactly(time_s: jax.Array, rest_s: jax.Array, more_s: jax.Array) -> tupl
 
 
 def decode_iterations_until(
-    profile: FleetProfile,
-    horizon_s: jax.Array,
-    batch: jax.Array,
-    held_tokens: jax.Array,
-    most: jax.Array,
+    profile: FleetProfile, horizon_s: jax.Array, batch: jax.Array, held_tokens: jax.Array, most: jax.Array
 ) -> jax.Array:
     """Return the smallest m >= 1 with ``T(m) >= horizon_s``, or ``most`` if that is smaller.
 

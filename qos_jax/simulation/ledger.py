@@ -91,7 +91,5 @@ class Ledger:
         """Return the totals of all runs; a run lasts to its last completion or arrival."""
         end_s = arrival_s + np.nan_to_num(self._latency_s.astype(np.float64))
         return RunTotals(
-            busy_s=self._busy_s,
-            kv_token_s=self._kv_token_s,
-            makespan_s=end_s.max(axis=1) - arrival_s[:, 0],
+            busy_s=self._busy_s, kv_token_s=self._kv_token_s, makespan_s=end_s.max(axis=1) - arrival_s[:, 0]
         )

@@ -125,11 +125,7 @@ class _Part:
 
 
 def _numbers_of(
-    place: int,
-    swept: Setting,
-    axes: Sequence[Axis],
-    points: np.ndarray,
-    draws: CaseConfig,
+    place: int, swept: Setting, axes: Sequence[Axis], points: np.ndarray, draws: CaseConfig
 ) -> _Part:
     count = len(points)
     column = {axis.name: points[:, index] for index, axis in enumerate(axes)}

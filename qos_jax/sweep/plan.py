@@ -42,10 +42,7 @@ _OF_WORKLOAD = {
 
 
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
-_OF_POLICIES = {
-    **dict.fromkeys(SEARCHED, _BY_NET_GAIN),
-    "impact_weight": ("impact_greedy",),
-}
+_OF_POLICIES = {**dict.fromkeys(SEARCHED, _BY_NET_GAIN), "impact_weight": ("impact_greedy",)}
 
 
 DRAWN = (*SYNTHETIC, *RECORDED)  # workloads of which a cell's requests are drawn
@@ -81,8 +78,7 @@ class SweepConfig:
     )
     target: str | None = None  # METRIC>=VALUE (or <=), of the mean over seeds
     capacity_range: tuple[float, ...] = option(
-        (),
-        help="LOW,HIGH of the search, in units of --capacity; empty = 0.02 to 4 of the fleet's capacity",
+        (), help="LOW,HIGH of the search, in units of --capacity; empty = 0.02 to 4 of the fleet's capacity"
     )
     capacity_tolerance: float = 0.02  # of the search, relative
     plot_metrics: tuple[str, ...] = option(
