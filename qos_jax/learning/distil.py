@@ -23,16 +23,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from qos_jax.checks import (
-    COUNT,
-    COUNT_OR_ZERO,
-    DISCOUNT,
-    NON_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    Interval,
-    check_range,
-)
+from qos_jax import checks
+from qos_jax.checks import COUNT, Interval, check_range
 from qos_jax.devices import share_out
 from qos_jax.errors import input_error
 from qos_jax.learning.rollout import EnvLanes, Transition, renew_lanes, rollout, start_lanes
@@ -75,20 +67,17 @@ class DistilConfig:
     average: float = 0.98  # decay per update of the running mean of the weights; 0 = the last ones alone
 
     def __post_init__(self) -> None:
-        check_range(self, ("updates",), COUNT_OR_ZERO)
+        check_range(self, ("updates",), checks.COUNT_OR_ZERO)
         counts = ("num_envs", "steps", "horizon", "batch_size", "gradient_steps", "quality_rows", "capacity")
         check_range(self, counts, COUNT)
         check_range(self, ("candidates",), Interval(2, COUNT.high, whole=True))
         if self.capacity < self.num_envs:
-            raise input_error(
-                f"{self.capacity} is less than the states of one update",
-                field="capacity",
-                remedy=f"give at least num_envs, {self.num_envs}",
-            )
-        check_range(self, ("spread", "learning_rate", "max_grad_norm"), POSITIVE)
-        check_range(self, ("crowding", "weight_decay"), NON_NEGATIVE)
-        check_range(self, ("explore",), SHARE)
-        check_range(self, ("average",), DISCOUNT)
+            fault = f"{self.capacity} is less than the states of one update"
+            raise input_error(fault, field="capacity", remedy=f"give at least num_envs, {self.num_envs}")
+        check_range(self, ("spread", "learning_rate", "max_grad_norm"), checks.POSITIVE)
+        check_range(self, ("crowding", "weight_decay"), checks.NON_NEGATIVE)
+        check_range(self, ("explore",), checks.SHARE)
+        check_range(self, ("average",), checks.DISCOUNT)
 
 
 @struct.dataclass
@@ -112,10 +101,7 @@ def make_distil(
     It holds ``capacity`` inputs in memory, about 8 kB each at 6 experts of 32 slots.
 
     Args:
-      env: the environment.
       sample_params: draws the parameters of one episode, with an arrival process.
-      network: of the router.
-      config: hyper-parameters.
     """
     schedule, optimiser = _optimiser(config)
 
@@ -127,15 +113,9 @@ def make_distil(
         if params is None:
             params = init_router(network, network_key, example)
         size = config.capacity // config.num_envs * config.num_envs
-        return DistilState(
-            params=params,
-            average=jax.tree.map(jnp.copy, params),  # a buffer of its own: the state is donated
-            optimiser=optimiser.init(params),
-            lanes=lanes,
-            trials=empty_trials(example, size, config.candidates),
-            key=key,
-            update=jnp.int32(0),
-        )
+        trials = empty_trials(example, size, config.candidates)
+        average = jax.tree.map(jnp.copy, params)  # a buffer of its own: the state is donated
+        return DistilState(params, average, optimiser.init(params), lanes, trials, key, update=jnp.int32(0))
 
     def update(state: DistilState) -> tuple[DistilState, Metrics]:
         key, try_key, pick_key, learn_key = jax.random.split(state.key, 4)
@@ -162,9 +142,8 @@ def make_distil(
             trial_key, row_key = jax.random.split(key)
             held = jnp.minimum(trials.count, trials.value.shape[0])
             rows = jax.random.randint(trial_key, (config.batch_size,), 0, held)
-            batch = share_out(
-                jax.tree.map(lambda leaf: leaf[rows], (trials.input, trials.action, trials.value))
-            )
+            tried = (trials.input, trials.action, trials.value)
+            batch = share_out(jax.tree.map(lambda leaf: leaf[rows], tried))
             qualities = None
             if network.calibrate_quality:
                 qualities = _idle_rows(env, greedy, lanes, row_key, config.quality_rows)
@@ -175,39 +154,23 @@ def make_distil(
             metrics["grad_norm"] = jnp.sqrt(jnp.sum(jnp.stack(squares)))
             return (optax.apply_updates(params, change), optimiser_state), metrics
 
-        (params, optimiser_state), metrics = jax.lax.scan(
-            learn, (state.params, state.optimiser), jax.random.split(learn_key, config.gradient_steps)
-        )
+        start, keys = (state.params, state.optimiser), jax.random.split(learn_key, config.gradient_steps)
+        (params, optimiser_state), metrics = jax.lax.scan(learn, start, keys)
         metrics = jax.tree.map(jnp.mean, metrics) | _metrics_of(transitions, values)
         metrics["learning_rate"] = schedule((state.update * config.gradient_steps).astype(jnp.float32))
-        new = DistilState(
-            params=params,
-            average=optax.incremental_update(params, state.average, 1.0 - config.average),
-            optimiser=optimiser_state,
-            lanes=lanes,
-            trials=trials,
-            key=key,
-            update=state.update + 1,
-        )
-        return new, metrics
+        average = optax.incremental_update(params, state.average, 1.0 - config.average)
+        return DistilState(params, average, optimiser_state, lanes, trials, key, state.update + 1), metrics
 
-    return Learner(
-        init=init,
-        update=update,
-        params=lambda state: state.average,
-        decisions_per_update=config.num_envs * (config.steps + config.candidates * config.horizon),
-    )
+    decisions = config.num_envs * (config.steps + config.candidates * config.horizon)
+    return Learner(init, update, lambda state: state.average, decisions)
 
 
 def _optimiser(config: DistilConfig) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Return the learning rate's schedule and AdamW with clipped gradients."""
-    schedule = optax.cosine_decay_schedule(
-        config.learning_rate, max(config.updates, 1) * config.gradient_steps
-    )
-    return schedule, optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_trained),
-    )
+    steps = max(config.updates, 1) * config.gradient_steps
+    schedule = optax.cosine_decay_schedule(config.learning_rate, steps)
+    adam = optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_trained)
+    return schedule, optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adam)
 
 
 def _perturbed(key: jax.Array, logits: jax.Array, network: NetworkConfig, config: DistilConfig) -> jax.Array:
@@ -224,8 +187,6 @@ def _loss(
     """Return the loss of value differences and, given rows of the tables, of corrected qualities.
 
     Args:
-      network: of the router.
-      params: of the router.
       batch: inputs [batch], actions tried [batch, C] and their values [batch, C], QoS.
       qualities: inputs [rows] of an idle fleet and true qualities [rows, N]; None = not calibrated.
     """
@@ -247,11 +208,7 @@ def _value_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the mean square error of the differences between tried actions, and the share explained.
 
-    Args:
-      scores: [batch, A] float32, QoS.
-      inputs: of the scores; a masked action counts nothing.
-      action: [batch, C] int32.
-      value: [batch, C] float32.
+    Scores are [batch, A] QoS, actions and values [batch, C]; a masked action counts nothing.
     """
     mask = jnp.take_along_axis(action_mask(inputs, scores.shape[-1] > inputs.gain.shape[-1]), action, -1)
     predicted = jnp.where(mask, jnp.take_along_axis(scores, action, -1), 0.0)

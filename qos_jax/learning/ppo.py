@@ -64,11 +64,8 @@ class PPOConfig:
         check_range(self, ("value_warmup_updates",), COUNT_OR_ZERO)
         size = self.num_envs * self.rollout_steps
         if size % self.minibatches:
-            raise input_error(
-                f"{self.minibatches} is out of range",
-                field="minibatches",
-                remedy=f"give a divisor of {size} decisions",
-            )
+            fault, remedy = f"{self.minibatches} is out of range", f"give a divisor of {size} decisions"
+            raise input_error(fault, field="minibatches", remedy=remedy)
         positive = ("learning_rate", "clip", "max_grad_norm", "value_clip", "reward_scale")
         check_range(self, positive, POSITIVE)
         weights = ("value_weight", "entropy_weight", "final_entropy_weight", "final_learning_rate")
@@ -110,10 +107,7 @@ def make_ppo(
     minibatches. Source: Schulman et al., arXiv 1707.06347, algorithm 1.
 
     Args:
-      env: the environment.
       sample_params: draws the parameters of one episode.
-      network: of actor and critic; ``allow_drop`` as in ``env``.
-      config: hyper-parameters.
 
     Raises:
       InputError: environment and network disagree on whether a request may be dropped.
@@ -144,17 +138,15 @@ def make_ppo(
         def descend(carry: tuple[Any, Any], rows: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             params, opt_state = carry
             batch = share_out(jax.tree.map(lambda x: x[rows], flat))
-            grads, metrics = jax.grad(_loss, argnums=2, has_aux=True)(
-                network, config, params, batch, entropy_weight
-            )
+            gradient = jax.grad(_loss, argnums=2, has_aux=True)
+            grads, metrics = gradient(network, config, params, batch, entropy_weight)
             if config.value_warmup_updates > 0:
-                grads = jax.tree.map(
-                    lambda whole, value: jnp.where(warming, value, whole), grads, _of_value(grads)
-                )
+                grads = jax.tree.map(lambda a, b: jnp.where(warming, b, a), grads, _of_value(grads))
             with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to an integer power
                 direction, opt_state = optimiser.update(grads, opt_state)
             params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-            return (params, opt_state), metrics | {"grad_norm": _norm(grads)}
+            squares = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))
+            return (params, opt_state), metrics | {"grad_norm": jnp.sqrt(squares)}
 
         def epoch(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], Metrics]:
             rows = jax.random.permutation(key, size).reshape(config.minibatches, -1)
@@ -165,20 +157,16 @@ def make_ppo(
         if config.value_warmup_updates > 0:
             # Adam starts anew: moments that are zero while its count is high make its first steps too long.
             ready = state.updates + 1 == config.value_warmup_updates
-            opt_state = jax.tree.map(
-                lambda new, old: jnp.where(ready, new, old), optimiser.init(params), opt_state
-            )
+            fresh = optimiser.init(params)
+            opt_state = jax.tree.map(lambda new, old: jnp.where(ready, new, old), fresh, opt_state)
         metrics = jax.tree.map(jnp.mean, passes) | decision_metrics(steps)
-        metrics |= {
-            "explained_variance": 1.0
-            - jnp.var(samples.target - samples.value) / jnp.maximum(jnp.var(samples.target), 1e-12),
-            "learning_rate": learning_rate,
-            "entropy_weight": entropy_weight,
-        }
+        missed = jnp.var(samples.target - samples.value) / jnp.maximum(jnp.var(samples.target), 1e-12)
+        metrics |= {"explained_variance": 1.0 - missed}
+        metrics |= {"learning_rate": learning_rate, "entropy_weight": entropy_weight}
         average = optax.incremental_update(params, state.average, 1.0 - config.average)
         return PPOState(params, average, opt_state, lanes, key, state.updates + 1), metrics
 
-    return Learner(init=init, update=update, params=lambda state: state.average, decisions_per_update=size)
+    return Learner(init, update, lambda state: state.average, size)
 
 
 def scheduled(config: PPOConfig, updates: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -209,10 +197,9 @@ def _collect(
     last_value = actor_outputs(network, state.params, lanes.input).value
     next_value = jnp.concatenate([value[1:], last_value[None]])
     cut = jnp.zeros_like(steps.terminated)
-    scale = 1.0 - config.gamma if config.reward_scale is None else config.reward_scale
-    advantage, target = gae(
-        scale * steps.reward, value, next_value, steps.terminated, cut, config.gamma, config.gae_lambda
-    )
+    reward = (1.0 - config.gamma if config.reward_scale is None else config.reward_scale) * steps.reward
+    discounts = config.gamma, config.gae_lambda
+    advantage, target = gae(reward, value, next_value, steps.terminated, cut, *discounts)
     lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.rollout_steps)
     return lanes, steps, Sample(steps.input, steps.action, log_prob, value, advantage, target)
 
@@ -243,17 +230,10 @@ def _pick(of_actions: jax.Array, action: jax.Array) -> jax.Array:
     return jnp.take_along_axis(of_actions, action[..., None], axis=-1)[..., 0]
 
 
-def _norm(grads: Any) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
-
-
 def _of_value(grads: Any) -> Any:
     """Return ``grads`` with all but the value's own layers at zero, so that no score can change."""
-    kept = {
-        name: part if name == "critic" else jax.tree.map(jnp.zeros_like, part)
-        for name, part in grads["params"].items()
-    }
-    return {**grads, "params": kept}
+    zeros: dict[str, Any] = jax.tree.map(jnp.zeros_like, grads["params"])
+    return {**grads, "params": {**zeros, "critic": grads["params"]["critic"]}}
 
 
 def gae(
@@ -274,7 +254,6 @@ def gae(
     ICLR 2016; truncation as in Pardo et al., "Time limits in reinforcement learning", ICML 2018.
 
     Args:
-      reward: [T, ...] float32.
       value: [T, ...] float32, V of the state before each step.
       next_value: [T, ...] float32, V of the state reached, before any reset; not read if terminated.
       terminated: [T, ...] bool, the state reached has no future.
@@ -304,7 +283,7 @@ def policy_loss(log_ratio: jax.Array, advantage: jax.Array, clip: float) -> jax.
 
     Args:
       log_ratio: [M] float32, log of the probability of each action now over that when it was taken.
-      advantage: [M] float32, of the action.
+      advantage: [M] float32.
       clip: the ratio is held to 1 - clip ... 1 + clip, where that lowers the surrogate.
     """
     ratio = jnp.exp(log_ratio)
@@ -318,7 +297,6 @@ def value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: 
     Args:
       value: [M] float32, predicted now.
       old_value: [M] float32, predicted when the rollout was made.
-      target: [M] float32.
       clip: the value is clipped to this distance of the old one; None = it is not.
     """
     error = jnp.square(value - target)
@@ -329,9 +307,5 @@ def value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: 
 
 
 def entropy(log_probs: jax.Array) -> jax.Array:
-    """Return the mean entropy in nats of M distributions, [] float32; masked actions add nothing.
-
-    Args:
-      log_probs: [M, A] float32, normalised and finite.
-    """
+    """Return the mean entropy in nats of finite [M, A] log probabilities; masked actions add nothing."""
     return -jnp.mean(jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1))

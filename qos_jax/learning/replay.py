@@ -70,17 +70,12 @@ def empty_replay(inputs: Any, capacity: int, steps: int, half_precision: bool = 
         raise ValueError(f"capacity = {capacity}: one rollout takes {steps} x {num_envs} transitions")
 
     def room(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros((rollouts, steps + 1, *leaf.shape), _stored_dtype(leaf, half_precision))
+        half = half_precision and leaf.dtype == jnp.float32
+        return jnp.zeros((rollouts, steps + 1, *leaf.shape), jnp.float16 if half else leaf.dtype)
 
     shape = (rollouts, steps, num_envs)
-    return Replay(
-        inputs=jax.tree.map(room, inputs),
-        action=jnp.zeros(shape, jnp.int32),
-        reward=jnp.zeros(shape, jnp.float32),
-        terminated=jnp.zeros(shape, bool),
-        head=jnp.int32(0),
-        filled=jnp.int32(0),
-    )
+    action, reward, terminated = (jnp.zeros(shape, dtype) for dtype in (jnp.int32, jnp.float32, bool))
+    return Replay(jax.tree.map(room, inputs), action, reward, terminated, jnp.int32(0), jnp.int32(0))
 
 
 def replay_bytes(inputs: Any, capacity: int, steps: int, half_precision: bool = False) -> int:
@@ -95,12 +90,8 @@ def add_rollout(
     """Return the ring with one rollout written over the oldest. Donate the ring, or all of it is copied.
 
     Args:
-      replay: the ring.
-      inputs: of each decision, leaves [T, B, ...].
+      inputs: of each decision, leaves [T, B, ...], as action, reward and end.
       last: inputs after the last decision, before any lane was renewed, leaves [B, ...].
-      action: [T, B] int32.
-      reward: [T, B] float32.
-      terminated: [T, B] bool.
     """
     head = replay.head
 
@@ -132,8 +123,6 @@ def sample_replay(
     """Draw transitions uniformly with replacement; the ring must not be empty.
 
     Args:
-      replay: the ring.
-      key: [] key.
       batch: transitions to draw.
       discount: gamma, per decision.
       n_step: decisions to sum rewards over, at most; fewer at the end of a rollout or an episode.
@@ -160,10 +149,6 @@ def sample_replay(
 
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
-
-
-def _stored_dtype(leaf: jax.Array, half_precision: bool) -> Any:
-    return jnp.float16 if half_precision and leaf.dtype == jnp.float32 else leaf.dtype
 
 
 def _inputs_at(inputs: Any, at: tuple[jax.Array, ...]) -> Any:

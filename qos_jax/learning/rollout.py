@@ -6,7 +6,8 @@ rollouts :func:`renew_lanes` renews the few lanes whose episode is over: an epis
 decisions rounded up to whole rollouts, and the last state of a rollout is the one that the episode reached,
 not its successor's: **bootstrap from there**. So the input after step t is the input of step t + 1 in every
 rollout, and need not be stored. Where a recorded episode ends by itself (``terminated``, nothing to
-bootstrap), its lane replays it until it is renewed, for a reset is cheap.
+bootstrap), its lane replays it until it is renewed, for a reset is cheap. Everywhere ``greedy`` is of the net
+gain that network inputs are made with, and ``sample_params`` draws the parameters of one episode.
 """
 
 from __future__ import annotations
@@ -62,17 +63,10 @@ class Transition:
 
 
 def check_allow_drop(env: RoutingEnvironment, network: NetworkConfig) -> None:
-    """Check that network and environment agree on the number of actions.
-
-    Raises:
-      InputError: ``allow_drop`` differs.
-    """
+    """Check that network and environment agree on the number of actions; InputError if not."""
     if network.allow_drop != env.config.allow_drop:
-        raise input_error(
-            f"{network.allow_drop} of the network differs from {env.config.allow_drop} of the environment",
-            field="allow_drop",
-            remedy="set both alike",
-        )
+        fault = f"{network.allow_drop} of the network differs from {env.config.allow_drop} of the environment"
+        raise input_error(fault, field="allow_drop", remedy="set both alike")
 
 
 def decision_metrics(steps: Transition) -> dict[str, jax.Array]:
@@ -95,13 +89,6 @@ def start_lanes(
     """Return ``num_envs`` fresh lanes.
 
     With an arrival process their first episodes begin at a random step, so that not all end together.
-
-    Args:
-      env: the environment.
-      sample_params: draws the parameters of one episode.
-      greedy: of the net gain that network inputs are made with.
-      key: [] key.
-      num_envs: B.
     """
     key, lanes_key, age_key = jax.random.split(key, 3)
     state, params, seen = _fresh(env, sample_params, greedy, lanes_key, num_envs)
@@ -115,17 +102,7 @@ def start_lanes(
 def step_lanes(
     env: RoutingEnvironment, greedy: GreedyParams, lanes: EnvLanes, actions: jax.Array
 ) -> tuple[EnvLanes, Transition]:
-    """Advance all lanes by one decision.
-
-    Args:
-      env: the environment.
-      greedy: of the net gain that network inputs are made with.
-      lanes: B environments.
-      actions: [B] int32.
-
-    Returns:
-      The lanes, and transitions with leaves [B, ...].
-    """
+    """Advance all lanes by one decision, actions [B] int32; transitions have leaves [B, ...]."""
     key, step_key = jax.random.split(lanes.key)
 
     def one(
@@ -162,13 +139,6 @@ def rollout(
 ) -> tuple[EnvLanes, Transition, Any]:
     """Advance all lanes by ``steps`` decisions of a policy.
 
-    Args:
-      env: the environment.
-      greedy: of the net gain that network inputs are made with.
-      act: the policy, see :data:`Act`.
-      lanes: B environments.
-      steps: T.
-
     Returns:
       lanes: after the last decision, not renewed: bootstrap from ``lanes.input``.
       transitions: leaves [T, B, ...].
@@ -193,13 +163,6 @@ def renew_lanes(
     At most as many lanes are renewed as end on average, rounded up, the longest overdue first; the rest go
     on. So the cost does not depend on when episodes end.
 
-    Args:
-      env: the environment.
-      sample_params: draws the parameters of one episode.
-      greedy: of the net gain that network inputs are made with.
-      lanes: B environments.
-      steps: decisions since the last call.
-
     Returns:
       lanes: to go on with.
       renewed: [B] bool, where an episode was cut here (truncated, unless the last step terminated it).
@@ -215,11 +178,9 @@ def renew_lanes(
     state, params, seen = _fresh(env, sample_params, greedy, lanes_key, count)
     old = (lanes.state, lanes.params, lanes.input, lanes.overdue, jnp.zeros((num_envs,), bool))
     new = (state, params, seen, jnp.zeros((count,), jnp.int32), jnp.ones((count,), bool))
-    state, params, seen, overdue, renewed = jax.tree.map(
-        lambda old, new: old.at[index].set(new, mode="drop"), old, new
-    )
-    state, params, seen, overdue = share_out((state, params, seen, overdue))
-    return EnvLanes(state=state, params=params, input=seen, overdue=overdue, key=key), renewed
+    *lanes_of, renewed = jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), old, new)
+    state, params, seen, overdue = share_out(tuple(lanes_of))
+    return EnvLanes(state, params, seen, overdue, key), renewed
 
 
 def _fresh(

@@ -53,10 +53,7 @@ def make_sac(
     rewards does not change the best policy, for no action changes how many decisions an episode has.
 
     Args:
-      env: the environment.
       sample_params: draws the parameters of one episode.
-      network: of actor and critics; ``allow_drop`` as in ``env``.
-      config: hyper-parameters.
 
     Raises:
       InputError: environment and network disagree on whether a request may be dropped.
@@ -68,17 +65,10 @@ def make_sac(
         greedy = greedy_of(params, network.allow_drop)
         lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
         example = jax.tree.map(lambda leaf: leaf[0], lanes.input)
-        replay = empty_replay(
-            lanes.input, config.replay_capacity, config.steps_per_update, config.half_precision_replay
-        )
-        return SACState(
-            weights=init_weights(network, config, weights_key, example, params),
-            replay=replay,
-            lanes=lanes,
-            uniform=jnp.bool_(params is None and not network.residual),
-            baseline=jnp.float32(0.0),
-            key=key,
-        )
+        replay = empty_replay(lanes.input, *_replay_sizes(config))
+        weights = init_weights(network, config, weights_key, example, params)
+        uniform = jnp.bool_(params is None and not network.residual)
+        return SACState(weights, replay, lanes, uniform, baseline=jnp.float32(0.0), key=key)
 
     def update(state: SACState) -> tuple[SACState, Metrics]:
         key, learn_key = jax.random.split(state.key)
@@ -92,9 +82,8 @@ def make_sac(
             return jax.random.categorical(key, logits), policy_entropy(logits, mask)
 
         lanes, taken, entropy = rollout(env, greedy, act, state.lanes, config.steps_per_update)
-        replay = add_rollout(
-            state.replay, taken.input, lanes.input, taken.action, taken.reward, taken.terminated
-        )
+        outcome = taken.action, taken.reward, taken.terminated
+        replay = add_rollout(state.replay, taken.input, lanes.input, *outcome)
         lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.steps_per_update)
 
         # The mean reward is fixed when learning begins: a moving one would move all of Q.
@@ -103,8 +92,7 @@ def make_sac(
 
         def step(weights: SACWeights, key: jax.Array) -> tuple[SACWeights, Metrics]:
             batch = sample_replay(replay, key, config.batch_size, config.gamma, config.n_step, baseline)
-            batch = share_out(batch)
-            return gradient_step(network, config, weights, batch)
+            return gradient_step(network, config, weights, share_out(batch))
 
         def learn(weights: SACWeights) -> tuple[SACWeights, Metrics]:
             weights, steps = jax.lax.scan(step, weights, jax.random.split(learn_key, config.gradient_steps))
@@ -124,12 +112,8 @@ def make_sac(
         }
         return SACState(weights, replay, lanes, state.uniform, baseline, key), metrics
 
-    return Learner(
-        init=init,
-        update=update,
-        params=lambda state: state.weights.actor,
-        decisions_per_update=config.num_envs * config.steps_per_update,
-    )
+    decisions = config.num_envs * config.steps_per_update
+    return Learner(init, update, lambda state: state.weights.actor, decisions)
 
 
 def sac_replay_bytes(env: RoutingEnvironment, sample_params: SampleParams, config: SACConfig) -> int:
@@ -139,4 +123,8 @@ def sac_replay_bytes(env: RoutingEnvironment, sample_params: SampleParams, confi
         return start_lanes(env, sample_params, greedy_of(None, False), key, config.num_envs).input
 
     inputs = jax.eval_shape(see, jax.eval_shape(jax.random.key, 0))
-    return replay_bytes(inputs, config.replay_capacity, config.steps_per_update, config.half_precision_replay)
+    return replay_bytes(inputs, *_replay_sizes(config))
+
+
+def _replay_sizes(config: SACConfig) -> tuple[int, int, bool]:
+    return config.replay_capacity, config.steps_per_update, config.half_precision_replay

@@ -47,7 +47,6 @@ def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Arra
       logits: [..., A] float32, of the policy.
       mask: [..., A] bool, actions available.
       q: [..., 2, A] float32, both estimates.
-      alpha: [] float32.
 
     Returns:
       [...] float32. Source: arXiv 1910.07207, equations 10 to 12.
@@ -80,15 +79,7 @@ def critic_q(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Ar
 def init_weights(
     network: NetworkConfig, config: SACConfig, key: jax.Array, example: RouterInput, actor: Any | None
 ) -> SACWeights:
-    """Return fresh weights.
-
-    Args:
-      network: of actor and critics.
-      config: hyper-parameters.
-      key: [] key.
-      example: one input, for its shapes.
-      actor: parameters to start the actor from, copied; None for fresh ones.
-    """
+    """Return fresh weights, but for the actor's if they are given."""
     actor_key, critic_key = jax.random.split(key)
     # Copies: a donated state must hold neither the given parameters nor one buffer twice.
     if actor is None:
@@ -112,13 +103,10 @@ def critic_target(
     network: NetworkConfig, weights: SACWeights, batch: ReplayBatch, alpha: jax.Array
 ) -> jax.Array:
     """Return the Bellman target of Q, [batch] float32: reward plus discounted soft value."""
-    value = soft_value(
-        actor_outputs(network, weights.actor, batch.next_inputs).logits,
-        action_mask(batch.next_inputs, network.allow_drop),
-        critic_q(network, weights.target, batch.next_inputs),
-        alpha,
-    )
-    return batch.reward + batch.discount * value
+    logits = actor_outputs(network, weights.actor, batch.next_inputs).logits
+    mask = action_mask(batch.next_inputs, network.allow_drop)
+    q = critic_q(network, weights.target, batch.next_inputs)
+    return batch.reward + batch.discount * soft_value(logits, mask, q, alpha)
 
 
 def gradient_step(

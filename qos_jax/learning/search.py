@@ -84,10 +84,8 @@ def make_search(
     """Return the search as a learner, which leaves the network's weights as they are.
 
     Args:
-      env: the environment.
       sample_params: draws the parameters of one episode, with an arrival process.
       network: of the router whose parameters the numbers are part of.
-      config: hyper-parameters.
     """
     searched = {name: SEARCHED[name] for name in config.numbers or SEARCHED}
     if config.expected_quality:
@@ -99,14 +97,10 @@ def make_search(
             _, seen = env.reset(env_key, sample_params(env_key))
             example = router_input(seen, greedy_of(None, network.allow_drop))
             params = init_router(network, network_key, example)
-        return SearchState(
-            params=jax.tree.map(jnp.copy, params),  # of its own: the state is donated
-            centre=jnp.zeros((len(searched),), jnp.float32),
-            average=jnp.zeros((len(searched),), jnp.float32),
-            log_spread=jnp.full((len(searched),), jnp.log(jnp.float32(config.spread))),
-            key=key,
-            update=jnp.int32(0),
-        )
+        params = jax.tree.map(jnp.copy, params)  # of its own: the state is donated
+        centre, average = (jnp.zeros((len(searched),), jnp.float32) for _ in range(2))
+        log_spread = jnp.full((len(searched),), jnp.log(jnp.float32(config.spread)))
+        return SearchState(params, centre, average, log_spread, key, update=jnp.int32(0))
 
     def moved(params: Any, change: jax.Array) -> GreedyParams:
         start = greedy_of(params, network.allow_drop)
@@ -145,12 +139,7 @@ def make_search(
     def result(state: SearchState) -> Any:
         return {**state.params, GREEDY: moved_numbers(state.params[GREEDY], state.average, searched)}
 
-    return Learner(
-        init=init,
-        update=update,
-        params=result,
-        decisions_per_update=config.candidates * config.num_envs * config.steps,
-    )
+    return Learner(init, update, result, config.candidates * config.num_envs * config.steps)
 
 
 def natural_step(
@@ -159,8 +148,7 @@ def natural_step(
     """Return mean and log spread after a natural-gradient step towards the candidates that rank higher.
 
     Args:
-      centre: [D] float32, mean of the candidates.
-      log_spread: [D] float32, log std of the candidates.
+      centre: [D] float32, mean of the candidates, as ``log_spread``, their log std.
       drawn: [C, D] float32, standard normal draws of the candidates.
       score: [C] float32, higher is better.
     """
@@ -175,10 +163,7 @@ def balanced(qos: jax.Array) -> jax.Array:
     """Return each candidate's lead in units of the episode's spread, mean over episodes, [C] float32.
 
     Under load candidates differ by several hundredths, else by thousandths: by the plain mean, what is best
-    for light loads would not count.
-
-    Args:
-      qos: [C, B] float32, of C candidates in B episodes.
+    for light loads would not count. ``qos`` is [C, B], of C candidates in B episodes.
     """
     lead = qos - jnp.mean(qos, axis=0, keepdims=True)
     return jnp.mean(lead / (jnp.std(qos, axis=0, keepdims=True) + SPREAD_FLOOR), axis=-1)
@@ -193,13 +178,7 @@ def utilities(candidates: int) -> list[float]:
 def moved_numbers(
     numbers: dict[str, jax.Array], change: jax.Array, searched: Mapping[str, Number]
 ) -> dict[str, jax.Array]:
-    """Return the net gain's numbers after a change of those searched, clipped to their bounds.
-
-    Args:
-      numbers: by name, [] float32.
-      change: [D] float32, in steps of the numbers searched.
-      searched: D numbers by name.
-    """
+    """Return the net gain's numbers after a change [D] of those searched, in their steps, within bounds."""
     moved = dict(numbers)
     for index, (name, number) in enumerate(searched.items()):
         assert number.step is not None
@@ -214,12 +193,7 @@ def episode_qos(
 ) -> jax.Array:
     """Return the average QoS of ``steps`` requests routed by the net gain from an empty fleet, [] float32.
 
-    Args:
-      env: the environment.
-      params: of the episode.
-      greedy: of the net gain.
-      key: [] key.
-      steps: decisions; the fleet is drained after the last.
+    The fleet is drained after the last decision.
     """
     reset_key, steps_key = jax.random.split(key)
     start = (*env.reset(reset_key, params), jnp.float32(0.0))

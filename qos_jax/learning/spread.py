@@ -19,7 +19,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
     Args:
       state: of a learner, arrays or their shapes.
-      mesh: of devices, with the axis ``LANES``.
+      mesh: with the axis ``LANES``.
 
     Raises:
       ValueError: the devices do not divide B.

@@ -24,23 +24,14 @@ class Learner:
     A state is a pytree of arrays that holds everything: parameters, optimiser, environments, random key and
     counters. So a run continues from a saved state bit for bit, and a state with a leading axis [R] is R
     independent runs: ``jax.vmap(learner.update)``.
-
-    Attributes:
-      init: (key, parameters of a router to start from, or None for fresh ones) -> state.
-      update: state -> (state, metrics): one iteration, pure and jittable.
-      params: state -> the router's parameters, as of ``init_router``, for evaluation and checkpoints.
-      decisions_per_update: environment decisions of one update.
     """
 
-    init: Callable[[jax.Array, Any | None], Any]
-    update: Callable[[Any], tuple[Any, Metrics]]
-    params: Callable[[Any], Any]
-    decisions_per_update: int
+    init: Callable[[jax.Array, Any | None], Any]  # (key, router's parameters or None for fresh ones) -> state
+    update: Callable[[Any], tuple[Any, Metrics]]  # one iteration, pure and jittable
+    params: Callable[[Any], Any]  # of the router as of ``init_router``, for evaluation and checkpoints
+    decisions_per_update: int  # of all environments
 
 
 def paying_expected_quality(sample_params: SampleParams) -> SampleParams:
-    """Return ``sample_params`` with the expected quality of each request in place of the true one.
-
-    The expectation is given the request's predictions. It halves the noise of rewards.
-    """
+    """Return ``sample_params`` with qualities expected given predictions: it halves the noise of rewards."""
     return lambda key: as_good_as_expected(sample_params(key))
