@@ -11,7 +11,7 @@ from qos_jax.benchmark.plots import AXES, throughput
 from qos_jax.benchmark.report import render_speed, render_speeds
 from qos_jax.benchmark.row import Speed
 from qos_jax.runs import plot_style
-from qos_jax.runs.folder import check_run_folder, open_run_folder
+from qos_jax.runs.folder import open_run_folder
 
 from . import common
 from .config_flags import define_config_flags
@@ -35,7 +35,6 @@ def main() -> None:
     settings = plan.settings
     before = read_speeds(earlier, settings) if earlier else []
     alike = not before or same_machine(earlier, settings)
-    check_run_folder(run.out, settings, overwrite=run.overwrite)
     folder = open_run_folder(run.out, settings, overwrite=run.overwrite)
     bandwidth = copy_bandwidth_bytes_per_s(config.repeats)
     print(", ".join(f"{name} {value}" for name, value in settings["machine"].items()), flush=True)

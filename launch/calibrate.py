@@ -7,7 +7,7 @@ import contextlib
 from qos_jax.profiling.profile_plan import ProfileConfig, load_profile
 from qos_jax.profiling.profile_report import render_profile
 from qos_jax.profiling.profile_run import execute_profile
-from qos_jax.runs.folder import check_run_folder, open_run_folder
+from qos_jax.runs.folder import open_run_folder
 from qos_jax.runs.progress import progress
 
 from . import common
@@ -22,7 +22,6 @@ def main() -> None:
     run = _RUN.read()
     plan = load_profile(_SETTINGS.read())
     plot = run.wants_plots()
-    check_run_folder(run.out, plan.settings, overwrite=run.overwrite)
     folder = open_run_folder(run.out, plan.settings, overwrite=run.overwrite, resume=run.resume)
     with contextlib.ExitStack() as stack:
         advance = stack.enter_context(progress(plan.replays, "replays")) if plan.replays else None

@@ -40,11 +40,8 @@ class RunConfig:
         if self.plots is False or plot_style.plots_available():
             return self.plots is not False
         if self.plots:
-            raise input_error(
-                "matplotlib is not installed",
-                field="plots",
-                remedy="run: pip install 'qos_jax[plot]', or give --noplots",
-            )
+            remedy = "run: pip install 'qos_jax[plot]', or give --noplots"
+            raise input_error("matplotlib is not installed", field="plots", remedy=remedy)
         print("no plots: matplotlib is not installed", file=sys.stderr)
         return False
 
@@ -53,8 +50,7 @@ def run_flags(out: str, *, overwrite: bool = False, resume: bool = True) -> Conf
     """Define ``--out``, ``--overwrite``, ``--resume`` and ``--plots``.
 
     Args:
-      out: the folder by default.
-      overwrite: whether results of another run are replaced by default.
+      out, overwrite: their defaults.
       resume: whether this launcher can continue a run; without, it has no such flag.
     """
     return define_config_flags(RunConfig, RunConfig(out, overwrite), leave_out=() if resume else ("resume",))
@@ -100,9 +96,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     except flags.Error as error:
         given = getattr(error, "flagname", "")  # of an unknown flag
-        old = given.removeprefix("no").removeprefix(
-            "train."
-        )  # launch.ablate's prefix of the training's flags
+        old = given.removeprefix("no").removeprefix("train.")  # as launch.ablate calls the training's flags
         if old in RENAMED:
             _refuse(f"flag --{given} has a new name; give --{given.replace(old, RENAMED[old])}")
         _refuse(f"{' '.join(str(error).split())}; see --help")

@@ -37,10 +37,7 @@ class ConfigFlags(Generic[_Config]):
         return {path: tuple(value) if isinstance(value, list) else value for path, value in values.items()}
 
     def read(self, start: _Config | None = None) -> _Config:
-        """Return the configuration with what was given.
-
-        Args:
-          start: what the flags change; None = what they were defined with.
+        """Return the configuration with what was given, ``start`` in place of what the flags change.
 
         Raises:
           InputError: a required flag is missing, or the dataclass refuses a value.

@@ -45,25 +45,18 @@ class HostConfig:
         given = [name for name, value in self.processes.items() if value is not None]
         missing = [name for name in self.processes if name not in given]
         if self.multihost and given:
-            raise input_error(
-                "contradicts what the cluster is to say",
-                field=given[0],
-                remedy="give either --multihost or the three flags",
-            )
+            remedy = "give either --multihost or the three flags"
+            raise input_error("contradicts what the cluster is to say", field=given[0], remedy=remedy)
         if given and missing:
-            raise input_error(
-                "is missing", field=missing[0], remedy=f"give all of {', '.join(self.processes)}"
-            )
+            remedy = f"give all of {', '.join(self.processes)}"
+            raise input_error("is missing", field=missing[0], remedy=remedy)
         check_range(self, ["num_processes", "lost_after_s", "cpu_devices"], COUNT)
         if not given:
             return
         host, colon, port = str(self.coordinator_address).rpartition(":")
         if not (colon and host and port.isdigit() and 0 < int(port) < 2**16):
-            raise input_error(
-                f"{self.coordinator_address!r} is not HOST:PORT",
-                field="coordinator_address",
-                remedy="give e.g. 10.0.0.1:7000",
-            )
+            fault = f"{self.coordinator_address!r} is not HOST:PORT"
+            raise input_error(fault, field="coordinator_address", remedy="give e.g. 10.0.0.1:7000")
         check_range(self, ["process_id"], Interval(0, (self.num_processes or 1) - 1, whole=True))
 
 
@@ -84,7 +77,6 @@ def joined(config: HostConfig, cpu_devices: int | None) -> Iterator[None]:
     A run of one process, the default, only gets its CPU devices.
 
     Args:
-      config: the processes of the run.
       cpu_devices: how many, unless ``config`` or ``XLA_FLAGS`` says; None = as JAX makes them, which is one.
 
     Raises:
@@ -108,29 +100,23 @@ def joined(config: HostConfig, cpu_devices: int | None) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        print(
-            f"error: lost touch with another process of the run ({_first_line(error)}); start all processes "
-            "again with --resume, which keeps what is complete",
-            file=sys.stderr,
-        )
+        fault = f"lost touch with another process of the run ({_first_line(error)})"
+        remedy = "start all processes again with --resume, which keeps what is complete"
+        print(f"error: {fault}; {remedy}", file=sys.stderr)
         common.exit_now(EXIT_LOST)  # else it would wait for the lost one
 
 
 def _make_cpu_devices(asked: int | None, default: int | None) -> None:
-    count = asked
-    if count is None:
-        if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-            return  # the user's choice
-        count = default
+    users_choice = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    count = default if asked is None and not users_choice else asked
     if count is None:
         return
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has begun to compute in this process, as under a test
         if asked not in (None, len(jax.devices("cpu"))):
-            raise input_error(
-                "JAX already has its devices in this process", field="cpu_devices", remedy="leave it out"
-            ) from None
+            fault = "JAX already has its devices in this process"
+            raise input_error(fault, field="cpu_devices", remedy="leave it out") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -51,11 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def render_help() -> str:
     """Return the usage and one line for each command."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {_purpose(name)}" for name in COMMANDS]
+    purpose = "Simulate, learn and compare routers of requests to LLM servers."
     usage = "usage: qos-jax COMMAND [--flag=value ...]; the flags of a command: qos-jax COMMAND --help"
-    return "\n".join(
-        ["Simulate, learn and compare routers of requests to LLM servers.", "", usage, "", *lines]
-    )
+    lines = (f"  {name:<{width}}  {_purpose(name)}" for name in COMMANDS)
+    return "\n".join([purpose, "", usage, "", *lines])
 
 
 def _purpose(command: str) -> str:

@@ -52,16 +52,14 @@ def _sweep() -> None:
     chunks = plan_memory(plan, mesh, _max_bytes(memory), memory.chunk_requests)
     plot = is_writer() and run.wants_plots()
     check_run_folder(run.out, plan.settings, overwrite=run.overwrite)
-    folder = None
-    if is_writer():
-        folder = open_run_folder(run.out, plan.settings, overwrite=run.overwrite, resume=run.resume)
-        _say(describe(plan, mesh, chunks))
-        for fleet in plan.grid.fleets:
-            if fleet.source_is_drawn:
-                _say(f"note: the models of fleet {fleet.name} have no figures; drawn experts stand in")
-    if folder is None:
+    if not is_writer():
         execute_sweep(plan, mesh, chunks, None, plot=False, say=lambda _: None, on_progress=lambda _: None)
         return
+    folder = open_run_folder(run.out, plan.settings, overwrite=run.overwrite, resume=run.resume)
+    _say(describe(plan, mesh, chunks))
+    for fleet in plan.grid.fleets:
+        if fleet.source_is_drawn:
+            _say(f"note: the models of fleet {fleet.name} have no figures; drawn experts stand in")
     with progress(plan.total_requests) as advance:
         table = execute_sweep(plan, mesh, chunks, folder, plot=plot, say=_say, on_progress=advance)
     assert table is not None

@@ -24,7 +24,6 @@ import optax
 from flax import struct
 
 from qos_jax import checks
-from qos_jax.checks import COUNT, Interval, check_range
 from qos_jax.devices import share_out
 from qos_jax.errors import input_error
 from qos_jax.learning.rollout import EnvLanes, Transition, renew_lanes, rollout, start_lanes
@@ -67,17 +66,17 @@ class DistilConfig:
     average: float = 0.98  # decay per update of the running mean of the weights; 0 = the last ones alone
 
     def __post_init__(self) -> None:
-        check_range(self, ("updates",), checks.COUNT_OR_ZERO)
+        checks.check_range(self, ("updates",), checks.COUNT_OR_ZERO)
         counts = ("num_envs", "steps", "horizon", "batch_size", "gradient_steps", "quality_rows", "capacity")
-        check_range(self, counts, COUNT)
-        check_range(self, ("candidates",), Interval(2, COUNT.high, whole=True))
+        checks.check_range(self, counts, checks.COUNT)
+        checks.check_range(self, ("candidates",), checks.Interval(2, checks.COUNT.high, whole=True))
         if self.capacity < self.num_envs:
             fault = f"{self.capacity} is less than the states of one update"
             raise input_error(fault, field="capacity", remedy=f"give at least num_envs, {self.num_envs}")
-        check_range(self, ("spread", "learning_rate", "max_grad_norm"), checks.POSITIVE)
-        check_range(self, ("crowding", "weight_decay"), checks.NON_NEGATIVE)
-        check_range(self, ("explore",), checks.SHARE)
-        check_range(self, ("average",), checks.DISCOUNT)
+        checks.check_range(self, ("spread", "learning_rate", "max_grad_norm"), checks.POSITIVE)
+        checks.check_range(self, ("crowding", "weight_decay"), checks.NON_NEGATIVE)
+        checks.check_range(self, ("explore",), checks.SHARE)
+        checks.check_range(self, ("average",), checks.DISCOUNT)
 
 
 @struct.dataclass

@@ -63,7 +63,11 @@ class Transition:
 
 
 def check_allow_drop(env: RoutingEnvironment, network: NetworkConfig) -> None:
-    """Check that network and environment agree on the number of actions; InputError if not."""
+    """Check that network and environment agree on the number of actions.
+
+    Raises:
+      InputError: ``allow_drop`` differs.
+    """
     if network.allow_drop != env.config.allow_drop:
         fault = f"{network.allow_drop} of the network differs from {env.config.allow_drop} of the environment"
         raise input_error(fault, field="allow_drop", remedy="set both alike")
