@@ -10,24 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax import workload
 from qos_jax.routing.params import EnvParams, make_params
 from qos_jax.serving import FleetProfile
 from qos_jax.training.scenario_config import ScenarioConfig
-from qos_jax.workload import (
-    AddedError,
-    RequestTable,
-    SyntheticParams,
-    Trace,
-    gaps_s,
-    known_log_std,
-    known_rate_per_s,
-    make_process,
-    measure_length_log_std,
-    sample_table,
-    table_for_trace,
-    with_prediction_error,
-    with_recording,
-)
 from qos_jax.workload.capacity import traced_capacity_per_s
 
 # Folded into an episode's key; above its splits, which hash as small numbers do.
@@ -45,15 +31,15 @@ class Recorded:
     output_tokens: jax.Array  # [G + 1] int32
 
 
-def recorded_of(trace: Trace) -> Recorded:
+def recorded_of(trace: workload.Trace) -> Recorded:
     """Return what training needs of a trace.
 
     Raises:
       InputError: its requests arrive at one instant, so that it has no rate.
     """
     return Recorded(
-        rate_per_s=jnp.float32(known_rate_per_s(trace)),
-        gap_s=jnp.asarray(gaps_s(trace.arrival_s[:-1], trace.arrival_s[1:])),
+        rate_per_s=jnp.float32(workload.known_rate_per_s(trace)),
+        gap_s=jnp.asarray(workload.gaps_s(trace.arrival_s[:-1], trace.arrival_s[1:])),
         prompt_tokens=jnp.asarray(trace.prompt_tokens),
         output_tokens=jnp.asarray(trace.output_tokens),
     )
@@ -65,8 +51,8 @@ class Scenario:
 
     profile: FleetProfile  # leaves [N]
     latency_limit_s: jax.Array  # [] float32, seconds per output token
-    calibration: SyntheticParams  # figures of N experts, for synthetic requests
-    table: RequestTable | None = None  # [M'], real requests: drawn from instead, where given
+    calibration: workload.SyntheticParams  # figures of N experts, for synthetic requests
+    table: workload.RequestTable | None = None  # [M'], real requests: drawn from instead, where given
     recorded: Recorded | None = None  # whose arrivals are replayed, and lengths drawn for synthetic requests
     impact_weight: jax.Array | float = 1.0  # of the paper's reward
     discount: jax.Array | float = 0.99  # gamma of the potential-based reward
@@ -101,7 +87,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     if replay is not None:
         rate_per_s = jnp.where(replay.happens, replay.rate_per_s, rate_per_s)
     steady = jax.random.uniform(jax.random.fold_in(key, _STEADY_DRAW)) < config.steady_share
-    process = make_process(
+    process = workload.make_process(
         rate_per_s,
         burst_factor=jnp.where(steady, 1.0, log_uniform(config.burst_factor)),
         burst_mean_s=log_uniform(config.burst_mean_s),
@@ -109,14 +95,14 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         **_swinging(config, steady, uniform, log_uniform),
     )
     if replay is not None and scenario.recorded is not None:
-        process = with_recording(process, scenario.recorded.gap_s, replay.happens)
+        process = workload.with_recording(process, scenario.recorded.gap_s, replay.happens)
     latency_limit_s = scenario.latency_limit_s * log_uniform(config.limit_scale)
-    length_log_std = measure_length_log_std(scenario.table if scenario.table is not None else table)
+    length_log_std = workload.measure_length_log_std(scenario.table if scenario.table is not None else table)
     if config.adds_error:
         draw_key, miss_key = jax.random.split(jax.random.fold_in(key, _ADDED_ERROR_DRAW))
         error = _draw_error(draw_key, config)
-        table = with_prediction_error(miss_key, table, error)
-        length_log_std = known_log_std(length_log_std, error)
+        table = workload.with_prediction_error(miss_key, table, error)
+        length_log_std = workload.known_log_std(length_log_std, error)
     return make_params(
         profile,
         table,
@@ -170,14 +156,14 @@ def _draw_replay(key: jax.Array, config: ScenarioConfig, recorded: Recorded) -> 
     )
 
 
-def _draw_error(key: jax.Array, config: ScenarioConfig) -> AddedError:
+def _draw_error(key: jax.Array, config: ScenarioConfig) -> workload.AddedError:
     """Draw the error added to the predictions of one episode, scalars."""
-    names = [field.name for field in dataclasses.fields(AddedError)]
+    names = [field.name for field in dataclasses.fields(workload.AddedError)]
     drawn = {}
     for name, one in zip(names, jax.random.split(key, len(names)), strict=True):
         low, high = getattr(config, name)
         drawn[name] = jax.random.uniform(one, minval=low, maxval=high)
-    return AddedError(**drawn)
+    return workload.AddedError(**drawn)
 
 
 def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -> FleetProfile:
@@ -196,7 +182,7 @@ def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -
 
 def _draw_table(
     key: jax.Array, config: ScenarioConfig, scenario: Scenario, replay: _Replay | None
-) -> RequestTable:
+) -> workload.RequestTable:
     rows = config.table_rows
     if scenario.table is not None:
         chosen = jax.random.randint(key, (rows,), 0, scenario.table.prompt_tokens.shape[0])
@@ -208,14 +194,14 @@ def _draw_table(
     )
     if config.shuffle_models:
         models = _reordered(models, jax.random.permutation(order_key, models.num_experts))
-    own = sample_table(own_key, models, rows)
+    own = workload.sample_table(own_key, models, rows)
     prompt_tokens, output_tokens = _draw_lengths(length_key, config)
     like_trace = jax.random.uniform(kind_key) < config.trace_share
     if replay is not None:
         prompt_tokens = jnp.where(replay.happens, replay.prompt_tokens, prompt_tokens)
         output_tokens = jnp.where(replay.happens, replay.output_tokens, output_tokens)
         like_trace = like_trace | replay.happens
-    recorded = table_for_trace(trace_key, models, prompt_tokens, output_tokens)
+    recorded = workload.table_for_trace(trace_key, models, prompt_tokens, output_tokens)
     return jax.tree.map(lambda a, b: jnp.where(like_trace, a, b), recorded, own)
 
 
@@ -240,7 +226,7 @@ def _between_logs(share: jax.Array, ends: tuple[float, float]) -> jax.Array:
     return jnp.float32(ends[0]) * jnp.float32(ends[1] / ends[0]) ** share
 
 
-def _reordered(models: SyntheticParams, order: jax.Array) -> SyntheticParams:
+def _reordered(models: workload.SyntheticParams, order: jax.Array) -> workload.SyntheticParams:
     """Return the models in another order over the servers; ``order`` [N] int32, traced."""
     per_task = ("quality_threshold", "length_log_mean", "length_log_std", "runaway_threshold", "cap_tokens")
     moved: dict[str, Any] = {name: jnp.asarray(getattr(models, name))[:, order] for name in per_task}
