@@ -24,12 +24,8 @@ _REMEDY = "give the metrics.jsonl of a run of launch.benchmark"
 
 def header(settings: Mapping[str, Any], bandwidth_bytes_per_s: float) -> dict[str, Any]:
     """Return the first line of ``metrics.jsonl``: what makes its rows comparable, and the memory's speed."""
-    return {
-        "what": HEADER,
-        "format": FORMAT,
-        "copy_bandwidth_bytes_per_s": bandwidth_bytes_per_s,
-        "settings": dict(settings),
-    }
+    bandwidth = {"copy_bandwidth_bytes_per_s": bandwidth_bytes_per_s}
+    return {"what": HEADER, "format": FORMAT, **bandwidth, "settings": dict(settings)}
 
 
 def read_speeds(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> list[Speed]:

@@ -116,9 +116,8 @@ def measure_training(plan: TrainPlan, repeats: int) -> Speed:
     state_bytes = tree_bytes(lanes.state) / environments
     input_bytes = tree_bytes(lanes.input) / environments
     own = environments * steps
-    moved = 2.0 * state_bytes + (1.0 + _reads(phase.name, part) / own) * input_bytes * (
-        own / learner.decisions_per_update
-    )
+    passes = 1.0 + _reads(phase.name, part) / own
+    moved = 2.0 * state_bytes + passes * input_bytes * (own / learner.decisions_per_update)
     return Speed(
         what=phase.name,
         name=f"{config.network.encoder} {phase.name}",

@@ -129,9 +129,8 @@ def lanes_of(runs: Runs, environments: int, block: int) -> tuple[Lane, EnvParams
     )
     table = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), runs.requests)
     first = jax.tree.map(lambda x: x[0, 0], lane.episode)
-    return lane, make_params(
-        runs.profile, table, runs.latency_limit_s[0], runs.length_log_std[0], episode=first
-    )
+    params = make_params(runs.profile, table, runs.latency_limit_s[0], runs.length_log_std[0], episode=first)
+    return lane, params
 
 
 def own_params(params: EnvParams, lane: Lane) -> EnvParams:

@@ -78,9 +78,8 @@ def new_figure(width_in: float, height_in: float) -> Any:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError(
-            "plots need matplotlib, which is not installed; run: pip install 'qos_jax[plot]'"
-        ) from error
+        fault = "plots need matplotlib, which is not installed; run: pip install 'qos_jax[plot]'"
+        raise InputError(fault) from error
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -68,12 +68,12 @@ def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
     return {name: VARIANTS[name][1](full) for name in names}
 
 
-def _search_of(numbers: tuple[str, ...]) -> _Change:
+def _search(numbers: tuple[str, ...]) -> _Change:
     """Return a variant that searches these numbers only."""
     return lambda full: dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
 
 
-def _distil_alone(**choices: Any) -> _Change:
+def _distilled(**choices: Any) -> _Change:
     """Return a variant that distils a network with these choices from the start, without a search."""
 
     def change(full: TrainConfig) -> TrainConfig:
@@ -130,23 +130,17 @@ _OF_LOAD = tuple(name for name in SEARCHED if name.endswith(("_by_load", "_by_bu
 # What each variant is, in words, and how to make it of the full run.
 VARIANTS: dict[str, tuple[str, _Change]] = {
     FULL: ("the run as configured", lambda full: full),
-    "constants": (
-        "search of constants: no power of load, request or occupancy but one",
-        _search_of(_CONSTANTS),
-    ),
-    "loads": ("search of the constants and of the powers of the load", _search_of((*_CONSTANTS, *_OF_LOAD))),
-    "distil": ("no search: distillation alone, from load_aware_greedy", _distil_alone()),
-    "sets": ("distillation without attention and slots: experts as a set", _distil_alone(encoder="sets")),
-    "flat": ("distillation without a graph: an MLP on all features in a row", _distil_alone(encoder="flat")),
-    "no_residual": ("distillation of scores that start from nothing", _distil_alone(residual=False)),
+    "constants": ("search of constants: no power of load, request or occupancy but one", _search(_CONSTANTS)),
+    "loads": ("search of the constants and of the powers of the load", _search((*_CONSTANTS, *_OF_LOAD))),
+    "distil": ("no search: distillation alone, from load_aware_greedy", _distilled()),
+    "sets": ("distillation without attention and slots: experts as a set", _distilled(encoder="sets")),
+    "flat": ("distillation without a graph: an MLP on all features in a row", _distilled(encoder="flat")),
+    "no_residual": ("distillation of scores that start from nothing", _distilled(residual=False)),
     "no_impact": (
         "distillation with nothing from the action impact estimator, neither features nor residual",
-        _distil_alone(impact_features=False, residual=False),
+        _distilled(impact_features=False, residual=False),
     ),
-    "no_calibration": (
-        "distillation, predicted qualities as they are",
-        _distil_alone(calibrate_quality=False),
-    ),
+    "no_calibration": ("distillation, predicted qualities as they are", _distilled(calibrate_quality=False)),
     "ppo": ("PPO alone, potential-based reward", _agent_alone("ppo", "potential")),
     "ppo_paper": ("PPO alone, the paper's reward", _agent_alone("ppo", "paper")),
     "sac": ("SAC alone, potential-based reward", _agent_alone("sac", "potential")),

@@ -77,9 +77,8 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
     A trace that it trains on, whole, is one of them.
     """
     setting = plan.setting
-    same = {
-        name: getattr(config, name) for name in ("loads", "arrival_rates", "seeds", "seed", "num_requests")
-    }
+    names = ("loads", "arrival_rates", "seeds", "seed", "num_requests")
+    same = {name: getattr(config, name) for name in names}
     workloads = config.workloads if setting.trace is None else (*config.workloads, TRACE)
     cases = CaseConfig(workloads=workloads, table_match="even", **same)  # rows matched as in training
     return build_cases(cases, setting.fleet, plan.held_out, setting.latency_limit_s, setting.trace)

@@ -88,14 +88,11 @@ def load_plan(config: TrainConfig) -> TrainPlan:
     )
 
     def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
-        paid = dataclasses.replace(
-            scenario, impact_weight=config.impact_weight, discount=config.reward_discount
-        )
+        weight, discount = config.impact_weight, config.reward_discount
+        paid = dataclasses.replace(scenario, impact_weight=weight, discount=discount)
         return _phases(config, setting.serving, paid)
 
-    return TrainPlan(
-        config=config, setting=setting, held_out=held_out, phases=phases_of(config), phases_of=phases_of
-    )
+    return TrainPlan(config, setting, held_out, phases=phases_of(config), phases_of=phases_of)
 
 
 def make_train(config: TrainConfig) -> Train:
@@ -113,9 +110,8 @@ def make_train(config: TrainConfig) -> Train:
     def train(key: jax.Array) -> tuple[Any, dict[str, Metrics]]:
         params, metrics = None, {}
         for index, phase in enumerate(phases):
-            state, metrics[phase.name] = _every_update(
-                phase, phase.learner.init(phase_key(key, index), params)
-            )
+            state = phase.learner.init(phase_key(key, index), params)
+            state, metrics[phase.name] = _every_update(phase, state)
             params = phase.learner.params(state)
         return params, metrics
 
@@ -165,9 +161,8 @@ def _every_update(phase: Phase, state: Any) -> tuple[Any, Metrics]:
 
 
 def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> tuple[Phase, ...]:
-    env = RoutingEnvironment(
-        EnvConfig(serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
-    )
+    sizes = EnvConfig(serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
+    env = RoutingEnvironment(sizes)
 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)

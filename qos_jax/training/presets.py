@@ -69,9 +69,5 @@ _PAPER6 = TrainConfig(
     checkpoint_every=20,
 )
 
-PRESETS = {
-    "edge6": _EDGE6,
-    "quick": _QUICK,
-    "paper3": dataclasses.replace(_PAPER6, fleet="paper3"),
-    "paper6": _PAPER6,
-}
+_PAPER3 = dataclasses.replace(_PAPER6, fleet="paper3")
+PRESETS = {"edge6": _EDGE6, "quick": _QUICK, "paper3": _PAPER3, "paper6": _PAPER6}

@@ -189,9 +189,8 @@ def _draw_table(
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[chosen], scenario.table)
     error_key, order_key, kind_key, own_key, trace_key, length_key = jax.random.split(key, 6)
     low, high = config.error_level
-    models = dataclasses.replace(
-        scenario.calibration, error_level=jax.random.uniform(error_key, minval=low, maxval=high)
-    )
+    error_level = jax.random.uniform(error_key, minval=low, maxval=high)
+    models = dataclasses.replace(scenario.calibration, error_level=error_level)
     if config.shuffle_models:
         models = _reordered(models, jax.random.permutation(order_key, models.num_experts))
     own = workload.sample_table(own_key, models, rows)

@@ -53,9 +53,8 @@ def open_seed_training(
     if policies.is_dir() and not overwrite and not is_resumed:
         fault = f"holds trained routers in {POLICIES}/"
         raise input_error(fault, file=out, remedy="choose another folder with --out, or give --overwrite")
-    run = open_training(
-        over_routers(plan, together), out, overwrite=overwrite, resume=resume, together=together
-    )
+    plan = over_routers(plan, together)
+    run = open_training(plan, out, overwrite=overwrite, resume=resume, together=together)
     if policies.is_dir() and not is_resumed:
         remove_folder(policies)
     return run
