@@ -31,17 +31,11 @@ NEEDS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoefficientFit:
-    """Values of the six coefficients and their covariance, in the order ``COEFFICIENTS``.
+    """Values of the six coefficients and their covariance, in the order ``COEFFICIENTS``."""
 
-    Attributes:
-      value: [C] float64, seconds per unit, >= 0.
-      covariance: [C, C] float64, of the values; 0 where fixed, NaN where unknown (a roofline).
-      fixed: names that were given, not fitted.
-    """
-
-    value: npt.NDArray[np.float64]
-    covariance: npt.NDArray[np.float64]
-    fixed: tuple[str, ...] = ()
+    value: npt.NDArray[np.float64]  # [C] float64, seconds per unit, >= 0
+    covariance: npt.NDArray[np.float64]  # [C, C] float64, 0 where fixed, NaN where unknown (a roofline)
+    fixed: tuple[str, ...] = ()  # names that were given, not fitted
 
     @property
     def standard_error(self) -> npt.NDArray[np.float64]:
@@ -103,13 +97,11 @@ def typical_iterations(
       context: sum of their contexts, tokens.
       prompt: tokens of the one prompt of the prefill iteration.
     """
+    prefill = np.array([1.0, prompt, prompt**2, 0.0, 0.0, 0.0])
+    decode = np.array([0.0, 0.0, 0.0, 1.0, batch, context])
     kinds = (
-        ("prefill", np.array([1.0, prompt, prompt**2, 0.0, 0.0, 0.0]), {"prompt_tokens": prompt}),
-        (
-            "decode",
-            np.array([0.0, 0.0, 0.0, 1.0, batch, context]),
-            {"batch": batch, "context_tokens": context},
-        ),
+        ("prefill", prefill, {"prompt_tokens": prompt}),
+        ("decode", decode, {"batch": batch, "context_tokens": context}),
     )
     return [
         {

@@ -22,24 +22,15 @@ MAX_TOKENS = 2**40  # of a sum of squares, still exact in float64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class IterationLog:
-    """R iterations of one expert, decode, prefill or mixed (chunked prefill); arrays [R].
+    """R iterations of one expert, decode, prefill or mixed (chunked prefill); arrays [R]."""
 
-    Attributes:
-      batch: int64, requests that decode in it; 0 = a pure prefill iteration.
-      prefill_tokens: int64, prompt tokens processed in it; 0 = a decode iteration.
-      prefill_tokens_sq: float64, sum of c^2 over its prompts of c tokens; for a chunk that starts after
-        ``done`` tokens, (done + chunk)^2 - done^2.
-      context_tokens: int64, sum of the contexts of the decoding requests.
-      duration_s: float64, seconds, > 0.
-      file: its path, for errors.
-    """
-
-    batch: npt.NDArray[np.int64]
-    prefill_tokens: npt.NDArray[np.int64]
+    batch: npt.NDArray[np.int64]  # requests that decode in it; 0 = a pure prefill iteration
+    prefill_tokens: npt.NDArray[np.int64]  # prompt tokens processed in it; 0 = a decode iteration
+    # Sum of c^2 over its prompts of c tokens; (done + chunk)^2 - done^2 for a chunk after ``done`` tokens:
     prefill_tokens_sq: npt.NDArray[np.float64]
-    context_tokens: npt.NDArray[np.int64]
-    duration_s: npt.NDArray[np.float64]
-    file: str
+    context_tokens: npt.NDArray[np.int64]  # sum of the contexts of the decoding requests
+    duration_s: npt.NDArray[np.float64]  # seconds, > 0
+    file: str  # its path, for errors
 
     @property
     def is_prefill(self) -> npt.NDArray[np.bool_]:

@@ -186,19 +186,10 @@ def profile_row(
     config: ProfileConfig, kv_capacity_tokens: int, coefficients: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the columns of the fleet's row but the name, by name."""
-    names = (
-        "max_running",
-        "max_waiting",
-        "max_batched_tokens",
-        "network_rtt_s",
-        "busy_power_w",
-        "idle_power_w",
-    )
-    return {
-        **{name: getattr(config, name) for name in names},
-        "kv_capacity_tokens": kv_capacity_tokens,
-        **coefficients,
-    }
+    limits = ("max_running", "max_waiting", "max_batched_tokens")
+    names = (*limits, "network_rtt_s", "busy_power_w", "idle_power_w")
+    given = {name: getattr(config, name) for name in names}
+    return {**given, "kv_capacity_tokens": kv_capacity_tokens, **coefficients}
 
 
 def _pairs(items: tuple[str, ...], field: str, form: str) -> dict[str, str]:

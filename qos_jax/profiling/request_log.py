@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,25 +36,15 @@ ALIASES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RequestLog:
-    """T answered requests of one server in order of arrival; arrays [T], times in seconds.
+    """T answered requests of one server in order of arrival; arrays [T], times in seconds."""
 
-    Attributes:
-      arrival_s: float64, since the first arrival.
-      start_s: float64, when it was first scheduled, where the log says; else its arrival.
-      first_token_s: float64, on the same clock.
-      last_token_s: float64.
-      prompt_tokens: int64, >= 1.
-      output_tokens: int64, >= 1.
-      file: its path, for errors.
-    """
-
-    arrival_s: npt.NDArray[np.float64]
-    start_s: npt.NDArray[np.float64]
-    first_token_s: npt.NDArray[np.float64]
-    last_token_s: npt.NDArray[np.float64]
-    prompt_tokens: npt.NDArray[np.int64]
-    output_tokens: npt.NDArray[np.int64]
-    file: str
+    arrival_s: npt.NDArray[np.float64]  # since the first arrival
+    start_s: npt.NDArray[np.float64]  # first scheduling, where the log says; else the arrival
+    first_token_s: npt.NDArray[np.float64]  # on the same clock
+    last_token_s: npt.NDArray[np.float64]  # likewise
+    prompt_tokens: npt.NDArray[np.int64]  # >= 1
+    output_tokens: npt.NDArray[np.int64]  # >= 1
+    file: str  # its path, for errors
 
     @property
     def num_requests(self) -> int:
@@ -106,20 +95,16 @@ def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> Re
 
 def _read_json_lines(path: Path) -> TextTable:
     """Return a file of one JSON object a line as a table of text; the fields are those of the first."""
-    lines, rows = [], []
-    for line, record in read_json_lines(path):
-        lines.append(line)
-        rows.append(record)
+    records = dict(read_json_lines(path))  # by line
+    rows = list(records.values())
     names = list(rows[0]) if rows else []
     if not names:
         raise input_error("holds no request", file=path, remedy="give one JSON object a line")
-    columns = {name: [_cell(row.get(name)) for row in rows] for name in names}
-    return TextTable(str(path), columns, lines)
-
-
-def _cell(value: Any) -> str:
-    """Return a JSON value as the text that a CSV cell would hold; null and what is missing are empty."""
-    return "" if value is None else str(value)
+    cells = ([row.get(name) for row in rows] for name in names)  # null and what is missing are empty
+    columns = {
+        n: ["" if v is None else str(v) for v in values] for n, values in zip(names, cells, strict=True)
+    }
+    return TextTable(str(path), columns, list(records))
 
 
 def _read_part(table: TextTable, found: Mapping[str, str]) -> dict[str, np.ndarray]:

@@ -2,9 +2,8 @@
 
 Capacity is left out: every expert serves whatever it is given. A way of routing chooses argmax of quality -
 price x cost for each of a range of prices; mixtures of two prices are allowed, so a frontier is the concave
-hull of its points. Four frontiers: *predicted* routing; a *static*
-mixture of single experts; the *task oracle*, which sends a whole task to the expert best on it; the *oracle*,
-which knows every answer.
+hull of its points. Four frontiers: *predicted* routing; a *static* mixture of single experts; the *task
+oracle*, which sends a whole task to the expert best on it; the *oracle*, which knows every answer.
 """
 
 from __future__ import annotations
@@ -105,16 +104,8 @@ def cost_frontier(
     points = []
     for name, (mean_quality, mean_cost) in values.items():
         for k, (one_quality, one_cost) in enumerate(zip(mean_quality, mean_cost, strict=True)):
-            single = name == STATIC
-            points.append(
-                FrontierPoint(
-                    name,
-                    float("nan") if single else float(prices[k]),
-                    experts[k] if single else "",
-                    float(one_quality),
-                    float(one_cost),
-                )
-            )
+            price, expert = (float("nan"), experts[k]) if name == STATIC else (float(prices[k]), "")
+            points.append(FrontierPoint(name, price, expert, float(one_quality), float(one_cost)))
     shares = _shares(values)
     rng = np.random.default_rng(seed)
     drawn: list[dict[tuple[str, float], float]] = []
@@ -133,10 +124,9 @@ def cost_frontier(
 
 def render_frontier(frontier: CostFrontier) -> str:
     """Return the costs of a share of the best single expert's quality as aligned text."""
-    names = list(dict.fromkeys(row.frontier for row in frontier.shares))
     cells: Mapping[tuple[str, float], CostShare] = {(row.frontier, row.share): row for row in frontier.shares}
     lines = [["share of busy s", *(f"{share:.0%} of its quality [95% CI]" for share in SHARES)]]
-    for name in names:
+    for name in dict.fromkeys(row.frontier for row in frontier.shares):
         row = [cells[name, share] for share in SHARES]
         lines.append([name, *(f"{c.cost_share:.3f} [{c.low:.3f}, {c.high:.3f}]" for c in row)])
     title = (

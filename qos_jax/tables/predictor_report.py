@@ -20,15 +20,8 @@ _BATCH_NUMBERS = 2_000_000  # resampled weights held at once
 _BINS = 10  # of the expected calibration error
 
 # Per figure: digits to show.
-FIGURES = {
-    "auc": 3,
-    "quality_r2": 3,
-    "ece": 3,
-    "between_r2": 3,
-    "log_length_r2": 3,
-    "length_error_tokens": 1,
-    "bucket_accuracy": 3,
-}
+FIGURES = dict.fromkeys(("auc", "quality_r2", "ece", "between_r2", "log_length_r2"), 3)
+FIGURES |= {"length_error_tokens": 1, "bucket_accuracy": 3}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,21 +111,8 @@ def write_summary(folder: RunFolder, rows: Sequence[TableRow]) -> None:
 
 def render_summary(rows: Sequence[TableRow]) -> str:
     """Return the rows as aligned text."""
-    heading = (
-        "split",
-        "expert",
-        "rows",
-        "quality",
-        "predicted",
-        "AUC",
-        "R2",
-        "tokens",
-        "predicted",
-        "log R2",
-        "error",
-        "log std",
-        "told",
-    )
+    heading = ["split", "expert", "rows", "quality", "predicted", "AUC", "R2", "tokens", "predicted"]
+    heading += ["log R2", "error", "log std", "told"]
     digits = (3, 3, 3, 3, 0, 0, 3, 0, 3, 3)
     lines = []
     for row in rows:

@@ -80,35 +80,20 @@ def make_process(
       rate_per_s: mean arrivals per second, > 0.
       cv: coefficient of variation of the gaps at constant rate, > 0.
       burst_factor: rate in bursts over rate in calm, > 0.
-      burst_mean_s: mean length of a burst, seconds, > 0.
-      calm_mean_s: mean time between bursts, seconds, > 0.
+      burst_mean_s, calm_mean_s: mean length of a burst, and of the time between bursts, seconds, > 0.
       profile: [P] relative rates >= 0 of a periodic profile; divided by their mean.
       bin_s: seconds per bin, > 0.
 
     Raises:
       InputError: a concrete number out of its range.
     """
-    numbers = {
-        "rate_per_s": rate_per_s,
-        "cv": cv,
-        "burst_factor": burst_factor,
-        "burst_mean_s": burst_mean_s,
-        "calm_mean_s": calm_mean_s,
-        "bin_s": bin_s,
-    }
+    numbers = {"rate_per_s": rate_per_s, "cv": cv, "burst_factor": burst_factor}
+    numbers |= {"burst_mean_s": burst_mean_s, "calm_mean_s": calm_mean_s, "bin_s": bin_s}
     for field, value in numbers.items():
-        if not isinstance(value, jax.core.Tracer) and not np.all(
-            np.isfinite(value) & (np.asarray(value) > 0)
-        ):
+        traced = isinstance(value, jax.core.Tracer)
+        if not traced and not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
             raise input_error(f"{value} is out of range", field=field, remedy="give a finite number above 0")
-    if not isinstance(profile, jax.core.Tracer):
-        rates = np.asarray(profile, dtype=np.float64)
-        if rates.ndim != 1 or not np.all(np.isfinite(rates)) or np.any(rates < 0) or not rates.sum() > 0:
-            raise input_error(
-                "is not a list of finite rates >= 0, one above 0",
-                field="profile",
-                remedy="give a relative rate per bin, such as (0.5, 1.5)",
-            )
+    _check_list("profile", profile, "rates", "give a relative rate per bin, such as (0.5, 1.5)")
     shape = jnp.asarray(profile, jnp.float32)
     leaves: dict[str, Any] = {field: jnp.asarray(value, jnp.float32) for field, value in numbers.items()}
     return ArrivalProcess(
@@ -167,17 +152,19 @@ def with_recording(
     Raises:
       InputError: concrete gaps that are negative, not finite, none, or all 0.
     """
-    if not isinstance(gap_s, jax.core.Tracer):
-        gaps = np.asarray(gap_s, dtype=np.float64)
-        if gaps.ndim != 1 or not np.all(np.isfinite(gaps)) or np.any(gaps < 0) or not gaps.sum() > 0:
-            raise input_error(
-                "is not a list of finite gaps >= 0, one above 0",
-                field="gap_s",
-                remedy="give those of a trace",
-            )
+    _check_list("gap_s", gap_s, "gaps", "give those of a trace")
     recorded_s = jnp.asarray(gap_s, jnp.float32)
     recording = Recording(recorded_s / jnp.mean(recorded_s), jnp.asarray(replays, bool))
     return dataclasses.replace(process, recording=recording)
+
+
+def _check_list(field: str, values: Any, what: str, remedy: str) -> None:
+    """Refuse concrete values that are no list of finite numbers >= 0, one of them above 0."""
+    if not isinstance(values, jax.core.Tracer):
+        v = np.asarray(values, dtype=np.float64)
+        if v.ndim != 1 or not np.all(np.isfinite(v)) or np.any(v < 0) or not v.sum() > 0:
+            fault = f"is not a list of finite {what} >= 0, one above 0"
+            raise input_error(fault, field=field, remedy=remedy)
 
 
 def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.Array = 0) -> ArrivalState:

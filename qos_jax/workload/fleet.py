@@ -40,15 +40,10 @@ DROP_NAME = "drop"  # the action of refusing a request; no expert may be called 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fleet:
-    """N experts.
+    """N experts."""
 
-    Attributes:
-      names: N unique names, none empty or ``"drop"``.
-      profile: limits, iteration times and power, NumPy leaves [N], int32 or float32.
-    """
-
-    names: tuple[str, ...]
-    profile: FleetProfile
+    names: tuple[str, ...]  # N unique names, none empty or ``"drop"``
+    profile: FleetProfile  # limits, iteration times and power, NumPy leaves [N], int32 or float32
 
     @property
     def num_experts(self) -> int:
@@ -79,12 +74,9 @@ def read_fleet(path: Path) -> Fleet:
       InputError: naming file, row, field and remedy of the first fault found.
     """
     table = text_table.read_small(path, COLUMNS)
-    leaves: dict[str, Any] = {}
-    for field, allowed in ALLOWED.items():
-        if allowed.whole:
-            leaves[field] = text_table.integers(table, field, allowed)
-        else:
-            leaves[field] = text_table.floats(table, field, allowed).astype(np.float32)
+    leaves: dict[str, Any] = {
+        field: text_table.leaf(table, field, allowed) for field, allowed in ALLOWED.items()
+    }
     fleet = Fleet(tuple(table.columns["expert"]), FleetProfile(**leaves))
     _check_rows(fleet, table)
     return fleet

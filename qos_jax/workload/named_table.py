@@ -18,21 +18,13 @@ ALL_ROWS = "all"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NamedTable:
-    """A request table with the names of its experts.
+    """A request table with the names of its experts."""
 
-    Attributes:
-      names: N unique names, the order of the table's experts.
-      table: M rows, NumPy leaves.
-      length_log_std: [N] float32, known std of log(true) - log(predicted) output tokens.
-      split: [M] int32 index into ``SPLITS``, None if the rows are not split.
-      file: path of its source, for errors.
-    """
-
-    names: tuple[str, ...]
-    table: RequestTable
-    length_log_std: npt.NDArray[np.float32]
-    split: npt.NDArray[np.int32] | None
-    file: str
+    names: tuple[str, ...]  # N unique names, the order of the table's experts
+    table: RequestTable  # M rows, NumPy leaves
+    length_log_std: npt.NDArray[np.float32]  # [N], known std of log(true) - log(predicted) output tokens
+    split: npt.NDArray[np.int32] | None  # [M] int32 index into ``SPLITS``, None if the rows are not split
+    file: str  # path of its source, for errors
 
     @property
     def num_rows(self) -> int:

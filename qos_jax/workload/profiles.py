@@ -32,22 +32,14 @@ LIMIT_COLUMNS = ("fleet", "latency_limit_s", "reason")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RateProfile:
-    """Arrival rate of a trace over time.
-
-    Attributes:
-      requests: number of requests it was derived from.
-      mean_rate_per_s: its native arrival rate.
-      relative_rate: [P] rate per bin over the mean rate; mean 1.
-      bin_s: seconds per bin.
-      gap_cv: coefficient of variation of the gaps once the bins' rates are divided out.
-    """
+    """Arrival rate of a trace over time."""
 
     name: str
-    requests: int
-    mean_rate_per_s: float
-    relative_rate: npt.NDArray[np.float64]
-    bin_s: float
-    gap_cv: float
+    requests: int  # number of requests it was derived from
+    mean_rate_per_s: float  # its native arrival rate
+    relative_rate: npt.NDArray[np.float64]  # [P] rate per bin over the mean rate; mean 1
+    bin_s: float  # seconds per bin
+    gap_cv: float  # coefficient of variation of the gaps once the bins' rates are divided out
 
 
 @struct.dataclass

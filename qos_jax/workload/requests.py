@@ -67,7 +67,7 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
             "prompt_tokens": text_table.integers(table, "prompt_tokens", TOKENS),
         }
         for field, columns in sources.items():
-            by_column = {c: _per_expert(table, c, field) for c in dict.fromkeys(columns)}
+            by_column = {c: text_table.leaf(table, c, _ALLOWED[field]) for c in dict.fromkeys(columns)}
             read[field] = np.stack([by_column[c] for c in columns], axis=1)
         if "expert" in table.columns:
             read["expert"] = _expert_indices(table, expert_names)
@@ -107,13 +107,6 @@ def write_requests(
 def _text(value: np.integer | np.floating) -> str:
     """Return the shortest decimal that reads back as the same number."""
     return np.format_float_positional(value, trim="-")
-
-
-def _per_expert(table: TextTable, column: str, field: str) -> np.ndarray:
-    """Return a column of a field that each expert has: [R] int32 or float32."""
-    if _ALLOWED[field].whole:
-        return text_table.integers(table, column, _ALLOWED[field])
-    return text_table.floats(table, column, _ALLOWED[field]).astype(np.float32)
 
 
 def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str]]:

@@ -23,17 +23,11 @@ TOKENS_OR_ZERO = Interval(0, MAX_INT32, whole=True)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextTable:
-    """Some consecutive rows of a CSV file, as text.
+    """Some consecutive rows of a CSV file, as text."""
 
-    Attributes:
-      file: path of the file, for errors.
-      columns: per column name, its R stripped cells.
-      line: [R] line numbers in the file, counted from 1, comments and the header included.
-    """
-
-    file: str
-    columns: dict[str, list[str]]
-    line: list[int]
+    file: str  # path of the file, for errors
+    columns: dict[str, list[str]]  # per column name, its R stripped cells
+    line: list[int]  # [R] line numbers in the file, counted from 1, comments and the header included
 
     @property
     def num_rows(self) -> int:
@@ -186,6 +180,13 @@ def integers(table: TextTable, field: str, interval: Interval = TOKENS_OR_ZERO) 
     values = floats(table, field, interval)
     refuse(table, field, values != np.round(values), "is not an integer", "write a whole number")
     return values.astype(np.int32)
+
+
+def leaf(table: TextTable, field: str, interval: Interval) -> np.ndarray:
+    """Return column ``field`` [R] within an interval, as int32 if it is of whole numbers, else float32."""
+    if interval.whole:
+        return integers(table, field, interval)
+    return floats(table, field, interval).astype(np.float32)
 
 
 def refuse(table: TextTable, field: str, bad: npt.NDArray[np.bool_], fault: str, remedy: str) -> None:

@@ -14,22 +14,13 @@ _TICKS_PER_S = 2.0**24
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
-    """T recorded requests, in order of arrival.
+    """T recorded requests, in order of arrival."""
 
-    Attributes:
-      arrival_s: [T] float64, seconds since the first arrival, which is at 0; non-decreasing.
-      prompt_tokens: [T] int32, >= 1.
-      output_tokens: [T] int32, >= 1.
-      name: of its source, for tables and plots.
-      skipped_rows: rows of the source left out because they had no prompt or no output token
-        (failed requests); readers log the number.
-    """
-
-    arrival_s: npt.NDArray[np.float64]
-    prompt_tokens: npt.NDArray[np.int32]
-    output_tokens: npt.NDArray[np.int32]
-    name: str
-    skipped_rows: int = 0
+    arrival_s: npt.NDArray[np.float64]  # [T] float64, seconds since the first arrival, non-decreasing
+    prompt_tokens: npt.NDArray[np.int32]  # [T] int32, >= 1
+    output_tokens: npt.NDArray[np.int32]  # [T] int32, >= 1
+    name: str  # of its source, for tables and plots
+    skipped_rows: int = 0  # failed requests of the source: rows without prompt or output tokens, left out
 
     @property
     def num_requests(self) -> int:

@@ -12,31 +12,18 @@ MISSING_TOKENS = -1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnswerLog:
-    """M prompts and the answers of N experts.
+    """M prompts and the answers of N experts."""
 
-    Attributes:
-      prompts: M texts, none blank.
-      prompt_tokens: [M] int32, tokens, >= 1.
-      experts: N unique names, in order of first appearance.
-      quality: [M, N] float32 in [0, 1], NaN = missing.
-      output_tokens: [M, N] int32, tokens, >= 1; ``MISSING_TOKENS`` = missing.
-      task: M names of what a prompt is an example of, or None.
-      file: paths of all its files, for errors.
-      files: M, the file of each row.
-      line: [M] int32, line of each row in its file, or its index in a list, from 1.
-      notes: remarks on how it was read, for the user, such as counts that are estimates.
-    """
-
-    prompts: tuple[str, ...]
-    prompt_tokens: npt.NDArray[np.int32]
-    experts: tuple[str, ...]
-    quality: npt.NDArray[np.float32]
-    output_tokens: npt.NDArray[np.int32]
-    task: tuple[str, ...] | None
-    file: str
-    files: tuple[str, ...]
-    line: npt.NDArray[np.int32]
-    notes: tuple[str, ...] = ()
+    prompts: tuple[str, ...]  # M texts, none blank
+    prompt_tokens: npt.NDArray[np.int32]  # [M] int32, tokens, >= 1
+    experts: tuple[str, ...]  # N unique names, in order of first appearance
+    quality: npt.NDArray[np.float32]  # [M, N] float32 in [0, 1], NaN = missing
+    output_tokens: npt.NDArray[np.int32]  # [M, N] int32, tokens, >= 1; ``MISSING_TOKENS`` = missing
+    task: tuple[str, ...] | None  # M names of what a prompt is an example of, or None
+    file: str  # paths of all its files, for errors
+    files: tuple[str, ...]  # M, the file of each row
+    line: npt.NDArray[np.int32]  # [M] int32, line of each row in its file, or its index in a list, from 1
+    notes: tuple[str, ...] = ()  # remarks on how it was read, for the user, such as counts that are estimates
 
     @property
     def num_rows(self) -> int:

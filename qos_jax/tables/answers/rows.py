@@ -21,17 +21,11 @@ TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 @dataclasses.dataclass(frozen=True)
 class Completed:
-    """A log whose every answer has a score and a length.
+    """A log whose every answer has a score and a length."""
 
-    Attributes:
-      log: M rows, nothing missing.
-      given: the same rows as they were, before scores and lengths were filled.
-      dropped_rows: rows left out because an answer was missing.
-    """
-
-    log: AnswerLog
-    given: AnswerLog
-    dropped_rows: int
+    log: AnswerLog  # M rows, nothing missing
+    given: AnswerLog  # the same rows as they were, before scores and lengths were filled
+    dropped_rows: int  # rows left out because an answer was missing
 
 
 def complete(log: AnswerLog, missing: str) -> Completed:
