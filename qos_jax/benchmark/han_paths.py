@@ -68,7 +68,9 @@ def measure_han_paths(work: Work, config: HANConfig, graphs: int, repeats: int) 
         for path, batch in forms.items():
             program = compile_program(function, params, batch)
             results[path], times = timed(functools.partial(program, params, batch), repeats)
-            ratio = times["cpu_s"] / rows_of[STRUCTURED].cpu_s if rows_of else 1.0
+            figures = {}
+            if rows_of:
+                figures["generic_over_structured"] = times["cpu_s"] / rows_of[STRUCTURED].cpu_s
             rows_of[path] = Speed(
                 what=HAN_PATHS,
                 name=f"{path} {pass_name}",
@@ -78,7 +80,7 @@ def measure_han_paths(work: Work, config: HANConfig, graphs: int, repeats: int) 
                 **times,
                 compile_s=program.compile_s,
                 program_bytes_per_environment=int(program.bytes / graphs),
-                figures={"generic_over_structured": ratio} if rows_of else {},
+                figures=figures,
             )
         check_equal(results[STRUCTURED], results[GENERIC], pass_name)
         rows += rows_of.values()

@@ -93,9 +93,9 @@ def _equal_fleet(fleet: Fleet, experts: int, slots: int | None) -> Fleet:
     fleet = take(fleet, [0] * experts)
     if slots is None:
         return fleet
-    places = np.full((experts,), slots, np.int32)
-    budget = np.maximum(fleet.profile.max_batched_tokens, places)
-    changed: dict[str, Any] = {"max_running": places, "max_waiting": places, "max_batched_tokens": budget}
+    each = np.full((experts,), slots, np.int32)
+    budget = np.maximum(fleet.profile.max_batched_tokens, each)
+    changed: dict[str, Any] = {"max_running": each, "max_waiting": each, "max_batched_tokens": budget}
     return Fleet(fleet.names, dataclasses.replace(fleet.profile, **changed))
 
 
@@ -134,7 +134,7 @@ def lanes_of(runs: Runs, environments: int, block: int) -> tuple[Lane, EnvParams
 
 
 def own_params(params: EnvParams, lane: Lane) -> EnvParams:
-    """The parameters of one lane."""
+    """Return the parameters of one lane."""
     return dataclasses.replace(
         params, episode=lane.episode, latency_limit_s=lane.latency_limit_s, length_log_std=lane.length_log_std
     )
