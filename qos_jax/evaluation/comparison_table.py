@@ -15,7 +15,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
 from qos_jax.runs.folder import to_json
-from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
+from qos_jax.runs.statistics import mean_ci, paired_difference
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.policy_runs import PolicyResult
 
@@ -94,7 +94,13 @@ def comparison_table(
         values, base = by_case[_case(result)][result.policy], by_case[_case(result)][baseline]
         mean = mean_ci(values, resamples=resamples, seed=seed)
         difference = paired_difference(values, base, resamples=resamples, seed=seed)
-        rows.extend(_rows(result, names, mean, difference))
+        parts = (mean.mean, mean.low, mean.high, difference.mean, difference.low, difference.high)
+        case_of = (result.policy, *_case(result))
+        figures = np.stack(parts, axis=-1).tolist()  # [metrics, 6]
+        rows += [
+            ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n)
+            for name, (value, low, high, diff, diff_low, diff_high) in zip(names, figures, strict=True)
+        ]
     return Comparison(baseline, tuple(rows))
 
 
@@ -104,8 +110,9 @@ def write_comparison_csv(path: str | os.PathLike[str], comparison: Comparison) -
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*(field.name for field in dataclasses.fields(ComparisonRow)), "unit", "baseline"])
         for row in comparison.rows:
-            values = [_blank(value) for value in dataclasses.astuple(row)]
-            writer.writerow([*values, METRICS[row.metric].unit, comparison.baseline])
+            values = dataclasses.astuple(row)
+            shown = ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
+            writer.writerow([*shown, METRICS[row.metric].unit, comparison.baseline])
 
 
 def write_comparison_json(path: str | os.PathLike[str], comparison: Comparison) -> None:
@@ -113,25 +120,6 @@ def write_comparison_json(path: str | os.PathLike[str], comparison: Comparison) 
     with atomic_write(path) as stream:
         json.dump(to_json(dataclasses.asdict(comparison)), stream, indent=1, allow_nan=False)
         stream.write("\n")
-
-
-def _rows(
-    result: PolicyResult, names: Sequence[str], mean: Estimate, difference: Estimate
-) -> list[ComparisonRow]:
-    """Return one row per metric."""
-    return [
-        ComparisonRow(
-            *(result.policy, *_case(result), name),
-            mean=float(mean.mean[i]),
-            ci_low=float(mean.low[i]),
-            ci_high=float(mean.high[i]),
-            diff=float(difference.mean[i]),
-            diff_low=float(difference.low[i]),
-            diff_high=float(difference.high[i]),
-            n=mean.n,
-        )
-        for i, name in enumerate(names)
-    ]
 
 
 def _case(result: PolicyResult) -> tuple[str, float, float]:
@@ -143,11 +131,6 @@ def case_text(case: tuple[str, float, float]) -> str:
     """Return a case as people read it."""
     workload, rate, limit = case
     return f"{workload}, {rate:.4g} requests/s, L = {limit:.4g} s/token"
-
-
-def _blank(value: object) -> object:
-    """Return "" for what is not finite, else the value."""
-    return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def render_text(comparison: Comparison) -> str:

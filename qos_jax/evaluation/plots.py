@@ -33,14 +33,9 @@ def qos_vs_rate(results: Sequence[PolicyResult]) -> Any:
     workloads = list(dict.fromkeys(result.workload for result in results))
     policies = list(dict.fromkeys(result.policy for result in results))
     styles = plot_style.policy_styles(policies)
-    columns = min(len(workloads), 3)
-    rows = -(-len(workloads) // columns)
-    figure = plot_style.new_figure(4.6 * columns + 2.2, 4.2 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[len(workloads) :]:
-        axes.set_axis_off()
+    figure, panels = plot_style.new_panels(len(workloads), 4.6, 4.2, margin_in=2.2)
     handles: dict[str, Any] = {}
-    for axes, workload in zip(panels, workloads, strict=False):
+    for axes, workload in zip(panels, workloads, strict=True):
         chosen = [result for result in results if result.workload == workload]
         limits = sorted({result.latency_limit_s for result in chosen})
         axes.set_title(

@@ -262,10 +262,7 @@ def render_run(summary: Mapping[str, Any]) -> str:
         ["average QoS", _number(s["average_qos"], 4)],
         ["within L", _percent(s["share_within_limit"])],
         ["mean quality", _number(s["mean_quality"], 4)],
-        ["arrived", f"{s['arrived']:,}"],
-        ["completed", f"{s['completed']:,}"],
-        ["rejected", f"{s['rejected']:,}"],
-        ["dropped", f"{s['dropped']:,}"],
+        *([count, f"{s[count]:,}"] for count in ("arrived", "completed", "rejected", "dropped")),
         ["preemptions per request", _number(s["preemptions_per_request"], 3)],
         ["busy share", _percent(s["busy_share"])],
         ["KV utilisation", _percent(s["kv_utilisation"])],
@@ -278,23 +275,13 @@ def render_run(summary: Mapping[str, Any]) -> str:
         for label, name, unit, factor, digits in _LATENCIES
     ]
     experts = [
-        [
-            expert["expert"],
-            f"{expert['routed']:,}",
-            f"{expert['rejected']:,}",
-            _percent(expert["busy_share"]),
-            _percent(expert["kv_utilisation"]),
-        ]
-        for expert in s["experts"]
+        [each["expert"], *(f"{each[count]:,}" for count in ("routed", "rejected"))]
+        + [_percent(each[share]) for share in ("busy_share", "kv_utilisation")]
+        for each in s["experts"]
     ]
-    return "\n\n".join(
-        [
-            head,
-            _table([], figures),
-            _table(["", "mean", "p50", "p95", "p99"], latencies),
-            _table(["expert", "routed", "rejected", "busy", "KV used"], experts),
-        ]
-    )
+    latency_table = _table(["", "mean", "p50", "p95", "p99"], latencies)
+    expert_table = _table(["expert", "routed", "rejected", "busy", "KV used"], experts)
+    return "\n\n".join([head, _table([], figures), latency_table, expert_table])
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

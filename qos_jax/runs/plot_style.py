@@ -85,6 +85,19 @@ def new_figure(width_in: float, height_in: float) -> Any:
     return figure
 
 
+def new_panels(
+    count: int, width_in: float, height_in: float, *, margin_in: float, sharey: bool = False
+) -> tuple[Any, list[Any]]:
+    """Return a new figure and its ``count`` panels, ``width_in`` x ``height_in`` each, three a row."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = new_figure(width_in * columns + margin_in, height_in * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
+    for spare in panels[count:]:
+        spare.set_axis_off()
+    return figure, panels[:count]
+
+
 def tidy(axes: Any, xlabel: str, ylabel: str) -> None:
     """Label both axes, draw a light grid behind the data and drop the frame's idle sides."""
     axes.set_xlabel(xlabel)

@@ -104,12 +104,8 @@ class CaseConfig:
     @property
     def added_error(self) -> AddedError:
         """What is added to the error that predictions have."""
-        return AddedError(
-            length_bias_log=self.length_bias_log,
-            length_noise_log=self.length_noise_log,
-            quality_bias=self.quality_bias,
-            quality_noise=self.quality_noise,
-        )
+        names = [field.name for field in dataclasses.fields(AddedError)]
+        return AddedError(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,6 @@ from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
-from qos_jax.workload import RequestTable
 
 UPPER_BOUND = "upper_bound"
 
@@ -160,18 +160,10 @@ def join_runs(parts: Sequence[Runs]) -> Runs:
     if len(parts) == 1:
         return parts[0]
 
-    def join(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    tables: list[RequestTable] = [part.requests for part in parts]
-    return Runs(
-        profile=parts[0].profile,
-        latency_limit_s=join("latency_limit_s"),
-        length_log_std=join("length_log_std"),
-        arrival_s=join("arrival_s"),
-        requests=jax.tree.map(lambda *leaves: np.concatenate(leaves), *tables),
-        seed=join("seed"),
-    )
+    names = ("latency_limit_s", "length_log_std", "arrival_s", "seed", "requests")
+    leaves = [{name: getattr(part, name) for name in names} for part in parts]
+    joined: dict[str, Any] = jax.tree.map(lambda *each: np.concatenate(each), *leaves)
+    return dataclasses.replace(parts[0], **joined)
 
 
 def _result(policy: str, case: Case, metrics: dict[str, np.ndarray]) -> PolicyResult:
@@ -204,6 +196,4 @@ class PolicyResult:
     workload: str
     arrival_rate_per_s: float  # mean arrival rate of the whole fleet, requests / s
     latency_limit_s: float  # latency limit L, s/token
-    metrics: dict[
-        str, np.ndarray
-    ]  # name in METRICS -> [S], one value per seed; the same seeds for all policies
+    metrics: dict[str, np.ndarray]  # name in METRICS -> [S], by seed; the same seeds for all policies

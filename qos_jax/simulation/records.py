@@ -57,18 +57,9 @@ class RequestRecords:
     quality: np.ndarray  # [..., T] float32 in [0, 1]: true quality of the expert chosen; NaN where dropped
 
     def __post_init__(self) -> None:
-        _convert(
-            self,
-            status=np.int8,
-            expert=np.int32,
-            arrival_s=np.float64,
-            prompt_tokens=np.int32,
-            output_tokens=np.int32,
-            ttft_s=np.float32,
-            latency_s=np.float32,
-            preemptions=np.int32,
-            quality=np.float32,
-        )
+        whole = dict.fromkeys(("expert", "prompt_tokens", "output_tokens", "preemptions"), np.int32)
+        real = dict.fromkeys(("ttft_s", "latency_s", "quality"), np.float32)
+        _convert(self, status=np.int8, arrival_s=np.float64, **whole, **real)
         shapes = {field.name: getattr(self, field.name).shape for field in dataclasses.fields(self)}
         if len(set(shapes.values())) > 1 or self.status.ndim == 0:
             raise ValueError(f"request records need one common shape [..., T], got {shapes}")
@@ -102,9 +93,7 @@ class RunTotals:
     """What N experts did over one or many drained runs; leading axes as in :class:`RequestRecords`."""
 
     busy_s: np.ndarray  # [..., N] float64: seconds in which an iteration ran
-    kv_token_s: (
-        np.ndarray
-    )  # [..., N] float64: tokens held in the KV cache, integrated over time (token seconds)
+    kv_token_s: np.ndarray  # [..., N] float64 token seconds: tokens in the KV cache, integrated over time
     makespan_s: np.ndarray  # [...] float64: seconds from the first arrival to the last completion or arrival
 
     def __post_init__(self) -> None:

@@ -20,13 +20,8 @@ MAX_CELLS = 10_000_000
 
 # Every parameter with one number per cell; those of the fleet's profile come on top.
 SCALARS = {
-    "load": POSITIVE,
-    "arrival_rate": POSITIVE,
-    "latency_limit_s": POSITIVE,
-    "gap_cv": POSITIVE,
-    "burst_factor": POSITIVE,
-    "burst_mean_s": POSITIVE,
-    "calm_mean_s": POSITIVE,
+    **dict.fromkeys(("load", "arrival_rate", "latency_limit_s", "gap_cv"), POSITIVE),
+    **dict.fromkeys(("burst_factor", "burst_mean_s", "calm_mean_s"), POSITIVE),
     "diurnal_swing": Interval(0.0, 1.0, below=True),
     "error_level": NON_NEGATIVE,
     "quality_bias": Interval(-1.0, 1.0),

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qos_jax.errors import input_error, near_match
+from qos_jax.checks import check_one_of
+from qos_jax.errors import input_error
 from qos_jax.simulation.metrics import METRICS
 
 SEARCHED = ("arrival_rate", "load")
@@ -79,12 +80,7 @@ def parse_search(
         raise input_error(
             f"needs {missing}", field=given, remedy="give --capacity=arrival_rate --target=METRIC>=VALUE"
         )
-    if name not in SEARCHED:
-        raise input_error(
-            f"{name!r} cannot be searched for{near_match(name, SEARCHED)}",
-            field="capacity",
-            remedy=f"use {' or '.join(SEARCHED)}",
-        )
+    check_one_of("capacity", name, SEARCHED)
     match = _TARGET.fullmatch(target)
     if match is None:
         raise input_error(
@@ -93,12 +89,7 @@ def parse_search(
             remedy="give e.g. share_within_limit>=0.95",
         )
     metric, sign, text = match.groups()
-    if metric not in METRICS:
-        raise input_error(
-            f"metric {metric!r} is unknown{near_match(metric, METRICS)}",
-            field="target",
-            remedy=f"use one of {', '.join(METRICS)}",
-        )
+    check_one_of("target", metric, METRICS)
     try:
         value = float(text)
     except ValueError:

@@ -32,6 +32,12 @@ from qos_jax.workload.fleet import INTEGER_COLUMNS
 from qos_jax.workload.named import RECORDED
 from qos_jax.workload.setting import Setting
 
+# Parameters of the arrivals that one workload alone reads.
+OF_WORKLOAD = {
+    **dict.fromkeys(("burst_factor", "burst_mean_s", "calm_mean_s"), "mmpp"),
+    "gap_cv": "gamma",
+    "diurnal_swing": "diurnal",
+}
 DEFAULT_LOAD = 0.75  # where neither load nor arrival rate is given, and the workload has no rate of its own
 
 
@@ -101,6 +107,7 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
         groups.append(
             CellGroup(serving, source, cell[order], jax.tree.map(lambda leaf, o=order: leaf[o], numbers))
         )
+    limits_s = np.concatenate([part.numbers.known.latency_limit_s for part in parts])
     return Grid(
         fleets=tuple(fleets),
         axes=tuple(axes),
@@ -108,9 +115,7 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
         fleet=np.repeat(np.arange(len(fleets)), count),
         arrival_rate_per_s=np.concatenate([part.rate_per_s for part in parts]),
         capacity_per_s=np.concatenate([part.capacity_per_s for part in parts]),
-        latency_limit_s=np.concatenate([part.numbers.known.latency_limit_s for part in parts]).astype(
-            np.float64
-        ),
+        latency_limit_s=limits_s.astype(np.float64),
         groups=tuple(groups),
     )
 
@@ -157,11 +162,7 @@ def _numbers_of(
         fleet=scalar("fleet", place).astype(np.int32),
         known=KnownFleet(profile, limit_s.astype(np.float32), length_log_std),
         arrival_rate_per_s=rate.astype(np.float32),
-        gap_cv=scalar("gap_cv", draws.gap_cv),
-        burst_factor=scalar("burst_factor", draws.burst_factor),
-        burst_mean_s=scalar("burst_mean_s", draws.burst_mean_s),
-        calm_mean_s=scalar("calm_mean_s", draws.calm_mean_s),
-        diurnal_swing=scalar("diurnal_swing", draws.diurnal_swing),
+        **{name: scalar(name, getattr(draws, name)) for name in OF_WORKLOAD},
         error_level=error_level,
         quality_bias=scalar("quality_bias", 0.0),
         length_bias_log=scalar("length_bias_log", 0.0),

@@ -23,7 +23,7 @@ from qos_jax.simulation.cases import CaseConfig
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.sweep.axes import SWEEP_HELP, check_axes, parse_axis
 from qos_jax.sweep.capacity import Search, parse_search
-from qos_jax.sweep.grid import CellGroup, Grid, build_grid
+from qos_jax.sweep.grid import OF_WORKLOAD, CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.plots import CAPACITY
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
@@ -31,16 +31,7 @@ from qos_jax.workload.named import RECORDED, SYNTHETIC, TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import open_setting
 
-# Who reads a parameter that not everyone reads: a workload, or some policies.
-_OF_WORKLOAD = {
-    "gap_cv": "gamma",
-    "burst_factor": "mmpp",
-    "burst_mean_s": "mmpp",
-    "calm_mean_s": "mmpp",
-    "diurnal_swing": "diurnal",
-}
-
-
+# Parameters that some policies alone read.
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
 _OF_POLICIES = {**dict.fromkeys(SEARCHED, _BY_NET_GAIN), "impact_weight": ("impact_greedy",)}
 
@@ -87,11 +78,8 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         if self.workload == TRACE:
-            raise input_error(
-                "a recorded trace is not drawn from",
-                field="workload",
-                remedy="use launch.evaluate for traces",
-            )
+            fault, remedy = "a recorded trace is not drawn from", "use launch.evaluate for traces"
+            raise input_error(fault, field="workload", remedy=remedy)
         check_options(self)
 
 
@@ -245,7 +233,7 @@ def _check_readers(config: SweepConfig, given: set[str], policies: Sequence[str]
         return input_error(f"is read by {reader} alone", field=name, remedy=remedy)
 
     for name in sorted(given):
-        workload = _OF_WORKLOAD.get(name, config.workload)
+        workload = OF_WORKLOAD.get(name, config.workload)
         if workload != config.workload:
             raise unread(name, f"workload {workload!r}", f"give --workload={workload}")
         readers = _OF_POLICIES.get(name)

@@ -53,15 +53,10 @@ def _lines(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name: str
         values = sorted(axes[1].values)
         picked = np.unique(np.linspace(0, len(values) - 1, MAX_PANELS).round().astype(int))
         panels = [values[place] for place in picked]
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    figure = plot_style.new_figure(4.4 * columns + 2.2, 3.6 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for spare in grid[len(panels) :]:
-        spare.set_axis_off()
+    figure, grid = plot_style.new_panels(len(panels), 4.4, 3.6, margin_in=2.2, sharey=True)
     policies = list(dict.fromkeys(table.text["policy"].tolist()))
     handles = {}
-    for axes_, value in zip(grid, panels, strict=False):
+    for axes_, value in zip(grid, panels, strict=True):
         here = shown if value is None else shown & _is(table, axes[1], value)
         for policy, style in plot_style.policy_styles(policies).items():
             mine = np.flatnonzero(here & (table.text["policy"] == policy))
@@ -84,19 +79,14 @@ def _lines(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name: str
 def _heat_maps(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name: str, title: str) -> Any:
     """Return a figure of the metric over the first two axes, a panel per policy, one colour scale."""
     policies = list(dict.fromkeys(table.text["policy"].tolist()))
-    columns = min(len(policies), 3)
-    rows = -(-len(policies) // columns)
-    figure = plot_style.new_figure(3.9 * columns + 1.4, 3.4 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for spare in grid[len(policies) :]:
-        spare.set_axis_off()
+    figure, grid = plot_style.new_panels(len(policies), 3.9, 3.4, margin_in=1.4)
     xs, ys = (np.unique(np.array(axis.values)) for axis in axes[:2])
     mean = _figures(table, name)[0]
     finite = mean[shown & np.isfinite(mean)]
     scale = {"vmin": finite.min(), "vmax": finite.max()} if finite.size else {}
     x, y = (table.numbers(axis.name) for axis in axes[:2])
     image = None
-    for axes_, policy in zip(grid, policies, strict=False):
+    for axes_, policy in zip(grid, policies, strict=True):
         cells = np.full((len(ys), len(xs)), np.nan)
         mine = shown & (table.text["policy"] == policy)
         # What is read back has 9 digits, so the nearest value is meant.
@@ -109,7 +99,7 @@ def _heat_maps(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name:
         axes_.set_title(policy, fontsize=10)
         axes_.set_xlabel(axes[0].name)
         axes_.set_ylabel(axes[1].name)
-    figure.colorbar(image, ax=grid[: len(policies)].tolist(), label=_label(name))
+    figure.colorbar(image, ax=grid, label=_label(name))
     figure.suptitle(title, fontsize=10)
     return figure
 
