@@ -49,9 +49,7 @@ class RunConfig:
 def run_flags(out: str, *, overwrite: bool = False, resume: bool = True) -> ConfigFlags[RunConfig]:
     """Define ``--out``, ``--overwrite``, ``--resume`` and ``--plots``.
 
-    Args:
-      out, overwrite: their defaults.
-      resume: whether this launcher can continue a run; without, it has no such flag.
+    The first two have the defaults given; a launcher that cannot continue a run has no ``--resume``.
     """
     return define_config_flags(RunConfig, RunConfig(out, overwrite), leave_out=() if resume else ("resume",))
 

@@ -30,9 +30,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Only that launcher is imported: the flags of each are defined on import, many under equal names.
 
-    Args:
-      argv: the arguments after the program's name; None for those of this process.
-
     Raises:
       SystemExit: 0 after help, 2 for no or an unknown command, else the launcher's code.
     """

@@ -97,10 +97,7 @@ def make_distil(
 ) -> Learner:
     """Return the improvement by simulation as a learner.
 
-    It holds ``capacity`` inputs in memory, about 8 kB each at 6 experts of 32 slots.
-
-    Args:
-      sample_params: draws the parameters of one episode, with an arrival process.
+    It needs an arrival process, and holds ``capacity`` inputs, about 8 kB each at 6 experts of 32 slots.
     """
     schedule, optimiser = _optimiser(config)
 

@@ -106,9 +106,6 @@ def make_ppo(
     An update takes a rollout with the current policy, then makes ``epochs`` passes over it in shuffled
     minibatches. Source: Schulman et al., arXiv 1707.06347, algorithm 1.
 
-    Args:
-      sample_params: draws the parameters of one episode.
-
     Raises:
       InputError: environment and network disagree on whether a request may be dropped.
     """

@@ -52,9 +52,6 @@ def make_sac(
     leaves out the entropy of the decisions in between, and is not corrected for their policy. Centering
     rewards does not change the best policy, for no action changes how many decisions an episode has.
 
-    Args:
-      sample_params: draws the parameters of one episode.
-
     Raises:
       InputError: environment and network disagree on whether a request may be dropped.
     """

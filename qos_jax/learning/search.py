@@ -81,12 +81,7 @@ class SearchState:
 def make_search(
     env: RoutingEnvironment, sample_params: SampleParams, network: NetworkConfig, config: SearchConfig
 ) -> Learner:
-    """Return the search as a learner, which leaves the network's weights as they are.
-
-    Args:
-      sample_params: draws the parameters of one episode, with an arrival process.
-      network: of the router whose parameters the numbers are part of.
-    """
+    """Return the search as a learner: it needs an arrival process, and keeps the network's weights."""
     searched = {name: SEARCHED[name] for name in config.numbers or SEARCHED}
     if config.expected_quality:
         sample_params = paying_expected_quality(sample_params)

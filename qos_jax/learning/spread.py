@@ -18,7 +18,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     what is kept of earlier updates are replicated.
 
     Args:
-      state: of a learner, arrays or their shapes.
+      state: arrays or their shapes.
       mesh: with the axis ``LANES``.
 
     Raises:
@@ -32,10 +32,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         if count % mesh.size:
             raise ValueError(f"{count} environments cannot be shared out evenly to {mesh.size} devices")
 
-        def of_leaf(leaf: Any) -> NamedSharding:
-            lanes = leaf.ndim > 0 and leaf.shape[0] == count
-            return NamedSharding(mesh, PartitionSpec(LANES) if lanes else PartitionSpec())
-
-        return jax.tree.map(of_leaf, part)
+        lanes, whole = NamedSharding(mesh, PartitionSpec(LANES)), NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: lanes if leaf.shape[:1] == (count,) else whole, part)
 
     return jax.tree.map(of_part, state, is_leaf=lambda part: isinstance(part, EnvLanes))

@@ -86,9 +86,7 @@ class ActorCritic(nn.Module):
             logits = config.head_scale * logits + base / config.temperature
         mask = action_mask(inputs, config.allow_drop)
         value = ValueHead(config.hidden, name="critic")(embedding, inputs.graph.expert_mask)
-        return RouterOutput(
-            logits=jnp.where(mask, logits, MASKED_LOGIT), value=value, quality_correction=correction
-        )
+        return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction)
 
 
 class TwinCritic(nn.Module):

@@ -83,10 +83,8 @@ class SetEncoder(nn.Module):
         arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
         row = jnp.concatenate([graph.pair, graph.expert, inputs.gain[:, None], arrived], -1)
         hidden = nn.relu(nn.Dense(self.hidden, name="each")(row))
-        return StarEmbedding(
-            arrived=jnp.concatenate(pooled(hidden, graph.expert_mask)),
-            expert=jnp.concatenate([row, hidden], -1),
-        )
+        pool = jnp.concatenate(pooled(hidden, graph.expert_mask))
+        return StarEmbedding(arrived=pool, expert=jnp.concatenate([row, hidden], -1))
 
 
 class RouterEncoder(nn.Module):
@@ -113,10 +111,8 @@ class RouterEncoder(nn.Module):
         if config.encoder == "sets":
             return plain
         star = StarEncoder(config.han, name="star")(inputs.graph)
-        return StarEmbedding(
-            arrived=jnp.concatenate([star.arrived, plain.arrived]),
-            expert=jnp.concatenate([star.expert, plain.expert], -1),
-        )
+        arrived = jnp.concatenate([star.arrived, plain.arrived])
+        return StarEmbedding(arrived, jnp.concatenate([star.expert, plain.expert], -1))
 
 
 def pooled(rows: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,16 +20,11 @@ def learned_policy(name: str, config: NetworkConfig, params: Any, *, stochastic:
     """Return the router of trained parameters.
 
     Args:
-      name: in tables.
       params: as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
       stochastic: draw from the policy instead of taking its most likely action.
     """
-    return Policy(
-        name=name,
-        summary=f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}.",
-        router=_router(config, stochastic),
-        params=params,
-    )
+    summary = f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}."
+    return Policy(name, summary, router=_router(config, stochastic), params=params)
 
 
 @functools.cache

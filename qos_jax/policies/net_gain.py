@@ -76,13 +76,9 @@ def crowding_price(
 def net_gain(
     params: GreedyParams, seen: Observation, impact: Impact, expert_mask: jax.Array | None = None
 ) -> jax.Array:
-    """Return expected own QoS less the QoS lost by others and the price of crowding.
+    """Return expected own QoS less that lost by others and the price of crowding, [N] float32.
 
-    Args:
-      impact: leaves [N], of :func:`impact_of_each`.
-
-    Returns:
-      [N] float32 QoS; -inf where the queue is full.
+    ``impact`` is that of :func:`impact_of_each`; the gain is -inf where the queue is full.
     """
     price = crowding_price(params, seen, expert_mask)
     weight = params.penalty_weight * _factor(params, "penalty", _log_demand(seen, expert_mask))

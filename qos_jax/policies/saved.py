@@ -32,7 +32,6 @@ def load_router(
     """Read a learned router and check that it can route on the fleet.
 
     Args:
-      name: in tables.
       folder: of a training run (its best checkpoint, or its latest if none was evaluated), of one
         checkpoint, or an exported policy. Its configuration holds the network's as ``network``.
       stochastic: draw actions instead of taking the most likely.
