@@ -48,14 +48,9 @@ class GraphLayout:
         sender, _, receiver = edge_type
         experts = np.arange(self.num_experts, dtype=np.int32)
         hub = np.zeros_like(experts)
-        leaves = {
-            "arrived": (hub, experts),
-            "running": (
-                slots := np.arange(self.num_experts * self.slots, dtype=np.int32),
-                slots // self.slots,
-            ),
-            "waiting": (slots, slots // self.slots),
-        }
+        slots = np.arange(self.num_experts * self.slots, dtype=np.int32)
+        of_slots = (slots, slots // self.slots)
+        leaves = {"arrived": (hub, experts), "running": of_slots, "waiting": of_slots}
         inward = receiver == "expert"
         leaf, expert = leaves[sender if inward else receiver]
         return (leaf, expert) if inward else (expert, leaf)

@@ -160,9 +160,8 @@ def join_runs(parts: Sequence[Runs]) -> Runs:
     if len(parts) == 1:
         return parts[0]
 
-    names = ("latency_limit_s", "length_log_std", "arrival_s", "seed", "requests")
-    leaves = [{name: getattr(part, name) for name in names} for part in parts]
-    joined: dict[str, Any] = jax.tree.map(lambda *each: np.concatenate(each), *leaves)
+    by_run = [part.by_run() for part in parts]
+    joined: dict[str, Any] = jax.tree.map(lambda *each: np.concatenate(each), *by_run)
     return dataclasses.replace(parts[0], **joined)
 
 

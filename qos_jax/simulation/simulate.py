@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.policies.types import Policy
-from qos_jax.routing.fleet_state import FleetState, empty_fleet, remaining_outcomes
+from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
-from qos_jax.simulation.route import Arriving, Carry, Logged, Snapshot, requests_of, route_requests
+from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
 from qos_jax.workload.request_table import RequestTable
 from qos_jax.workload.trace import gaps_s
 
@@ -51,14 +50,12 @@ class Runs:
 
     def take(self, index: slice | np.ndarray) -> Runs:
         """Return the runs at ``index``, in that order, repeats included."""
-        return dataclasses.replace(
-            self,
-            latency_limit_s=self.latency_limit_s[index],
-            length_log_std=self.length_log_std[index],
-            arrival_s=self.arrival_s[index],
-            requests=jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.requests),
-            seed=self.seed[index],
-        )
+        taken: dict[str, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.by_run())
+        return dataclasses.replace(self, **taken)
+
+    def by_run(self) -> dict[str, Any]:
+        """Return the fields with a leading axis [R]: all but the profile."""
+        return {name: value for name, value in vars(self).items() if name != "profile"}
 
 
 def cpu_block_runs(config: ServingConfig) -> int:
@@ -74,20 +71,11 @@ def cpu_block_runs(config: ServingConfig) -> int:
 _KNOWN_BY_RUN: Any = KnownFleet(profile=None, latency_limit_s=0, length_log_std=0)  # type: ignore[arg-type]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "policy_function", "keep_snapshots"))
-def _run_chunk(
-    config: ServingConfig,
-    policy_function: Callable[..., jax.Array],
-    keep_snapshots: bool,
-    policy_params: Any,
-    known: KnownFleet,
-    seed: jax.Array,
-    fleet: FleetState,
-    arriving: Arriving,
-) -> tuple[Carry, Logged, Snapshot | None]:
-    """Route a chunk of requests of each run of a block (leading axis, of all but the profile)."""
-    one_run = functools.partial(route_requests, config, policy_function, keep_snapshots, policy_params)
-    return jax.vmap(one_run, in_axes=(_KNOWN_BY_RUN, 0, 0, 0))(known, seed, fleet, arriving)
+# Routes a chunk of requests of each run of a block: a leading axis on all but the profile.
+_run_chunk = jax.jit(
+    jax.vmap(route_requests, in_axes=(None, None, None, None, _KNOWN_BY_RUN, 0, 0, 0)),
+    static_argnums=(0, 1, 2),
+)
 
 
 @dataclasses.dataclass(frozen=True)

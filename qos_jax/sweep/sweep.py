@@ -165,15 +165,9 @@ def _rows(
     }
     shown = [at[name].tolist() for name in _derived(plan)]
     axes = [column[cells].tolist() for column in axis_columns(grid).values()]
+    columns = [*axes, [plan.seeds] * len(cells), *shown]
+    names = [grid.fleets[fleet].name for fleet in grid.fleet[cells]]
     return [
-        [
-            int(cell),
-            policy_name,
-            grid.fleets[grid.fleet[cell]].name,
-            *(column[i] for column in axes),
-            plan.seeds,
-            *(column[i] for column in shown),
-            *extra[i],
-        ]
+        [int(cell), policy_name, names[i], *(column[i] for column in columns), *extra[i]]
         for i, cell in enumerate(cells)
     ]
