@@ -64,11 +64,8 @@ def check_answers(
     reals, whole = np.asarray(quality), np.asarray(output_tokens)
     for field, values, kinds in (("quality", reals, "fiub"), ("output_tokens", whole, "iu")):
         if values.shape != shape:
-            raise input_error(
-                f"has shape {values.shape}, not {shape}",
-                field=field,
-                remedy="give a row per prompt and a column per expert",
-            )
+            fault = f"has shape {values.shape}, not {shape}"
+            raise input_error(fault, field=field, remedy="give a row per prompt and a column per expert")
         if values.dtype.kind not in kinds:
             remedy = "give whole numbers, -1 = missing" if field == "output_tokens" else "give numbers"
             raise input_error(f"is {values.dtype}", field=field, remedy=remedy)
@@ -101,8 +98,5 @@ def groups_of(prompts: Sequence[str]) -> np.ndarray:
 def _check_values(field: str, values: np.ndarray, fine: np.ndarray, rule: str, missing: str) -> None:
     if not fine.all():
         row, expert = (int(k) for k in np.unravel_index(int(np.argmin(fine)), fine.shape))
-        raise input_error(
-            f"{values[row, expert]} at {field}[{row}, {expert}]",
-            field=field,
-            remedy=f"give {rule}, or {missing} where it is missing",
-        )
+        fault = f"{values[row, expert]} at {field}[{row}, {expert}]"
+        raise input_error(fault, field=field, remedy=f"give {rule}, or {missing} where it is missing")

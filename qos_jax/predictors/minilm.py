@@ -77,11 +77,8 @@ def _model() -> tuple[Any, dict[str, jax.Array], int]:
 
 
 def _missing(packages: str, install: str) -> Exception:
-    return input_error(
-        f"'minilm' needs {packages}, not installed here",
-        field="encoder",
-        remedy=f"run: pip install {install}",
-    )
+    fault = f"'minilm' needs {packages}, not installed here"
+    return input_error(fault, field="encoder", remedy=f"run: pip install {install}")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -59,11 +59,8 @@ def fit_ngrams(config: PredictorConfig, counts: sparse.csr_matrix) -> NgramEncod
     documents = np.bincount(counts.indices, minlength=counts.shape[1])
     columns = np.flatnonzero(documents >= min(config.min_documents, counts.shape[0])).astype(np.int32)
     if not columns.size:
-        raise input_error(
-            f"no n-gram is in {config.min_documents} prompts",
-            field="min_documents",
-            remedy="give more prompts, or a smaller number",
-        )
+        fault = f"no n-gram is in {config.min_documents} prompts"
+        raise input_error(fault, field="min_documents", remedy="give more prompts, or a smaller number")
     rarity = (np.log((1 + counts.shape[0]) / (1 + documents[columns])) + 1).astype(np.float32)
     weighed = _weighed(counts, columns, rarity)
     rank = min(config.components, *weighed.shape)
@@ -91,11 +88,8 @@ def _vectorizers(config: PredictorConfig) -> list[Any]:
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
     except ImportError:
-        raise input_error(
-            "'ngrams' needs scikit-learn, which is not installed",
-            field="encoder",
-            remedy="run: pip install 'qos_jax[predictors]'",
-        ) from None
+        fault = "'ngrams' needs scikit-learn, which is not installed"
+        raise input_error(fault, field="encoder", remedy="run: pip install 'qos_jax[predictors]'") from None
     common: dict[str, Any] = {
         "n_features": 2**config.hash_bits,
         "alternate_sign": False,

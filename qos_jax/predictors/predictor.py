@@ -97,11 +97,8 @@ def out_of_fold(
     groups = groups_of(prompts)
     different = int(groups.max()) + 1
     if isinstance(folds, bool) or not isinstance(folds, int) or not 2 <= folds <= different:
-        raise input_error(
-            f"{folds!r} is out of range",
-            field="folds",
-            remedy=f"give a whole number in [2, {different}], the number of different prompts",
-        )
+        remedy = f"give a whole number in [2, {different}], the number of different prompts"
+        raise input_error(f"{folds!r} is out of range", field="folds", remedy=remedy)
     order = np.random.default_rng([config.seed, 2]).permutation(different)
     fold = (np.argsort(order) % folds)[groups]
     raw = raw_features(config, prompts)
@@ -179,9 +176,7 @@ def _split(
             lacking = np.flatnonzero(known[part].sum(0) < 2)
             if lacking.size:
                 count = int(known[part][:, lacking[0]].sum())
-                raise input_error(
-                    f"expert {experts[lacking[0]]!r} has {count} answers in {len(part)} prompts to {use}",
-                    field=field,
-                    remedy="give more of its answers, or leave the expert out",
-                )
+                fault = f"expert {experts[lacking[0]]!r} has {count} answers in {len(part)} prompts to {use}"
+                remedy = "give more of its answers, or leave the expert out"
+                raise input_error(fault, field=field, remedy=remedy)
     return parts

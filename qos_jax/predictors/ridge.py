@@ -89,11 +89,9 @@ def _solve(config: PredictorConfig, inputs: Any, truth: np.ndarray) -> tuple[np.
     try:
         from sklearn.linear_model import Ridge as Regression
     except ImportError:
-        raise input_error(
-            "needs scikit-learn, which is not installed",
-            field="ridge_folds",
-            remedy="run: pip install 'qos_jax[predictors]', or give 0",
-        ) from None
+        fault = "needs scikit-learn, which is not installed"
+        remedy = "run: pip install 'qos_jax[predictors]', or give 0"
+        raise input_error(fault, field="ridge_folds", remedy=remedy) from None
     size = truth.shape[1]
     penalties = np.repeat([config.ridge_quality_penalty, config.ridge_length_penalty], size // 2)
     weights, bias = np.zeros((inputs.shape[1], size), np.float32), np.zeros(size, np.float32)

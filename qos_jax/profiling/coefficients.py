@@ -76,11 +76,8 @@ def check_fixed(fixed: Mapping[str, float]) -> None:
     """Raise InputError unless ``fixed`` gives known coefficients values that are finite and >= 0."""
     for name, value in fixed.items():
         if name not in COEFFICIENTS:
-            raise input_error(
-                f"no coefficient {name!r}{near_match(name, COEFFICIENTS)}",
-                field="fix",
-                remedy=f"use some of {', '.join(COEFFICIENTS)}",
-            )
+            fault = f"no coefficient {name!r}{near_match(name, COEFFICIENTS)}"
+            raise input_error(fault, field="fix", remedy=f"use some of {', '.join(COEFFICIENTS)}")
         if not (np.isfinite(value) and value >= 0):
             raise input_error(
                 f"{name} = {value} is not a finite number >= 0", field="fix", remedy="give seconds, such as 0"

@@ -90,12 +90,9 @@ def check_iterations(log: IterationLog, fixed: Mapping[str, float]) -> None:
     for kind, names, rows in (("prefill", PREFILL, log.is_prefill), ("decode", DECODE, ~log.is_prefill)):
         free = [name for name in names if name not in fixed]
         if free and rows.sum() < len(free) + SPARE_ROWS:
-            raise input_error(
-                f"{rows.sum()} {kind} iterations are too few for {', '.join(free)}",
-                file=log.file,
-                field=free[0],
-                remedy=f"give at least {len(free) + SPARE_ROWS}, or --fix={free[0]}=VALUE and the others",
-            )
+            fault = f"{rows.sum()} {kind} iterations are too few for {', '.join(free)}"
+            remedy = f"give at least {len(free) + SPARE_ROWS}, or --fix={free[0]}=VALUE and the others"
+            raise input_error(fault, file=log.file, field=free[0], remedy=remedy)
     check_identified(iteration_design(log) / log.duration_s[:, None], fixed, log.file, _facts(log))
 
 

@@ -63,12 +63,8 @@ def _read_part(table: TextTable) -> dict[str, np.ndarray]:
     by_prompt = "prompt_tokens" in table.columns
     by_sum = "prefill_tokens" in table.columns or "prefill_tokens_sq" in table.columns
     if by_prompt and by_sum:
-        raise input_error(
-            "is given beside 'prefill_tokens'",
-            file=table.file,
-            field="prompt_tokens",
-            remedy="keep one of the two",
-        )
+        fault = "is given beside 'prefill_tokens'"
+        raise input_error(fault, file=table.file, field="prompt_tokens", remedy="keep one of the two")
     required = ["batch", "context_tokens", "duration_s"]
     required += ["prefill_tokens", "prefill_tokens_sq"] if by_sum else []
     text_table.check_columns(table, required, list(table.columns))

@@ -27,20 +27,13 @@ def our_names(
     """
     for ours in columns:
         if ours not in known:
-            raise input_error(
-                f"no column {ours!r} is read{near_match(ours, known)}",
-                field="column",
-                remedy=f"map some of {', '.join(known)}",
-            )
+            fault = f"no column {ours!r} is read{near_match(ours, known)}"
+            raise input_error(fault, field="column", remedy=f"map some of {', '.join(known)}")
     found = dict(columns)
     for ours, theirs in columns.items():
         if theirs not in given:
-            raise input_error(
-                f"the file has no column {theirs!r}{near_match(theirs, given)}",
-                file=file,
-                field=ours,
-                remedy=f"map it to one of {', '.join(given)}",
-            )
+            fault = f"the file has no column {theirs!r}{near_match(theirs, given)}"
+            raise input_error(fault, file=file, field=ours, remedy=f"map it to one of {', '.join(given)}")
     for name in given:
         if name in known:
             found.setdefault(name, name)

@@ -80,21 +80,16 @@ class ProfileConfig:
     def __post_init__(self) -> None:
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
-            raise input_error(
-                f"{' and '.join(given)} are given" if given else "no source is given",
-                field=given[-1] if given else "iterations",
-                remedy="give one of --iterations=FILE, --requests=FILE and --roofline",
-            )
+            fault = f"{' and '.join(given)} are given" if given else "no source is given"
+            remedy = "give one of --iterations=FILE, --requests=FILE and --roofline"
+            raise input_error(fault, field=given[-1] if given else "iterations", remedy=remedy)
         check_options(self)
         check_range(self, ["test_share"], Interval(0, 1, below=True))
         check_range(self, ["seed"], SEED)
         if self.roofline is None:
             if self.kv_capacity_tokens is None:
-                raise input_error(
-                    "is missing",
-                    field="kv_capacity_tokens",
-                    remedy="give what the server logged at its start",
-                )
+                remedy = "give what the server logged at its start"
+                raise input_error("is missing", field="kv_capacity_tokens", remedy=remedy)
             return
         for name, none in (("column", ()), ("fix", ()), ("test_share", 0.0)):
             if getattr(self, name) != none:

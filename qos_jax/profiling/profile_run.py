@@ -47,12 +47,9 @@ def execute_profile(
     fit, report, agreement = _fitted(plan, folder, on_progress)
     config = plan.config
     if fit.as_dict()["decode_base_s"] <= 0:
-        raise input_error(
-            "the log is fitted best by 0, and an iteration takes some time",
-            file=plan.settings["iterations"],
-            field="decode_base_s",
-            remedy="add decode iterations of small batches, or give --fix=decode_base_s=VALUE in seconds",
-        )
+        fault = "the log is fitted best by 0, and an iteration takes some time"
+        remedy = "add decode iterations of small batches, or give --fix=decode_base_s=VALUE in seconds"
+        raise input_error(fault, file=plan.settings["iterations"], field="decode_base_s", remedy=remedy)
     row = profile_row(config, plan.kv_capacity_tokens, fit.as_dict())
     source, notes = _source(plan)
     summary = {

@@ -96,18 +96,13 @@ def check_requests(
     """Raise InputError as :func:`fit_requests` does, after a handful of replays, without the fit."""
     count = log.num_requests if rows is None else int(rows.sum())
     if count < MIN_REQUESTS:
-        raise input_error(
-            f"{count} requests to fit are too few",
-            file=log.file,
-            remedy=f"give at least {MIN_REQUESTS}, or a smaller --test_share",
-        )
+        remedy = f"give at least {MIN_REQUESTS}, or a smaller --test_share"
+        raise input_error(f"{count} requests to fit are too few", file=log.file, remedy=remedy)
     largest = int(np.max(log.prompt_tokens + log.output_tokens))
     if largest > limits.kv_capacity_tokens:
-        raise input_error(
-            f"{limits.kv_capacity_tokens} tokens hold no request of {largest}, which {log.file} has",
-            field="kv_capacity_tokens",
-            remedy="give the KV capacity that the server logged",
-        )
+        fault = f"{limits.kv_capacity_tokens} tokens hold no request of {largest}, which {log.file} has"
+        remedy = "give the KV capacity that the server logged"
+        raise input_error(fault, field="kv_capacity_tokens", remedy=remedy)
     problem = _Problem(log, limits, fixed, rows, None)
     if problem.free:
         # Where a replay is linear in the coefficients its derivatives show what the log cannot identify.

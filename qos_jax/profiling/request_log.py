@@ -112,12 +112,9 @@ def _read_part(table: TextTable, found: Mapping[str, str]) -> dict[str, np.ndarr
     required = ("arrival_s", *(SPANS if spans else STAMPS[2:]), *TOKENS)
     for name in required:
         if name not in found:
-            raise input_error(
-                "column is missing" + near_match(name, table.columns),
-                file=table.file,
-                field=name,
-                remedy=f"give {', '.join(required)}, or map your own with --column={name}=YOURS",
-            )
+            fault = "column is missing" + near_match(name, table.columns)
+            remedy = f"give {', '.join(required)}, or map your own with --column={name}=YOURS"
+            raise input_error(fault, file=table.file, field=name, remedy=remedy)
 
     def numbers(name: str, allowed: Interval = FINITE) -> np.ndarray:
         return text_table.floats(table, found[name], allowed)

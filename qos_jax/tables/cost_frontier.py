@@ -188,11 +188,8 @@ def _checked(
         given["predicted_cost_s"] = predicted_cost_s
     for field, values in given.items():
         if np.shape(values) != shape:
-            raise input_error(
-                f"has shape {np.shape(values)}, not {shape}",
-                field=field,
-                remedy="give a row per request and a column per expert",
-            )
+            fault = f"has shape {np.shape(values)}, not {shape}"
+            raise input_error(fault, field=field, remedy="give a row per request and a column per expert")
     if tasks is not None and len(tasks) != shape[0]:
         raise input_error(
             f"has {len(tasks)} names", field="tasks", remedy=f"give {shape[0]}, one per request"

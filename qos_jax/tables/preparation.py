@@ -110,20 +110,14 @@ def load_preparation(config: PreparationConfig) -> Preparation:
     if fleet is not None:
         for name in fleet.names:
             if name not in log.experts:
-                raise input_error(
-                    f"has no answers of {name!r} of the fleet",
-                    file=log.file,
-                    field="fleet",
-                    remedy=f"use a fleet of some of {', '.join(log.experts)}, or leave it out",
-                )
+                fault = f"has no answers of {name!r} of the fleet"
+                remedy = f"use a fleet of some of {', '.join(log.experts)}, or leave it out"
+                raise input_error(fault, file=log.file, field="fleet", remedy=remedy)
     rows = complete(log, config.missing)
     split = split_by_prompt(rows.log, config.split)
     if np.sum(split == TRAIN) < config.folds:
-        raise input_error(
-            f"{int(np.sum(split == TRAIN))} train rows are fewer than {config.folds} folds",
-            field="folds",
-            remedy="give fewer folds, or more prompts",
-        )
+        fault = f"{int(np.sum(split == TRAIN))} train rows are fewer than {config.folds} folds"
+        raise input_error(fault, field="folds", remedy="give fewer folds, or more prompts")
     _check_fit(config.predictor, rows, split)
     wanted = [] if config.table_split == ALL_ROWS else [SPLITS.index(config.table_split)]
     if trace is not None and not all((split == k).any() for k in wanted):

@@ -42,12 +42,9 @@ def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> Name
         known = _predicted(table, table.quality, table.output_tokens)
         return dataclasses.replace(named, table=known, length_log_std=np.zeros_like(named.length_log_std))
     if named.split is None or not (named.split == SPLITS.index("train")).any():
-        raise input_error(
-            f"has no train rows, which {predictions!r} predictions are made from",
-            file=named.file,
-            field="split",
-            remedy="use a table with a split, or other predictions",
-        )
+        fault = f"has no train rows, which {predictions!r} predictions are made from"
+        remedy = "use a table with a split, or other predictions"
+        raise input_error(fault, file=named.file, field="split", remedy=remedy)
     train = named.split == SPLITS.index("train")
     if predictions == MEAN:
         shape = np.shape(table.quality)

@@ -98,11 +98,8 @@ def validate_fleet(fleet: Fleet) -> None:
     for field, allowed in ALLOWED.items():
         values = np.asarray(getattr(fleet.profile, field))
         if values.shape != (fleet.num_experts,):
-            raise input_error(
-                f"has shape {values.shape} for {fleet.num_experts} experts",
-                field=field,
-                remedy="give one value per expert",
-            )
+            fault = f"has shape {values.shape} for {fleet.num_experts} experts"
+            raise input_error(fault, field=field, remedy="give one value per expert")
         for value in values.tolist():
             if value not in allowed:
                 raise input_error(f"{value} is out of range", field=field, remedy=f"give {allowed}")

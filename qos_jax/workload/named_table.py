@@ -40,12 +40,9 @@ def table_for_experts(named: NamedTable, names: Sequence[str]) -> NamedTable:
     """
     for name in names:
         if name not in named.names:
-            raise input_error(
-                f"has no expert {name!r} of the fleet{near_match(name, named.names)}",
-                file=named.file,
-                field="experts",
-                remedy=f"use a fleet of some of {', '.join(named.names)}, or add its answers",
-            )
+            fault = f"has no expert {name!r} of the fleet{near_match(name, named.names)}"
+            remedy = f"use a fleet of some of {', '.join(named.names)}, or add its answers"
+            raise input_error(fault, file=named.file, field="experts", remedy=remedy)
     at = np.array([named.names.index(name) for name in names])
     table = jax.tree.map(lambda leaf: leaf[:, at] if leaf.ndim == 2 else leaf, named.table)
     return dataclasses.replace(
@@ -62,12 +59,9 @@ def split_rows(named: NamedTable, split: str) -> NamedTable:
     if split == ALL_ROWS:
         return named
     if named.split is None:
-        raise input_error(
-            f"is missing, so {split!r} names no rows",
-            file=named.file,
-            field="split",
-            remedy=f"use {ALL_ROWS!r}, or write the table with a split",
-        )
+        fault = f"is missing, so {split!r} names no rows"
+        remedy = f"use {ALL_ROWS!r}, or write the table with a split"
+        raise input_error(fault, file=named.file, field="split", remedy=remedy)
     kept = named.split == SPLITS.index(split)
     if not kept.any():
         present = [SPLITS[k] for k in np.unique(named.split)]

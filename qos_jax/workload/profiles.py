@@ -153,11 +153,9 @@ def default_latency_limit_s(fleet: Path) -> float:
     name = os.path.basename(fleet).removesuffix(".csv")
     names = table.columns["fleet"]
     if name not in names:
-        raise input_error(
-            f"no default latency limit for fleet {name!r}{near_match(name, names)}",
-            field="latency_limit_s",
-            remedy="give --latency_limit_s=S, seconds per output token",
-        )
+        fault = f"no default latency limit for fleet {name!r}{near_match(name, names)}"
+        remedy = "give --latency_limit_s=S, seconds per output token"
+        raise input_error(fault, field="latency_limit_s", remedy=remedy)
     return float(text_table.floats(table, "latency_limit_s", POSITIVE)[names.index(name)])
 
 
@@ -219,9 +217,6 @@ def _limits() -> TextTable:
 def _row_of(name: str, names: Sequence[str], field: str, or_else: str) -> int:
     """Return the index of a shipped fleet or workload, or refuse a name that is none."""
     if name not in names:
-        raise input_error(
-            f"no {field} {name!r} is shipped{near_match(name, names)}",
-            field=field,
-            remedy=f"use one of {', '.join(names)}, or {or_else}",
-        )
+        fault = f"no {field} {name!r} is shipped{near_match(name, names)}"
+        raise input_error(fault, field=field, remedy=f"use one of {', '.join(names)}, or {or_else}")
     return names.index(name)

@@ -116,22 +116,14 @@ def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str
     for column in table.columns:
         field, dot, expert = column.partition(".")
         if dot and field in per_expert and expert not in names:
-            raise input_error(
-                f"no expert {expert!r} in the fleet{near_match(expert, names)}",
-                file=table.file,
-                field=column,
-                remedy=f"use one of {', '.join(names)}",
-            )
+            fault = f"no expert {expert!r} in the fleet{near_match(expert, names)}"
+            raise input_error(fault, file=table.file, field=column, remedy=f"use one of {', '.join(names)}")
     for field in per_expert:
         own = [f"{field}.{name}" for name in names]
         given = [column for column in own if column in table.columns]
         if field in table.columns and given:
-            raise input_error(
-                f"is given both for all experts and as {given[0]!r}",
-                file=table.file,
-                field=field,
-                remedy="keep one of the two",
-            )
+            fault = f"is given both for all experts and as {given[0]!r}"
+            raise input_error(fault, file=table.file, field=field, remedy="keep one of the two")
         if given and len(given) < len(own):
             missing = next(column for column in own if column not in table.columns)
             raise input_error(

@@ -126,11 +126,8 @@ def check_latency_limit(limit_s: float) -> float:
     with np.errstate(over="ignore", under="ignore"):
         as_computed_s = float(np.float32(limit_s))
     if not 0 < as_computed_s < math.inf:
-        raise input_error(
-            f"{limit_s} is not a positive, finite time",
-            field="latency_limit_s",
-            remedy="give seconds per output token, such as 0.05",
-        )
+        remedy = "give seconds per output token, such as 0.05"
+        raise input_error(f"{limit_s} is not a positive, finite time", field="latency_limit_s", remedy=remedy)
     return limit_s
 
 
@@ -141,11 +138,8 @@ def open_trace(path: str, start_s: float, end_s: float) -> Trace:
       InputError: no window, any fault of the file, or no request in the window.
     """
     if not 0 <= start_s < end_s:  # NaN fails too
-        raise input_error(
-            f"{start_s} to {end_s} is no window",
-            field="trace_start_s",
-            remedy="give seconds >= 0, the start before the end",
-        )
+        fault = f"{start_s} to {end_s} is no window"
+        raise input_error(fault, field="trace_start_s", remedy="give seconds >= 0, the start before the end")
     trace = dataclasses.replace(read_trace(path), name=path)
     return window(trace, start_s, end_s) if start_s > 0 or end_s < math.inf else trace
 

@@ -108,11 +108,9 @@ def experts_named(params: SyntheticParams, names: Sequence[str]) -> SyntheticPar
     known = params.expert_names
     for name in names:
         if name.split("#")[0] not in known:
-            raise input_error(
-                f"no parameters for expert {name!r}{near_match(name, known)}",
-                field="expert",
-                remedy=f"use one of {', '.join(known)}, or draw experts with sample_experts",
-            )
+            fault = f"no parameters for expert {name!r}{near_match(name, known)}"
+            remedy = f"use one of {', '.join(known)}, or draw experts with sample_experts"
+            raise input_error(fault, field="expert", remedy=remedy)
     chosen = select_experts(params, tuple(known.index(name.split("#")[0]) for name in names))
     return dataclasses.replace(chosen, expert_names=tuple(names))
 

@@ -124,32 +124,22 @@ def checked_header(cells: Sequence[str] | None, file: str, line: int) -> list[st
 def check_width(cells: Sequence[str], names: Sequence[str], file: str, line: int) -> None:
     """Raise InputError unless a row has a cell for each column."""
     if len(cells) != len(names):
-        raise input_error(
-            f"has {len(cells)} cells where the header has {len(names)}",
-            file=file,
-            row=line,
-            remedy="give one cell per column, quoted where it holds a comma or a line break",
-        )
+        fault = f"has {len(cells)} cells where the header has {len(names)}"
+        remedy = "give one cell per column, quoted where it holds a comma or a line break"
+        raise input_error(fault, file=file, row=line, remedy=remedy)
 
 
 def check_columns(table: TextTable, required: Sequence[str], optional: Sequence[str] = ()) -> None:
     """Raise InputError if a required column is missing or a column is neither required nor optional."""
     for name in required:
         if name not in table.columns:
-            raise input_error(
-                "column is missing" + near_match(name, table.columns),
-                file=table.file,
-                field=name,
-                remedy=f"give the columns {', '.join(required)}",
-            )
+            fault = "column is missing" + near_match(name, table.columns)
+            remedy = f"give the columns {', '.join(required)}"
+            raise input_error(fault, file=table.file, field=name, remedy=remedy)
     for name in table.columns:
         if name not in required and name not in optional:
-            raise input_error(
-                "column is unknown" + near_match(name, [*required, *optional]),
-                file=table.file,
-                field=name,
-                remedy="rename or remove it",
-            )
+            fault = "column is unknown" + near_match(name, [*required, *optional])
+            raise input_error(fault, file=table.file, field=name, remedy="rename or remove it")
 
 
 def floats(table: TextTable, field: str, interval: Interval = FINITE) -> npt.NDArray[np.float64]:

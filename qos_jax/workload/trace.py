@@ -45,11 +45,8 @@ def known_rate_per_s(trace: Trace) -> float:
       InputError: its requests arrive at one instant.
     """
     if not np.isfinite(trace.rate_per_s):
-        raise input_error(
-            f"its {trace.num_requests} requests arrive at one instant, so it has no rate",
-            file=trace.name,
-            remedy="give a trace, or a window of it, that lasts",
-        )
+        fault = f"its {trace.num_requests} requests arrive at one instant, so it has no rate"
+        raise input_error(fault, file=trace.name, remedy="give a trace, or a window of it, that lasts")
     return trace.rate_per_s
 
 
@@ -61,11 +58,8 @@ def window(trace: Trace, start_s: float, end_s: float) -> Trace:
     """
     low, high = np.searchsorted(trace.arrival_s, [start_s, end_s], side="left")
     if high <= low:
-        raise input_error(
-            f"no request arrives in [{start_s:g} s, {end_s:g} s)",
-            file=trace.name,
-            remedy=f"choose a window within 0..{trace.duration_s:g} s",
-        )
+        fault = f"no request arrives in [{start_s:g} s, {end_s:g} s)"
+        raise input_error(fault, file=trace.name, remedy=f"choose a window within 0..{trace.duration_s:g} s")
     return _cut(trace, int(low), int(high))
 
 
@@ -88,11 +82,8 @@ def split(trace: Trace, fraction: float) -> tuple[Trace, Trace]:
     """
     at = round(trace.num_requests * fraction) if np.isfinite(fraction) else 0
     if not 0 < at < trace.num_requests:
-        raise input_error(
-            f"a split of {trace.num_requests} requests at {fraction} leaves a part empty",
-            file=trace.name,
-            remedy="choose a fraction between 0 and 1",
-        )
+        fault = f"a split of {trace.num_requests} requests at {fraction} leaves a part empty"
+        raise input_error(fault, file=trace.name, remedy="choose a fraction between 0 and 1")
     return _cut(trace, 0, at), _cut(trace, at, trace.num_requests)
 
 

@@ -148,11 +148,9 @@ class LogBuilder:
                 ("number of tokens", output_tokens[:, k] == MISSING_TOKENS),
             ):
                 if absent.all():
-                    raise input_error(
-                        f"model {name!r} has no {what} in any row",
-                        file=self.file,
-                        remedy="give its answers, or leave the model out",
-                    )
+                    fault = f"model {name!r} has no {what} in any row"
+                    remedy = "give its answers, or leave the model out"
+                    raise input_error(fault, file=self.file, remedy=remedy)
         return AnswerLog(
             prompts=tuple(self._prompts),
             prompt_tokens=np.array(self._prompt_tokens, np.int32),
@@ -176,23 +174,15 @@ class LogBuilder:
         if given and len(given) < len(self._tasks):
             at = self._tasks.index(None)
             self.file = self._files[at]
-            raise self.error(
-                self._line[at],
-                "task",
-                "is missing, and other rows have it",
-                "give it in every row or in none",
-            )
+            fault = "is missing, and other rows have it"
+            raise self.error(self._line[at], "task", fault, "give it in every row or in none")
         return tuple(given) or None
 
     def _quality(self, row: int, field: str, value: Any) -> float:
         number = self.number(row, field, value)
         if not self._low <= number <= self._high:
-            raise self.error(
-                row,
-                field,
-                f"{number:g} is outside [{self._low:g}, {self._high:g}]",
-                "give --score_range=LOW,HIGH, what scores run from and to",
-            )
+            fault = f"{number:g} is outside [{self._low:g}, {self._high:g}]"
+            raise self.error(row, field, fault, "give --score_range=LOW,HIGH, what scores run from and to")
         return (number - self._low) / (self._high - self._low)
 
 

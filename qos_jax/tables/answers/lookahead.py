@@ -46,20 +46,13 @@ def add_lookahead(builder: LogBuilder, folder: str) -> None:
                 "is missing", file=prompts_file, row=line, field="prompt", remedy="give the text"
             )
         if record.get("row", len(prompts)) != len(prompts):
-            raise input_error(
-                f"{record['row']!r} is not the row's index, {len(prompts)}",
-                file=prompts_file,
-                row=line,
-                field="row",
-                remedy="give the prompts in the order of the arrays",
-            )
+            fault = f"{record['row']!r} is not the row's index, {len(prompts)}"
+            remedy = "give the prompts in the order of the arrays"
+            raise input_error(fault, file=prompts_file, row=line, field="row", remedy=remedy)
         prompts.append((line, record["prompt"]))
     if len(prompts) != len(arrays["prompt_tokens"]):
-        raise input_error(
-            f"holds {len(prompts)} prompts, and {ARRAYS} {len(arrays['prompt_tokens'])}",
-            file=prompts_file,
-            remedy="give both files of one table",
-        )
+        fault = f"holds {len(prompts)} prompts, and {ARRAYS} {len(arrays['prompt_tokens'])}"
+        raise input_error(fault, file=prompts_file, remedy="give both files of one table")
     builder.file = prompts_file
     models = [str(name) for name in arrays["models"]]
     score, out_tokens = arrays["score"].astype(np.float64), arrays["out_tokens"]

@@ -94,12 +94,9 @@ def add_mixinstruct(builder: LogBuilder, path: str, count: TokenCount, score_nam
                 raise builder.error(row, field, "is no object with scores", "give model, text and scores")
             scores, text = candidate["scores"], candidate.get("text")
             if score_name not in scores:
-                raise builder.error(
-                    row,
-                    f"{field}.scores.{score_name}",
-                    f"is missing{near_match(score_name, scores)}",
-                    "choose another score with --score_name",
-                )
+                fault = f"is missing{near_match(score_name, scores)}"
+                remedy = "choose another score with --score_name"
+                raise builder.error(row, f"{field}.scores.{score_name}", fault, remedy)
             length = None if text is None else count(builder.text(row, f"{field}.text", text))
             fields = f"{field}.scores.{score_name}", f"{field}.text"
             builder.add_answer(index, row, candidate.get("model"), scores[score_name], length, fields)

@@ -52,11 +52,8 @@ class LogConfig:
         if len(set(self.log)) < len(self.log):
             raise input_error("names a file twice", field="log", remedy="name each once")
         if not (np.isfinite(self.score_range).all() and self.score_range[0] < self.score_range[1]):
-            raise input_error(
-                f"{self.score_range[0]:g} to {self.score_range[1]:g} is no range",
-                field="score_range",
-                remedy="give two finite numbers, the lower first",
-            )
+            fault = f"{self.score_range[0]:g} to {self.score_range[1]:g} is no range"
+            raise input_error(fault, field="score_range", remedy="give two finite numbers, the lower first")
 
 
 def read_answers(config: LogConfig) -> tuple[AnswerLog, dict[str, int]]:
@@ -91,11 +88,8 @@ def _kind(path: str) -> str:
     if os.path.isdir(path):
         if is_lookahead(path):
             return LOOKAHEAD
-        raise input_error(
-            "the folder is not in the layout of lookahead6",
-            file=path,
-            remedy="give a file, or a folder with scores_lengths.npz and prompts.jsonl.gz",
-        )
+        remedy = "give a file, or a folder with scores_lengths.npz and prompts.jsonl.gz"
+        raise input_error("the folder is not in the layout of lookahead6", file=path, remedy=remedy)
     if record_kind(path) == CSV:
         return GENERIC
     _, record = next(read_records(path), (0, None))
@@ -104,12 +98,9 @@ def _kind(path: str) -> str:
     for kind, fits in ((MIXINSTRUCT, is_mixinstruct), (GENERIC, is_generic), (SPROUT, is_sprout)):
         if fits(record):
             return kind
-    raise input_error(
-        f"the fields {', '.join(map(str, list(record)[:8]))} are of no known format",
-        file=path,
-        row=1,
-        remedy=f"give --format, one of {', '.join(FORMATS[1:])}, or see --help for the generic one",
-    )
+    fault = f"the fields {', '.join(map(str, list(record)[:8]))} are of no known format"
+    remedy = f"give --format, one of {', '.join(FORMATS[1:])}, or see --help for the generic one"
+    raise input_error(fault, file=path, row=1, remedy=remedy)
 
 
 def _without_tasks(log: AnswerLog, excluded: tuple[str, ...]) -> tuple[AnswerLog, dict[str, int]]:

@@ -31,11 +31,8 @@ def record_kind(path: Path) -> str:
     suffix = (suffixes[:-1] if suffixes[-1:] == [".gz"] else suffixes)[-1:]
     kind = _KINDS.get("".join(suffix).lower())
     if kind is None or (kind == PARQUET and suffixes[-1] == ".gz"):
-        raise input_error(
-            "is of an unknown kind, by its name",
-            file=path,
-            remedy=f"give a file ending in {', '.join(_KINDS)}, or these but the last with .gz",
-        )
+        remedy = f"give a file ending in {', '.join(_KINDS)}, or these but the last with .gz"
+        raise input_error("is of an unknown kind, by its name", file=path, remedy=remedy)
     return kind
 
 
@@ -127,11 +124,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise input_error(
-            "reading Parquet needs pyarrow, which is not installed",
-            file=path,
-            remedy="run: pip install pyarrow, or convert the file to JSON Lines",
-        ) from None
+        fault = "reading Parquet needs pyarrow, which is not installed"
+        remedy = "run: pip install pyarrow, or convert the file to JSON Lines"
+        raise input_error(fault, file=path, remedy=remedy) from None
     try:
         with pyarrow.parquet.ParquetFile(path) as content:
             number = 0

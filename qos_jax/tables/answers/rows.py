@@ -53,12 +53,9 @@ def complete(log: AnswerLog, missing: str) -> Completed:
         empty = np.isnan(values).all(axis=1)
         if empty.any():
             row = int(np.argmax(empty))
-            raise input_error(
-                f"no answer has a {what}, so there is nothing to fill from",
-                file=log.files[row],
-                row=int(log.line[row]),
-                remedy="remove the row, or give --missing=drop",
-            )
+            fault = f"no answer has a {what}, so there is nothing to fill from"
+            remedy = "remove the row, or give --missing=drop"
+            raise input_error(fault, file=log.files[row], row=int(log.line[row]), remedy=remedy)
     quality = np.clip(_filled(log.quality.astype(np.float64)), 0.0, 1.0)
     length = np.maximum(np.round(np.exp(_filled(np.log(tokens)))), 1.0)
     return Completed(
@@ -100,11 +97,9 @@ class SplitConfig:
     def __post_init__(self) -> None:
         shares = np.asarray(self.split_shares, np.float64)
         if shares.shape != (len(SPLITS),) or not (np.isfinite(shares) & (shares >= 0)).all():
-            raise input_error(
-                f"{', '.join(f'{share:g}' for share in self.split_shares)} are no shares",
-                field="split_shares",
-                remedy=f"give {len(SPLITS)} numbers >= 0, of {', '.join(SPLITS)}",
-            )
+            fault = f"{', '.join(f'{share:g}' for share in self.split_shares)} are no shares"
+            remedy = f"give {len(SPLITS)} numbers >= 0, of {', '.join(SPLITS)}"
+            raise input_error(fault, field="split_shares", remedy=remedy)
         if shares[TRAIN] <= 0 or shares[TEST] <= 0:
             raise input_error("leave train or test empty", field="split_shares", remedy="give both a share")
         check_range(self, ["split_seed"], SEED)
@@ -136,10 +131,7 @@ def split_by_prompt(log: AnswerLog, config: SplitConfig) -> npt.NDArray[np.int32
     split = of_group[group]
     for needed in (TRAIN, TEST):
         if not (split == needed).any():
-            raise input_error(
-                f"no row of {len(split)} is left for {SPLITS[needed]}",
-                file=log.file,
-                field="split_shares",
-                remedy="give more prompts, or another share or task",
-            )
+            fault = f"no row of {len(split)} is left for {SPLITS[needed]}"
+            remedy = "give more prompts, or another share or task"
+            raise input_error(fault, file=log.file, field="split_shares", remedy=remedy)
     return split

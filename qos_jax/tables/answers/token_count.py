@@ -55,20 +55,15 @@ def token_counter(tokenizer: Path | None) -> TokenCount:
     try:
         import tokenizers
     except ImportError:
-        raise input_error(
-            "the library tokenizers is not installed",
-            field="tokenizer",
-            remedy="run: pip install tokenizers, or leave the flag out to have tokens estimated",
-        ) from None
+        fault = "the library tokenizers is not installed"
+        remedy = "run: pip install tokenizers, or leave the flag out to have tokens estimated"
+        raise input_error(fault, field="tokenizer", remedy=remedy) from None
     try:
         with open(tokenizer, encoding="utf-8") as stream:
             loaded = tokenizers.Tokenizer.from_str(stream.read())
     except Exception as error:  # the library raises nothing narrower
-        raise input_error(
-            f"is no tokenizer ({' '.join(str(error).split())[:80]})",
-            file=tokenizer,
-            remedy="give the tokenizer.json of a model",
-        ) from None
+        fault = f"is no tokenizer ({' '.join(str(error).split())[:80]})"
+        raise input_error(fault, file=tokenizer, remedy="give the tokenizer.json of a model") from None
     loaded.no_truncation()  # which many files set to the model's window, and some pad to
     loaded.no_padding()
     return lambda text: len(loaded.encode(text, add_special_tokens=False).ids)
