@@ -70,17 +70,11 @@ def check_answers(
             remedy = "give whole numbers, -1 = missing" if field == "output_tokens" else "give numbers"
             raise input_error(f"is {values.dtype}", field=field, remedy=remedy)
     reals = reals.astype(np.float64)
-    _check_values(
-        "quality", reals, np.isnan(reals) | ((reals >= 0) & (reals <= 1)), "a number in [0, 1]", "NaN"
-    )
+    fine = np.isnan(reals) | ((reals >= 0) & (reals <= 1))
+    _check_values("quality", reals, fine, "a number in [0, 1]", "NaN")
     limit = config.max_output_tokens
-    _check_values(
-        "output_tokens",
-        whole,
-        (whole == -1) | ((whole >= 1) & (whole <= limit)),
-        f"a whole number in [1, {limit}] (PredictorConfig.max_output_tokens)",
-        "-1",
-    )
+    rule = f"a whole number in [1, {limit}] (PredictorConfig.max_output_tokens)"
+    _check_values("output_tokens", whole, (whole == -1) | ((whole >= 1) & (whole <= limit)), rule, "-1")
     different = len(set(groups_of(prompts).tolist()))
     if different < MIN_PROMPTS:
         raise input_error(

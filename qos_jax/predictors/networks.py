@@ -130,22 +130,19 @@ def fit_networks(
 
 def _chosen(mask: np.ndarray, new: Params, old: Params) -> Params:
     """Return the new parameters of the members for which the mask [E] holds, the old ones of the others."""
-    return jax.tree.map(
-        lambda ours, theirs: jnp.where(
-            jnp.asarray(mask).reshape((-1,) + (1,) * (ours.ndim - 1)), ours, theirs
-        ),
-        new,
-        old,
-    )
+
+    def pick(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+        return jnp.where(jnp.asarray(mask).reshape((-1,) + (1,) * (ours.ndim - 1)), ours, theirs)
+
+    return jax.tree.map(pick, new, old)
 
 
 @functools.lru_cache(maxsize=8)
 def _optimiser(config: PredictorConfig, steps: int) -> optax.GradientTransformation:
     """Return one object per configuration, so that folds share a compiled program."""
     schedule = optax.cosine_decay_schedule(config.learning_rate, max(config.max_epochs * steps, 1), 0.05)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=config.weight_decay)
-    )
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def _prior(targets: Targets, train: np.ndarray, buckets: int) -> tuple[np.ndarray, np.ndarray]:

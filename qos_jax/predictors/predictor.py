@@ -70,10 +70,8 @@ def fit_predictor(
         prompts, an expert without answers, a package missing.
     """
     answers = check_answers(config, prompts, quality, output_tokens, experts)
-    rows = np.arange(len(prompts))
-    return _fit(
-        config, raw_features(config, prompts), answers, rows, groups_of(prompts), experts, on_progress
-    )
+    raw, rows = raw_features(config, prompts), np.arange(len(prompts))
+    return _fit(config, raw, answers, rows, groups_of(prompts), experts, on_progress)
 
 
 def out_of_fold(

@@ -36,17 +36,9 @@ def iteration_design(log: IterationLog) -> Array:
     """
     prefill = log.is_prefill.astype(np.float64)
     decode = 1.0 - prefill
-    return np.stack(
-        [
-            prefill,
-            prefill * (log.prefill_tokens + log.batch),
-            log.prefill_tokens_sq,
-            decode,
-            decode * log.batch,
-            log.context_tokens.astype(np.float64),
-        ],
-        axis=1,
-    )
+    of_prefill = [prefill, prefill * (log.prefill_tokens + log.batch), log.prefill_tokens_sq]
+    of_decode = [decode, decode * log.batch, log.context_tokens.astype(np.float64)]
+    return np.stack([*of_prefill, *of_decode], axis=1)
 
 
 def fit_iterations(log: IterationLog, fixed: Mapping[str, float]) -> IterationFit:

@@ -53,9 +53,8 @@ def read_iterations(path: Path, columns: Mapping[str, str] | None = None) -> Ite
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    parts = [
-        _read_part(renamed(part, columns or {}, COLUMNS, ALIASES)) for part in text_table.read_chunks(path)
-    ]
+    chunks = text_table.read_chunks(path)
+    parts = [_read_part(renamed(chunk, columns or {}, COLUMNS, ALIASES)) for chunk in chunks]
     return IterationLog(**text_table.concatenated(parts, "iteration", path), file=str(path))
 
 
@@ -106,12 +105,12 @@ def _check_rows(table: TextTable, read: Mapping[str, np.ndarray]) -> None:
         ((batch == 0) & (prefill == 0), "batch", "neither decodes nor prefills", "remove the row"),
         (context < batch, "context_tokens", "is below one token per request", "give the sum of contexts"),
         ((batch == 0) & (context > 0), "batch", "is 0 where there is context", "count the decoding requests"),
-        (
-            (squares < prefill) | ((prefill == 0) & (squares > 0)),
-            "prefill_tokens_sq",
-            "cannot be the sum of squares of the prompts' tokens",
-            "square each prompt's tokens, then add",
-        ),
     )
     for bad, field, fault, remedy in rules:
         text_table.refuse(table, field, bad, fault, remedy)
+    bad = (squares < prefill) | ((prefill == 0) & (squares > 0))
+    fault, remedy = (
+        "cannot be the sum of squares of the prompts' tokens",
+        "square each prompt's tokens, then add",
+    )
+    text_table.refuse(table, "prefill_tokens_sq", bad, fault, remedy)

@@ -144,24 +144,18 @@ def _fit_requests(
             plan.fixed,
             plan.search,
             rows=rows,
-            finished=[
-                StartResult(np.array(line["value"]), line["cost"]) for line in done if line["stage"] == stage
-            ],
-            on_start=lambda start: folder.append_metrics(
-                {"stage": stage, "value": start.value, "cost": start.cost}
-            ),
+            finished=[StartResult(np.array(d["value"]), d["cost"]) for d in done if d["stage"] == stage],
+            on_start=lambda s: folder.append_metrics({"stage": stage, "value": s.value, "cost": s.cost}),
             on_progress=on_progress,
         )
 
     every = np.ones(log.num_requests, bool)
     found = fit("all", every)
-    batch, context = typical_load(log, plan.limits)
+    typical = (*typical_load(log, plan.limits), float(np.mean(log.prompt_tokens)))
     report: dict[str, Any] = {
         "rows": log.num_requests,
         "quality": _plain(request_quality(log, found.ttft_s, found.latency_s, every)),
-        "typical_iterations": typical_iterations(
-            found.fit, batch, context, float(np.mean(log.prompt_tokens))
-        ),
+        "typical_iterations": typical_iterations(found.fit, *typical),
         "starts": [
             {"cost": start.cost, **dict(zip(COEFFICIENTS, start.value.tolist(), strict=True))}
             for start in found.starts
@@ -176,11 +170,10 @@ def _fit_requests(
             "coefficients": shown.fit.as_dict(),
             "quality": _plain(request_quality(log, shown.ttft_s, shown.latency_s, held_out)),
         }
+    pairs = request_pairs(log, shown.ttft_s, shown.latency_s, every)
     agreement = {
         name: Agreement(replayed[rows], measured[rows], held_out[rows] if held_out.any() else None)
-        for name, (replayed, measured, rows) in request_pairs(
-            log, shown.ttft_s, shown.latency_s, every
-        ).items()
+        for name, (replayed, measured, rows) in pairs.items()
     }
     return found.fit, report, agreement
 

@@ -81,9 +81,8 @@ def replay_requests(
         kv_capacity_tokens=limits.kv_capacity_tokens,
         **dict(zip(COEFFICIENTS, np.asarray(value, np.float64).tolist(), strict=True)),
     )
-    run = simulate_expert(
-        profile, log.arrival_s, log.prompt_tokens, log.output_tokens, scheduler=limits.scheduler
-    )
+    requests = (log.arrival_s, log.prompt_tokens, log.output_tokens)
+    run = simulate_expert(profile, *requests, scheduler=limits.scheduler)
     return np.array([o.ttft_s for o in run.outcomes]), np.array([o.latency_s for o in run.outcomes])
 
 
@@ -156,10 +155,8 @@ def fit_requests(
     starts = sorted(results[: search.starts], key=lambda start: start.cost)
     best = starts[0]
     ttft_s, latency_s = replay_requests(log, limits, best.value)
-    own = dataclasses.replace(
-        log, first_token_s=log.arrival_s + ttft_s, last_token_s=log.arrival_s + latency_s
-    )
-    recovery = problem.on(own)
+    first_s, last_s = log.arrival_s + ttft_s, log.arrival_s + latency_s
+    recovery = problem.on(dataclasses.replace(log, first_token_s=first_s, last_token_s=last_s))
     for at in range(search.starts, search.starts + search.recoveries):
         refine(recovery, at)
     others = [*starts[1:], *results[search.starts :]] or starts

@@ -173,14 +173,13 @@ def _fit_predictor(params: SyntheticParams) -> SyntheticParams:
             low, high = (middle, high) if measure(sample(key, params, FIT_ROWS)) > to else (low, middle)
         return params
 
-    params = solve(
-        params, "length_noise", 6.0, lambda t: table_figures(t)["length_r2_mean"], TARGET_LENGTH_R2
-    )
+    def figure(name: str) -> Callable[[RequestTable], float]:
+        return lambda table: table_figures(table)[name]
+
+    params = solve(params, "length_noise", 6.0, figure("length_r2_mean"), TARGET_LENGTH_R2)
     for _ in range(2):  # jitter costs a little AUC, so twice round
-        params = solve(params, "difficulty_noise", 4.0, lambda t: table_figures(t)["auc"], TARGET_AUC)
-        params = solve(
-            params, "quality_jitter", 1.0, lambda t: table_figures(t)["between_r2"], TARGET_BETWEEN_R2
-        )
+        params = solve(params, "difficulty_noise", 4.0, figure("auc"), TARGET_AUC)
+        params = solve(params, "quality_jitter", 1.0, figure("between_r2"), TARGET_BETWEEN_R2)
     return params
 
 

@@ -52,10 +52,9 @@ def fit_table(plan: Preparation, on_progress: Callable[[int], None] | None = Non
         "quality": log.quality,
         "output_tokens": log.output_tokens,
         "predicted_quality": np.clip(predictions.quality, 0.0, 1.0).astype(np.float32),
-        "predicted_output_tokens": np.maximum(predictions.output_tokens, MIN_PREDICTED_TOKENS).astype(
-            np.float32
-        ),
     }
+    length = np.maximum(predictions.output_tokens, MIN_PREDICTED_TOKENS)
+    leaves["predicted_output_tokens"] = length.astype(np.float32)
     table = RequestTable(**leaves)
     named = NamedTable(log.experts, table, _known_length_error(plan, predictions), plan.split, log.file)
     return Prepared(named, predictor, predictions)

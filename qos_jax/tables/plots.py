@@ -76,9 +76,8 @@ def predicted_lengths(named: NamedTable) -> Any:
     figure, panels = _panels(named)
     for n, axes in enumerate(panels):
         predicted, true = named.table.predicted_output_tokens[:, n], named.table.output_tokens[:, n]
-        axes.hexbin(
-            predicted, true, xscale="log", yscale="log", gridsize=30, mincnt=1, cmap="Blues", bins="log"
-        )
+        scales = {"xscale": "log", "yscale": "log", "bins": "log"}
+        axes.hexbin(predicted, true, gridsize=30, mincnt=1, cmap="Blues", **scales)
         low = float(min(np.min(predicted), np.min(true)))
         high = float(max(np.max(predicted), np.max(true)))
         axes.plot([low, high], [low, high], color="black", linewidth=1)
@@ -92,9 +91,8 @@ def reliability_curves(named: NamedTable) -> Any:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=1)
     for n, (name, style) in enumerate(zip(named.names, plot_style.expert_styles(named.names), strict=True)):
-        found = reliability(
-            np.asarray(named.table.predicted_quality[:, n]), np.asarray(named.table.quality[:, n])
-        )
+        table = named.table
+        found = reliability(np.asarray(table.predicted_quality[:, n]), np.asarray(table.quality[:, n]))
         enough = found.count >= min(_LEAST_IN_BIN, named.num_rows)
         predicted, true = found.predicted[enough], found.observed[enough]
         axes.plot(predicted, true, color=style.colour, marker=style.marker, markersize=4, label=name)

@@ -103,9 +103,8 @@ def predictor_report(
                 column = key[1]
                 expert = experts[column] if isinstance(column, int) else column
                 count = int(counts[column] if isinstance(column, int) else counts.sum())
-                rows.append(
-                    PredictorFigure(name, expert, values[key], float(low), float(high), means[key], count)
-                )
+                interval = float(low), float(high)
+                rows.append(PredictorFigure(name, expert, values[key], *interval, means[key], count))
     return rows
 
 

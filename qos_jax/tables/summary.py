@@ -117,9 +117,8 @@ def render_summary(rows: Sequence[TableRow]) -> str:
     lines = []
     for row in rows:
         split, expert, count, *numbers = dataclasses.astuple(row)
-        cells = [
-            "-" if math.isnan(x) else f"{x:z.{shown}f}" for x, shown in zip(numbers, digits, strict=True)
-        ]
+        shown = zip(numbers, digits, strict=True)
+        cells = ["-" if math.isnan(x) else f"{x:z.{places}f}" for x, places in shown]
         lines.append([split, expert, count, *cells])
     align = ["left", "left", *["right"] * (len(heading) - 2)]
     return tabulate(lines, headers=heading, tablefmt="simple", colalign=align, disable_numparse=True)

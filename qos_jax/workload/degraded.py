@@ -49,9 +49,8 @@ def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> Name
     if predictions == MEAN:
         shape = np.shape(table.quality)
         quality = np.broadcast_to(np.mean(table.quality[train], axis=0, dtype=np.float64), shape)
-        known = _predicted(
-            table, quality, np.broadcast_to(np.median(table.output_tokens[train], axis=0), shape)
-        )
+        tokens = np.broadcast_to(np.median(table.output_tokens[train], axis=0), shape)
+        known = _predicted(table, quality, tokens)
     else:
         row = np.arange(named.num_rows)
         generator = np.random.default_rng(seed)

@@ -121,10 +121,7 @@ def _warn_if_unlike(
         "%s: its rows are %.2g times as long in prompt tokens and %.2g times in output tokens "
         "as the recorded requests they stand for (medians), and repeat as if there were only %.0f; "
         "intervals over seeds do not count that",
-        source.file,
-        prompt_ratio,
-        output_ratio,
-        effective,
+        *(source.file, prompt_ratio, output_ratio, effective),
     )
 
 

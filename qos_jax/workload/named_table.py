@@ -44,10 +44,9 @@ def table_for_experts(named: NamedTable, names: Sequence[str]) -> NamedTable:
             remedy = f"use a fleet of some of {', '.join(named.names)}, or add its answers"
             raise input_error(fault, file=named.file, field="experts", remedy=remedy)
     at = np.array([named.names.index(name) for name in names])
+    std = named.length_log_std[at]
     table = jax.tree.map(lambda leaf: leaf[:, at] if leaf.ndim == 2 else leaf, named.table)
-    return dataclasses.replace(
-        named, names=tuple(names), table=table, length_log_std=named.length_log_std[at]
-    )
+    return dataclasses.replace(named, names=tuple(names), table=table, length_log_std=std)
 
 
 def split_rows(named: NamedTable, split: str) -> NamedTable:

@@ -144,12 +144,10 @@ def sample_experts(key: jax.Array, params: SyntheticParams, num_experts: int) ->
     is_repeat = jnp.arange(num_experts) >= population  # [N]
     ability_std = 0.5 * jnp.mean(jnp.std(params.quality_threshold[:, :, 0], axis=1))
     verbosity_std = 0.5 * jnp.mean(jnp.std(params.length_log_mean, axis=1))
-    ability = jnp.where(
-        is_repeat, ability_std * jax.random.normal(ability_key, (num_experts,), jnp.float32), 0.0
-    )
-    verbosity = jnp.where(
-        is_repeat, verbosity_std * jax.random.normal(verbosity_key, (num_experts,), jnp.float32), 0.0
-    )
+    ability = ability_std * jax.random.normal(ability_key, (num_experts,), jnp.float32)
+    ability = jnp.where(is_repeat, ability, 0.0)
+    verbosity = verbosity_std * jax.random.normal(verbosity_key, (num_experts,), jnp.float32)
+    verbosity = jnp.where(is_repeat, verbosity, 0.0)
     return dataclasses.replace(
         drawn,
         quality_threshold=drawn.quality_threshold - ability[None, :, None],
