@@ -50,7 +50,6 @@ def fit_head(
 
     Args:
       number: of the head; heads of different numbers draw different random numbers.
-      encoded: the M prompts.
       groups: [M] int, equal for equal texts.
       learned: rows to learn from.
       judged: rows for early stopping and calibration.

@@ -49,7 +49,6 @@ def fit_ridge(
     """Fit to M prompts and answer them out of fold.
 
     Args:
-      encoded: the M prompts.
       groups: [M] int, equal for equal texts, which share a fold.
 
     Returns:

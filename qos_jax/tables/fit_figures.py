@@ -187,7 +187,6 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
     """Write calibration/lookahead6.json, rates/*.csv and lengths/*.csv into ``out``; return what was written.
 
     Args:
-      out: the data folder.
       lookahead_dir: folder of the real table, or None to leave the calibration as it is.
       traces: ``NAME=FILE`` each; all of them, since rates/summary.csv is written whole.
 

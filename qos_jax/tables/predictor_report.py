@@ -57,7 +57,6 @@ def predictor_report(
     """Score predictions of rows that the predictor has not seen.
 
     Args:
-      predictions: of M prompts.
       baseline: of the same prompts, see ``mean_predictions``.
       quality: [M, N] true; NaN = missing.
       output_tokens: [M, N] true; -1 = missing.

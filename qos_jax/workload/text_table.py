@@ -101,7 +101,6 @@ def checked_header(cells: Sequence[str] | None, file: str, line: int) -> list[st
 
     Args:
       cells: of the header's row; None or none at all: the file has no header.
-      line: of the header, for errors.
 
     Raises:
       InputError: no header, a column without a name, or two of one name.
