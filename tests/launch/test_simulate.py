@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import itertools
+import importlib
 import json
 import os
 import signal
@@ -221,8 +222,9 @@ def test_interrupted_in_process(launch, tmp_path, monkeypatch, stage):
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    target = "simulate._arriving" if stage == "simulating" else "records._csv_columns"
-    monkeypatch.setattr(f"qos_jax.simulation.{target}", interrupt)
+    module, name = ("simulate", "_arriving") if stage == "simulating" else ("records", "_csv_columns")
+    # The module by its full name: the room's own ``simulate`` is the function.
+    monkeypatch.setattr(importlib.import_module(f"qos_jax.simulation.{module}"), name, interrupt)
     ended = launch("launch.simulate", *arguments(tmp_path / "run"))
     assert ended.code == 130
     assert "Traceback" not in ended.err

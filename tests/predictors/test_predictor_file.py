@@ -42,7 +42,7 @@ def changed_config(**changes):
     ("change", "named"),
     [
         (lambda arrays: arrays.pop("version"), "'version'.*missing"),
-        (spoil("version", np.int32(2)), "version.*'2', and only 3 is known.*write it anew"),
+        (spoil("version", np.int32(2)), "version.*'2', and only 3 is known.*write it with"),
         (spoil("config", np.array("{")), "config.*no configuration"),
         (spoil("config", np.array("[1]")), "config.*no group"),
         (spoil("config", np.float32(1)), "config.*not a text"),
