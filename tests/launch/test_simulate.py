@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
 import importlib
+import itertools
 import json
 import os
 import signal
