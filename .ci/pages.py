@@ -1,7 +1,8 @@
 """Run what the pages show: every command and every Python example, two pages at a time.
 
-The commands of data/results/ name the sizes that were measured; they run at the sizes of SMALLER. Files that
-a user downloads are replaced by a trace of three minutes.
+The commands of data/results/ and of the README's section "Results" name the sizes that were measured; they
+run at the sizes of SMALLER. Files that a user downloads are replaced by a trace of three minutes, and each page
+has a folder of its own for runs/.
 """
 
 from __future__ import annotations
@@ -41,32 +42,36 @@ SMALLER = {
 }
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """Return the fenced blocks of a page in a language."""
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def blocks(text: str, language: str) -> str:
+    """Return the fenced blocks of a text in a language, one after the other."""
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
 
 
-def commands(page: Path) -> list[list[str]]:
-    """Return the launchers' commands of a page, in order, each as [launcher, flag, ...]."""
-    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line)[2:] for line in lines if line.startswith("python -m launch.")]
+def commands(page: Path) -> list[tuple[list[str], bool]]:
+    """Return the launchers' commands of a page as [launcher, flag, ...], and whether to make each smaller."""
+    found = []
+    for section in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        measured = page.parent.name == "results" or section.startswith("Results\n")
+        for line in blocks(section, "bash").replace("\\\n", " ").splitlines():
+            if line.startswith("python -m launch."):
+                found.append((shlex.split(line)[2:], measured))
+    return found
 
 
-def run(page: Path, trace: Path) -> list[str]:
-    """Run all that a page shows, one after the other; return what failed."""
+def run(page: Path, trace: Path, runs: Path) -> list[str]:
+    """Run all that a page shows, one after the other, run folders in ``runs``; return what failed."""
     failed = []
     todo: list[tuple[str, list[str]]] = []
-    for module, *flags in commands(page):
+    for (module, *flags), is_measured in commands(page):
         name = module.removeprefix("launch.")
-        flags = [DOWNLOADED.sub(str(trace), flag) for flag in flags]
-        if page.parent.name == "results":
+        flags = [DOWNLOADED.sub(str(trace), flag).replace("runs/", f"{runs}/") for flag in flags]
+        if is_measured:
             small = SMALLER.get(name, "")
             if name == "train":
                 small = f"{_TRAIN} {_SAC if '--preset=paper6' in flags else _SEARCH}"
             flags += [f"--{flag}" for flag in small.split()]
         todo.append((f"{name} {' '.join(flags)}", ["-m", module, *flags, *_replacing(name)]))
-    if python := "\n".join(blocks(page, "python")):
+    if python := blocks(page.read_text(encoding="utf-8"), "python"):
         todo.append(("the Python examples", ["-c", python]))
     for what, arguments in todo:
         start = time.monotonic()
@@ -98,7 +103,13 @@ def main() -> None:
         trace = Path(folder, "trace.csv")
         rows = (f"{second},{second % 50 + 10},{second % 30 + 5}" for second in range(180))
         trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
-        failed = [fault for faults in pool.map(lambda page: run(page, trace), PAGES) for fault in faults]
+        failed = [
+            fault
+            for faults in pool.map(
+                lambda page: run(page, trace, Path(folder, page.parent.name, page.stem)), PAGES
+            )
+            for fault in faults
+        ]
     print("\n".join(failed), file=sys.stderr)
     sys.exit(1 if failed else 0)
 
