@@ -1,8 +1,8 @@
 """Run what the pages show: every command and every Python example, two pages at a time.
 
 The commands of data/results/ and of the README's section "Results" name the sizes that were measured; they
-run at the sizes of SMALLER. Files that a user downloads are replaced by a trace of three minutes, and each page
-has a folder of its own for runs/.
+run at the sizes of SMALLER. Files that a user downloads are replaced by a trace of three minutes, and each
+page has a folder of its own for runs/.
 """
 
 from __future__ import annotations
@@ -96,20 +96,13 @@ def _replacing(name: str) -> list[str]:
 
 def main() -> None:
     """Run all pages and exit with 1 if anything failed."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    with tempfile.TemporaryDirectory() as folder, pool:
         trace = Path(folder, "trace.csv")
         rows = (f"{second},{second % 50 + 10},{second % 30 + 5}" for second in range(180))
         trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
-        failed = [
-            fault
-            for faults in pool.map(
-                lambda page: run(page, trace, Path(folder, page.parent.name, page.stem)), PAGES
-            )
-            for fault in faults
-        ]
+        todo = [pool.submit(run, page, trace, Path(folder, page.parent.name, page.stem)) for page in PAGES]
+        failed = [fault for page in todo for fault in page.result()]
     print("\n".join(failed), file=sys.stderr)
     sys.exit(1 if failed else 0)
 
