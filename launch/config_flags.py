@@ -61,6 +61,7 @@ def define_config_flags(
       kind: a dataclass; fields without a default are required.
       start: one of it, whose values are the defaults; None = those of ``kind``.
       leave_out: fields that get no flag.
+      flag_values: where to define them.
     """
     holders: dict[str, flags.FlagHolder] = {}
     for leaf in _leaves(kind, start):

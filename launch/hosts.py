@@ -77,6 +77,7 @@ def joined(config: HostConfig, cpu_devices: int | None) -> Iterator[None]:
     A run of one process, the default, only gets its CPU devices.
 
     Args:
+      config: the processes of the run.
       cpu_devices: how many, unless ``config`` or ``XLA_FLAGS`` says; None = as JAX makes them, which is one.
 
     Raises:

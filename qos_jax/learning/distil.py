@@ -183,6 +183,8 @@ def _loss(
     """Return the loss of value differences and, given rows of the tables, of corrected qualities.
 
     Args:
+      network: of the router.
+      params: of the router.
       batch: inputs [batch], actions tried [batch, C] and their values [batch, C], QoS.
       qualities: inputs [rows] of an idle fleet and true qualities [rows, N]; None = not calibrated.
     """

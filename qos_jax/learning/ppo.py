@@ -251,6 +251,7 @@ def gae(
     ICLR 2016; truncation as in Pardo et al., "Time limits in reinforcement learning", ICML 2018.
 
     Args:
+      reward: [T, ...] float32.
       value: [T, ...] float32, V of the state before each step.
       next_value: [T, ...] float32, V of the state reached, before any reset; not read if terminated.
       terminated: [T, ...] bool, the state reached has no future.
@@ -294,6 +295,7 @@ def value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: 
     Args:
       value: [M] float32, predicted now.
       old_value: [M] float32, predicted when the rollout was made.
+      target: [M] float32.
       clip: the value is clipped to this distance of the old one; None = it is not.
     """
     error = jnp.square(value - target)

@@ -90,8 +90,12 @@ def add_rollout(
     """Return the ring with one rollout written over the oldest. Donate the ring, or all of it is copied.
 
     Args:
+      replay: the ring.
       inputs: of each decision, leaves [T, B, ...], as action, reward and end.
       last: inputs after the last decision, before any lane was renewed, leaves [B, ...].
+      action: [T, B] int32.
+      reward: [T, B] float32.
+      terminated: [T, B] bool.
     """
     head = replay.head
 
@@ -123,6 +127,8 @@ def sample_replay(
     """Draw transitions uniformly with replacement; the ring must not be empty.
 
     Args:
+      replay: the ring.
+      key: [] key.
       batch: transitions to draw.
       discount: gamma, per decision.
       n_step: decisions to sum rewards over, at most; fewer at the end of a rollout or an episode.

@@ -44,8 +44,10 @@ def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Arra
     """Return the soft value: the policy's expectation of the lower Q plus alpha times its entropy.
 
     Args:
-      logits, mask: [..., A], of the policy, and which actions are available.
+      logits: [..., A] float32, of the policy.
+      mask: [..., A] bool, actions available.
       q: [..., 2, A] float32, both estimates.
+      alpha: [] float32.
 
     Returns:
       [...] float32. Source: arXiv 1910.07207, equations 10 to 12.

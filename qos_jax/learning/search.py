@@ -144,6 +144,7 @@ def natural_step(
 
     Args:
       centre: [D] float32, mean of the candidates, as ``log_spread``, their log std.
+      log_spread: [D] float32, log std of the candidates.
       drawn: [C, D] float32, standard normal draws of the candidates.
       score: [C] float32, higher is better.
     """

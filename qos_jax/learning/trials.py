@@ -60,8 +60,11 @@ def try_actions(
     """Return the QoS of each candidate action's simulated future in its lane, [B, C] float32.
 
     Args:
+      env: the environment.
       greedy: of the net gain that routes after the first action.
+      lanes: B environments.
       candidates: [B, C] int32, actions.
+      key: [] key.
       horizon: decisions of a future, the first included.
       crowding: share of the price of crowding, times the load, paid for those left in flight.
     """

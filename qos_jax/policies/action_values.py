@@ -39,8 +39,11 @@ def action_values(
     Args:
       env: the environment; its reward is replaced by QoS.
       params: with a process.
+      state: with the request to be routed.
       actions: [C] int32, the first actions to compare.
       key: [] key of the future; equal keys give equal futures.
+      base: the policy that routes afterwards.
+      base_params: its parameters.
       horizon: decisions, the first included; static, >= 1.
       later: value of the state reached, [] QoS, in place of draining it.
     """

@@ -23,6 +23,8 @@ def compile_router(policy: Policy, example: Observation, seed: int = 0) -> Decid
     example)``.
 
     Args:
+      policy: a router, not an oracle.
+      example: an observation, for its shapes and dtypes.
       seed: of the router's own draws, together with the observation's step.
 
     Returns:

@@ -71,7 +71,9 @@ def attend(edges: EdgeSet, mask: jax.Array, messages: Messages, slope: float) ->
     """Return attention over the incoming edges of each receiver, [n_receivers, H D]; 0 without any.
 
     Args:
+      edges: the edges.
       mask: [E] or [G, R, S] bool, see :func:`edge_mask`.
+      messages: scores and values.
       slope: of the leaky ReLU on scores.
     """
     if isinstance(edges, Edges):

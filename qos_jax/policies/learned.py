@@ -20,6 +20,8 @@ def learned_policy(name: str, config: NetworkConfig, params: Any, *, stochastic:
     """Return the router of trained parameters.
 
     Args:
+      name: its name in tables.
+      config: the networks' configuration.
       params: as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
       stochastic: draw from the policy instead of taking its most likely action.
     """

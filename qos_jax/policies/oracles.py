@@ -33,6 +33,8 @@ def upper_bound(
     the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
 
     Args:
+      profile: the fleet, leaves [N].
+      table: M requests.
       latency_limit_s: [] float32, L, seconds per output token.
       scheduler: "prefill_first" or "chunked_prefill".
     """

@@ -32,8 +32,11 @@ def load_router(
     """Read a learned router and check that it can route on the fleet.
 
     Args:
+      name: what tables call it.
       folder: of a training run (its best checkpoint, or its latest if none was evaluated), of one
         checkpoint, or an exported policy. Its configuration holds the network's as ``network``.
+      serving: the fleet's sizes.
+      allow_drop: whether routers may drop requests.
       stochastic: draw actions instead of taking the most likely.
 
     Raises:

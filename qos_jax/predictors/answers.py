@@ -48,8 +48,10 @@ def check_answers(
 
     Args:
       config: for the longest answer that has a length bucket.
+      prompts: [M] texts.
       quality: [M, N] in [0, 1]; NaN = missing.
       output_tokens: [M, N] whole numbers from 1; -1 = missing.
+      experts: N names.
 
     Returns:
       The answers, float64 and int64.

@@ -49,7 +49,10 @@ def fit_head(
     """Fit a head to some of M prompts and calibrate it on others.
 
     Args:
+      config: kind, sizes and training.
       number: of the head; heads of different numbers draw different random numbers.
+      encoded: the M prompts.
+      answers: theirs.
       groups: [M] int, equal for equal texts.
       learned: rows to learn from.
       judged: rows for early stopping and calibration.

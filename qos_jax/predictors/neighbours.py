@@ -46,6 +46,7 @@ def apply_neighbours(k: int, fitted: Neighbours, embedding: jax.Array) -> tuple[
 
     Args:
       k: neighbours, at most R.
+      fitted: the rows.
       embedding: [M, D], rows of length 1.
 
     Returns:

@@ -65,6 +65,7 @@ def apply_networks(network: HeadNetwork, params: Params, features: jax.Array) ->
     """Average the probabilities of E networks.
 
     Args:
+      network: of which they are members.
       params: leaves [E, ...].
       features: [M, D].
 
@@ -90,8 +91,10 @@ def fit_networks(
     Networks start from what each expert does on average, so a text without information changes nothing.
 
     Args:
+      config: sizes and training.
       number: of the head; another number draws other random numbers.
       features: [M, D] float32, centred and scaled.
+      targets: of the same M rows.
       train: rows to learn from.
       validation: rows to judge by, at least one with a known answer.
       on_progress: called with epochs done; ``max_epochs`` in all, however early training stops.

@@ -56,9 +56,11 @@ def fit_predictor(
     """Fit a predictor to the answers that N experts gave to M prompts.
 
     Args:
+      config: encoder, head and training.
       prompts: [M] texts.
       quality: [M, N] in [0, 1]; NaN = missing.
       output_tokens: [M, N] whole numbers from 1; -1 = missing.
+      experts: N unique names.
       on_progress: called with epochs done and epochs in all.
 
     Returns:

@@ -49,6 +49,9 @@ def fit_ridge(
     """Fit to M prompts and answer them out of fold.
 
     Args:
+      config: folds and penalties.
+      encoded: the M prompts.
+      answers: theirs.
       groups: [M] int, equal for equal texts, which share a fold.
 
     Returns:

@@ -90,6 +90,7 @@ def typical_iterations(
     """Return seconds and standard error of a typical prefill and decode iteration, sums of coefficients.
 
     Args:
+      fit: the coefficients.
       batch: requests of the decode iteration.
       context: sum of their contexts, tokens.
       prompt: tokens of the one prompt of the prefill iteration.

@@ -45,6 +45,7 @@ def fit_iterations(log: IterationLog, fixed: Mapping[str, float]) -> IterationFi
     """Return the coefficients >= 0 that minimise the sum of squared relative errors, with standard errors.
 
     Args:
+      log: R iterations.
       fixed: values of coefficients that are given, by name.
 
     Raises:

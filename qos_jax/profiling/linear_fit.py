@@ -28,6 +28,7 @@ def solve(design: Array, target: Array, fixed: Mapping[str, float]) -> Array:
     Args:
       design: [R, C] rows already weighted.
       target: [R] likewise.
+      fixed: values by name.
     """
     theta = np.array([fixed.get(name, 0.0) for name in COEFFICIENTS])
     free = free_columns(fixed)
@@ -54,6 +55,7 @@ def robust_covariance(
       design: [R, C] rows already weighted, A.
       residuals: [R] likewise, r.
       group: [R] index of the group that a row belongs to, 0 to G - 1, G >= 2.
+      fixed: values by name.
     """
     free = free_columns(fixed)
     columns = design[:, free]

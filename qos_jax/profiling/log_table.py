@@ -19,7 +19,10 @@ def our_names(
     """Return the file's name of each of our columns that it has: mapped, else by our name, else by alias.
 
     Args:
+      file: for errors.
+      given: the names in the file.
       columns: the file's name by ours, as the user maps them.
+      known: our names.
       aliases: our name by the file's; of several present, the first counts.
 
     Raises:

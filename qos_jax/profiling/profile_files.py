@@ -20,6 +20,7 @@ def fleet_of_one(expert: str, row: Mapping[str, Any]) -> Fleet:
     """Return the fleet of just this expert.
 
     Args:
+      expert: its name.
       row: every other column of a fleet's file, by name.
 
     Raises:

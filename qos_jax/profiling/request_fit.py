@@ -129,7 +129,10 @@ def fit_requests(
     latter rests on few draws, so a standard error may well be off by half.
 
     Args:
+      log: T requests.
+      limits: how the server batches.
       fixed: values of coefficients that are given, by name.
+      search: how widely to search.
       rows: [T], the requests whose times are fitted; all by default. The others still load the server.
       finished: results of the first refinements, of an interrupted search with the same arguments.
       on_start: called with the result of each further refinement.

@@ -72,6 +72,7 @@ def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> Re
     is left out is load that the fit does not see.
 
     Args:
+      path: the file.
       columns: the file's own name of a column, by the name above.
 
     Raises:

@@ -100,6 +100,7 @@ def roofline(
     attention costs 4 layers hidden per pair of tokens, and a causal prompt of c has c^2 / 2 of them).
 
     Args:
+      config: model and hardware.
       max_running: largest batch of the grid.
       max_batched_tokens: longest prompt of the grid.
       kv_capacity_tokens: most context of the grid.

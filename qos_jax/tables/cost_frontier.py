@@ -73,9 +73,11 @@ def cost_frontier(
       quality: [M, N] true; NaN = missing.
       predicted_quality: [M, N].
       cost_s: [M, N] busy seconds that each answer takes, > 0, NaN = missing.
+      experts: N names.
       predicted_cost_s: [M, N] as the router knows it; None = each expert's mean of ``cost_s``.
       tasks: [M] names, for the task oracle; None = no task oracle.
       resamples: of the requests, for the intervals.
+      seed: of the resampling.
 
     Raises:
       InputError: shapes that do not fit, a cost or prediction out of range, no request with all answers.

@@ -49,6 +49,7 @@ def fit_tables(
       out_tokens: [R, N], -1 = missing.
       prompt_tokens: [R].
       task: [R] task names; rows of ``EXCLUDED_TASKS`` are left out.
+      names: N expert names.
 
     Raises:
       InputError: no row is left.
@@ -187,6 +188,7 @@ def write_figures(out: Path, lookahead_dir: Path | None, traces: Sequence[str]) 
     """Write calibration/lookahead6.json, rates/*.csv and lengths/*.csv into ``out``; return what was written.
 
     Args:
+      out: the data folder.
       lookahead_dir: folder of the real table, or None to leave the calibration as it is.
       traces: ``NAME=FILE`` each; all of them, since rates/summary.csv is written whole.
 

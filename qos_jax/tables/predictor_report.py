@@ -57,10 +57,13 @@ def predictor_report(
     """Score predictions of rows that the predictor has not seen.
 
     Args:
+      predictions: of M prompts.
       baseline: of the same prompts, see ``mean_predictions``.
       quality: [M, N] true; NaN = missing.
       output_tokens: [M, N] true; -1 = missing.
+      experts: N names.
       resamples: of the prompts, for the intervals.
+      seed: of the resampling.
 
     Returns:
       Every figure for each expert, their mean and, where it makes sense, all answers pooled. NaN where a

@@ -33,7 +33,9 @@ def with_prediction_error(key: jax.Array, table: RequestTable, error: AddedError
     draws at every error, so results of a sweep are paired. No error leaves the table as it is.
 
     Args:
+      key: random key.
       table: leaves [M] and [M, N].
+      error: how much.
 
     Returns:
       The table; predicted qualities kept within [0, 1], predicted tokens within [1, 2^24].

@@ -80,7 +80,8 @@ def make_process(
       rate_per_s: mean arrivals per second, > 0.
       cv: coefficient of variation of the gaps at constant rate, > 0.
       burst_factor: rate in bursts over rate in calm, > 0.
-      burst_mean_s, calm_mean_s: mean length of a burst, and of the time between bursts, seconds, > 0.
+      burst_mean_s: mean length of a burst, seconds, > 0.
+      calm_mean_s: mean time between bursts, seconds, > 0.
       profile: [P] relative rates >= 0 of a periodic profile; divided by their mean.
       bin_s: seconds per bin, > 0.
 
@@ -174,6 +175,7 @@ def init_arrivals(key: jax.Array, process: ArrivalProcess, start_bin: int | jax.
 
     Args:
       key: random key, of the chain's state and of the gap at which a recording begins.
+      process: the process.
       start_bin: [] int32, bin of the profile; taken modulo P.
     """
     state_key, left_key = jax.random.split(key)
@@ -192,6 +194,8 @@ def next_gap(key: jax.Array, process: ArrivalProcess, state: ArrivalState) -> tu
     """Draw the time to the next arrival and advance the process to it.
 
     Args:
+      key: random key.
+      process: the process.
       state: right after the arrival before, or of :func:`init_arrivals`.
 
     Returns:
@@ -208,6 +212,9 @@ def sample_gaps(
     """Draw consecutive gaps from a fresh state.
 
     Args:
+      key: random key.
+      process: the process.
+      num_gaps: T, static.
       start_bin: [] int32, bin of the profile at time 0.
 
     Returns:

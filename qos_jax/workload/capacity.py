@@ -22,6 +22,7 @@ def capacity_per_s(profile: FleetProfile, table: RequestTable) -> np.ndarray:
     which leaves out the latency limit, chunked prefill, and which expert suits which request.
 
     Args:
+      profile: the fleet, leaves [N].
       table: M requests, of which the mean lengths matter, per expert.
     """
     return _capacity(np, np.float64, profile, table)

@@ -31,6 +31,7 @@ def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> Name
     Args:
       named: M rows, all of the file, so that train is among them.
       predictions: one of ``PREDICTIONS``.
+      seed: of the shuffle.
 
     Raises:
       InputError: ``mean`` or ``shuffled`` of a table without train rows.

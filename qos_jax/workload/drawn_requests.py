@@ -134,6 +134,7 @@ def draw_table(
       key: random key of the run.
       figures: synthetic parameters of N experts.
       histogram: of lengths to draw from; None = those of the parameters.
+      num_requests: T, static.
     """
     key = jax.random.fold_in(key, 0)
     if histogram is None:

@@ -23,6 +23,7 @@ def arrival_process(workload: str, rate_per_s: Any, numbers: Any, num_requests: 
 
     Args:
       workload: one of ``WORKLOADS``.
+      rate_per_s: mean arrivals per second.
       numbers: a :class:`CaseConfig`, or what else has ``gap_cv``, ``burst_factor``, ``burst_mean_s``,
         ``calm_mean_s`` and ``diurnal_swing``.
       num_requests: of a run, which is a day of the workload "diurnal".

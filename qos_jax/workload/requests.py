@@ -88,7 +88,10 @@ def write_requests(
     """Write requests so that :func:`read_requests` returns them again; whole or not at all.
 
     Args:
+      path: the file.
+      requests: T requests.
       expert_names: the N names of the fleet, in its order.
+      comments: lines put first, each behind a ``#``.
     """
     table = requests.table
     fields = (*REQUIRED_PER_EXPERT, *TRUTH_OF)

@@ -64,9 +64,11 @@ def open_setting(
 
     Args:
       fleet: path of a fleet CSV, or the name of a shipped fleet.
+      scheduler: of every expert, one of ``serving.SCHEDULERS``.
       latency_limit_s: L, seconds per output token; None = the shipped fleet's.
       table: table file whose rows are the requests, in place of synthetic ones.
       table_split: which of its rows, one of ``SPLITS`` or ``ALL_ROWS``.
+      trace: trace file.
       trace_start_s: first second of the trace to use, counted from its first arrival.
       trace_end_s: second to stop before.
       seed: of the experts drawn where the fleet's models have no figures.

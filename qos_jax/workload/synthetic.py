@@ -41,7 +41,9 @@ def sample_table(key: jax.Array, params: SyntheticParams, num_rows: int) -> Requ
     """Sample requests and the answers of N experts; jittable.
 
     Args:
+      key: random key.
       params: parameters of K tasks, N experts and the predictor.
+      num_rows: M, static.
 
     Returns:
       A table with M = num_rows; ``predicted_output_tokens`` is the predictor's median.
@@ -75,6 +77,7 @@ def table_for_trace(
     ``typical_length_noise`` and the deviations as in :func:`sample_table`.
 
     Args:
+      key: random key.
       params: parameters of N experts.
       prompt_tokens: [M] int32, >= 1.
       output_tokens: [M] int32, >= 1.

@@ -89,6 +89,8 @@ def save_params(path: Path, params: SyntheticParams, notes: Mapping[str, Any]) -
     """Write parameters as JSON, rounded to six digits.
 
     Args:
+      path: the file, written whole or not at all.
+      params: the parameters.
       notes: plain values to put before them, such as source and licence.
     """
     fields = _shapes(params.task_weight.shape[0], params.num_experts)

@@ -78,6 +78,7 @@ def write_table(
     Args:
       path: the file, ``.npz`` by custom.
       names: N unique names of the table's experts, in its order.
+      table: M rows.
       split: [M] index into ``SPLITS``, or None.
       length_log_std: [N], std of log(true) - log(predicted) output tokens; None = measured when read.
 

@@ -101,6 +101,8 @@ def checked_header(cells: Sequence[str] | None, file: str, line: int) -> list[st
 
     Args:
       cells: of the header's row; None or none at all: the file has no header.
+      file: path, for errors.
+      line: of the header, for errors.
 
     Raises:
       InputError: no header, a column without a name, or two of one name.
@@ -197,6 +199,7 @@ def concatenated(parts: Sequence[Mapping[str, np.ndarray]], row: str, path: Path
     Args:
       parts: arrays by name, the same names in each, at least one part.
       row: what a row is, for the error.
+      path: of the file, for the error.
 
     Raises:
       InputError: there is no row.

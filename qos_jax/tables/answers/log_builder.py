@@ -43,6 +43,8 @@ class LogBuilder:
         """Add a prompt.
 
         Args:
+          row: line in the file, for errors.
+          prompt: its text.
           prompt_tokens: its length, a number or the text of one.
           task: name of its task; None = not given.
 
@@ -71,6 +73,9 @@ class LogBuilder:
         """Add an expert's answer to a prompt.
 
         Args:
+          index: of the prompt, from :meth:`add_row`.
+          row: line in the file, for errors.
+          expert: its name.
           score: number within the score range; None = missing.
           tokens: length of the answer; None = missing; 0 counts as the one token that ends an answer.
           fields: names of the score and of the length, for errors.
