@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qos_jax.evaluation.comparison import evaluate as evaluate
+    from qos_jax.policies import saved
     from qos_jax.policies.compiled import compile_router as compile_router
     from qos_jax.policies.han import HANConfig as HANConfig
     from qos_jax.policies.han import HANEncoder as HANEncoder
     from qos_jax.policies.han import HANLayer as HANLayer
     from qos_jax.policies.registry import policy as policy
-    from qos_jax.policies.saved import trained_router as load_router
     from qos_jax.routing.adapters import GymnaxEnv as GymnaxEnv
     from qos_jax.routing.adapters import GymnaxEnvV1 as GymnaxEnvV1
     from qos_jax.routing.adapters import stoa_environment as stoa_environment
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from qos_jax.workload.fleet import read_fleet as read_fleet
     from qos_jax.workload.profiles import registered_fleets as registered_fleets
     from qos_jax.workload.trace_readers import read_trace as read_trace
+
+    load_router = saved.trained_router
 
 __version__ = "0.1.0"
 
@@ -54,28 +56,7 @@ _WHERE = {
     "read_trace": "workload.trace_readers",
 }
 
-__all__ = [
-    "make",
-    "registered_fleets",
-    "policy",
-    "load_router",
-    "evaluate",
-    "make_train",
-    "TrainConfig",
-    "compile_router",
-    "RoutingEnvironment",
-    "EnvConfig",
-    "EnvParams",
-    "GymnaxEnv",
-    "GymnaxEnvV1",
-    "stoa_environment",
-    "HANEncoder",
-    "HANLayer",
-    "HANConfig",
-    "read_fleet",
-    "read_trace",
-    "__version__",
-]
+__all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -73,11 +73,8 @@ def check_one_of(field: str, value: str, known: Collection[str]) -> None:
       InputError: an unknown name, with the nearest known one.
     """
     if value not in known:
-        raise input_error(
-            f"{value!r} is unknown{near_match(value, known)}",
-            field=field,
-            remedy=f"use one of {', '.join(known)}",
-        )
+        fault = f"{value!r} is unknown{near_match(value, known)}"
+        raise input_error(fault, field=field, remedy=f"use one of {', '.join(known)}")
 
 
 def check_some_of(field: str, values: Sequence[str], known: Collection[str]) -> None:
@@ -128,9 +125,5 @@ def check_names(field: str, names: Sequence[Any], *, file: object | None = None,
         }
         if any(faults.values()):
             fault = next(fault for fault, found in faults.items() if found)
-            raise input_error(
-                f"name {name!r} at {field}[{index}] {fault}",
-                file=file,
-                field=field,
-                remedy="give every expert a name of its own",
-            )
+            fault = f"name {name!r} at {field}[{index}] {fault}"
+            raise input_error(fault, file=file, field=field, remedy="give every expert a name of its own")

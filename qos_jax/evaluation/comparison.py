@@ -84,17 +84,11 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     """
     check_some_of("predictions", config.predictions, PREDICTIONS)
     if config.table is not None and config.cases.error_level != 1.0:
-        raise input_error(
-            f"{config.cases.error_level} is of synthetic predictions, and a table has its own",
-            field="error_level",
-            remedy="leave out error_level, or the table",
-        )
+        fault = f"{config.cases.error_level} is of synthetic predictions, and a table has its own"
+        raise input_error(fault, field="error_level", remedy="leave out error_level, or the table")
     if config.table is None and config.predictions != (FITTED,):
-        raise input_error(
-            f"{', '.join(config.predictions)} need a table",
-            field="predictions",
-            remedy="give --table=FILE, or --error_level for synthetic predictions",
-        )
+        remedy = "give --table=FILE, or --error_level for synthetic predictions"
+        raise input_error(f"{', '.join(config.predictions)} need a table", field="predictions", remedy=remedy)
     chosen = resolve(
         config.policies, config.checkpoint, allow_drop=config.allow_drop, stochastic=config.stochastic
     )

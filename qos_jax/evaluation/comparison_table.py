@@ -79,11 +79,8 @@ def comparison_table(
         case[result.policy] = np.stack([np.asarray(result.metrics[name], np.float64) for name in names])
     for key, case in by_case.items():
         if baseline not in case:
-            raise input_error(
-                f"the baseline {baseline!r} was not run on {case_text(key)}",
-                remedy=f"choose one of {', '.join(case)}",
-                field="baseline",
-            )
+            fault = f"the baseline {baseline!r} was not run on {case_text(key)}"
+            raise input_error(fault, remedy=f"choose one of {', '.join(case)}", field="baseline")
         if len({values.shape for values in case.values()}) > 1:
             seeds = ", ".join(f"{policy} {values.shape[-1]}" for policy, values in case.items())
             raise input_error(

@@ -80,12 +80,9 @@ def load_run(config: SingleRunConfig) -> SingleRun:
     requests = read_requests(config.requests, fleet.names)
     if router is None:
         if requests.expert is None:
-            raise input_error(
-                f"column is missing, and the policy {config.policy!r} replays it",
-                file=config.requests,
-                field="expert",
-                remedy="give the name of an expert for each request, or choose another policy",
-            )
+            fault = f"column is missing, and the policy {config.policy!r} replays it"
+            remedy = "give the name of an expert for each request, or choose another policy"
+            raise input_error(fault, file=config.requests, field="expert", remedy=remedy)
         router = policy(config.policy, assignment=jnp.asarray(requests.expert))
     _check_capacity(config, fleet, requests)
     files: dict[str, Any] = {"fleet": file, "requests": config.requests}
@@ -204,12 +201,9 @@ def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -
         )
     if total.max() > np.iinfo(np.int32).max:
         at = int(np.argmax(total.max(axis=1)))
-        raise input_error(
-            f"request {at} has {total.max()} prompt and output tokens",
-            file=config.requests,
-            field="output_tokens",
-            remedy=f"keep their sum below {np.iinfo(np.int32).max}",
-        )
+        fault = f"request {at} has {total.max()} prompt and output tokens"
+        remedy = f"keep their sum below {np.iinfo(np.int32).max}"
+        raise input_error(fault, file=config.requests, field="output_tokens", remedy=remedy)
 
 
 def _chunks(records: RequestRecords) -> Iterator[RequestRecords]:

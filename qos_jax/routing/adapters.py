@@ -115,7 +115,7 @@ class GymnaxEnv:
     def step_env(self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams) -> Any:
         """As :meth:`step`, without the reset."""
         reached, result = self.env.step(key, state, action, params)
-        observation, info = self._told(result)
+        observation, info = self._reported(result)
         return observation, reached, result.reward, result.terminated | result.truncated, info
 
     def get_obs(
@@ -155,7 +155,7 @@ class GymnaxEnv:
             return jnp.bool_(False)
         return state.step >= params.episode.row.shape[0]
 
-    def _told(self, result: TimeStep) -> tuple[jax.Array, Info]:
+    def _reported(self, result: TimeStep) -> tuple[jax.Array, Info]:
         observation = flat_observation(result.observation, self.with_slots)
         return observation, {
             "discount": jnp.where(result.terminated, jnp.float32(0.0), 1.0),
@@ -168,7 +168,7 @@ class GymnaxEnv:
     def _auto_reset_step(self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams) -> Any:
         step_key, reset_key = jax.random.split(key)
         reached, result = self.env.step(step_key, state, action, params)
-        observation, info = self._told(result)
+        observation, info = self._reported(result)
         done = result.terminated | result.truncated
         fresh = self.reset_env(reset_key, params)
         observation, reached = jax.tree.map(
@@ -189,7 +189,7 @@ class GymnaxEnvV1(GymnaxEnv):
     def step_env(self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams) -> Any:
         """Return observation, state, reward, terminated, info; :meth:`is_truncated` is asked of the state."""
         reached, result = self.env.step(key, state, action, params)
-        observation, info = self._told(result)
+        observation, info = self._reported(result)
         return observation, reached, result.reward, result.terminated, info
 
     def observe(
@@ -202,9 +202,7 @@ class GymnaxEnvV1(GymnaxEnv):
         """Whether the trace has ended at ``state``, [] bool."""
         return self._is_terminated(state, params)
 
-    def is_terminal(self, state: EnvState, params: EnvParams) -> jax.Array:
-        """The same: since 1.0 a time limit is no terminal state."""
-        return self._is_terminated(state, params)
+    is_terminal = is_terminated  # since 1.0 a time limit is no terminal state
 
     def is_truncated(self, state: EnvState, params: EnvParams) -> jax.Array:
         """Whether the time limit, and not the trace's end, ended the episode at ``state``, [] bool."""

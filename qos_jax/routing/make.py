@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from qos_jax.checks import COUNT, POSITIVE, SEED, Interval, check_one_of
+from qos_jax.checks import COUNT, POSITIVE, SEED, check_one_of
 from qos_jax.errors import input_error
 from qos_jax.routing.environment import RoutingEnvironment
 from qos_jax.routing.params import REWARDS, EnvConfig, EnvParams, make_params
@@ -50,11 +50,11 @@ def make(
     check_one_of("reward", reward, REWARDS)
     if load is not None and arrival_rate is not None:
         raise input_error("contradicts arrival_rate", field="load", remedy="give one of the two")
-    _check("load", load, POSITIVE)
-    _check("arrival_rate", arrival_rate, POSITIVE)
-    _check("max_steps", max_steps, COUNT)
-    _check("num_requests", num_requests, COUNT)
-    _check("seed", seed, SEED)
+    checked = {"load": (load, POSITIVE), "arrival_rate": (arrival_rate, POSITIVE), "seed": (seed, SEED)}
+    checked |= {"max_steps": (max_steps, COUNT), "num_requests": (num_requests, COUNT)}
+    for field, (value, interval) in checked.items():
+        if value is not None and value not in interval:
+            raise input_error(f"{value!r} is out of range", field=field, remedy=f"give {interval}")
     setting = open_setting(fleet, scheduler=scheduler, latency_limit_s=latency_limit_s, seed=seed)
     draw = jax.jit(draw_table, static_argnums=(2, 3))
     table = draw(jax.random.key(seed), setting.figures, None, num_requests)
@@ -71,8 +71,3 @@ def make(
     )
     config = EnvConfig(setting.serving, max_steps=max_steps, reward=reward, allow_drop=allow_drop)
     return RoutingEnvironment(config), dataclasses.replace(params, max_steps_in_episode=max_steps)
-
-
-def _check(field: str, value: float | None, interval: Interval) -> None:
-    if value is not None and value not in interval:
-        raise input_error(f"{value!r} is out of range", field=field, remedy=f"give {interval}")

@@ -54,11 +54,8 @@ class ReferenceProfile:
         """
         num_experts = np.shape(profile.max_running)[-1]
         if not 0 <= n < num_experts:
-            raise input_error(
-                f"no expert {n} in a fleet of {num_experts}",
-                remedy=f"give an index from 0 to {num_experts - 1}",
-                field="n",
-            )
+            fault = f"no expert {n} in a fleet of {num_experts}"
+            raise input_error(fault, remedy=f"give an index from 0 to {num_experts - 1}", field="n")
         return cls(**{f.name: np.asarray(getattr(profile, f.name))[n].item() for f in fields(cls)})
 
 
@@ -361,16 +358,13 @@ def simulate_fleet(
     outputs, chosen = np.asarray(output_tokens), np.asarray(expert)
     num = len(chosen)
     if not arrivals.shape == prompts.shape == (num,) or outputs.shape != (num, num_experts):
-        raise input_error(
-            f"shapes {arrivals.shape}, {prompts.shape}, {outputs.shape} and {chosen.shape} disagree",
-            remedy="give arrival_s [T], prompt_tokens [T], output_tokens [T, N] and expert [T]",
-        )
+        fault = f"shapes {arrivals.shape}, {prompts.shape}, {outputs.shape} and {chosen.shape} disagree"
+        remedy = "give arrival_s [T], prompt_tokens [T], output_tokens [T, N] and expert [T]"
+        raise input_error(fault, remedy=remedy)
     if np.any((chosen < -1) | (chosen >= num_experts)):
-        raise input_error(
-            f"no expert {chosen.min()} or no expert {chosen.max()}",
-            remedy=f"use 0 .. {num_experts - 1}, or -1 for a dropped request",
-            field="expert",
-        )
+        fault = f"no expert {chosen.min()} or no expert {chosen.max()}"
+        remedy = f"use 0 .. {num_experts - 1}, or -1 for a dropped request"
+        raise input_error(fault, remedy=remedy, field="expert")
     # Checked here too, since the share of one expert may be sorted where the whole is not.
     _check_sorted(arrivals)
 
@@ -418,11 +412,9 @@ def _closest_tie_s(arrivals: Sequence[float], boundaries: Sequence[float]) -> fl
 def _check_limits(profile: ReferenceProfile) -> None:
     check_range(profile, ("max_running", "max_waiting"), COUNT)
     if profile.max_batched_tokens < profile.max_running:
-        raise input_error(
-            f"{profile.max_batched_tokens} is below max_running {profile.max_running}",
-            remedy="raise max_batched_tokens or lower max_running",
-            field="max_batched_tokens",
-        )
+        fault = f"{profile.max_batched_tokens} is below max_running {profile.max_running}"
+        remedy = "raise max_batched_tokens or lower max_running"
+        raise input_error(fault, remedy=remedy, field="max_batched_tokens")
 
 
 def _check_sorted(arrivals: np.ndarray) -> None:
@@ -430,11 +422,8 @@ def _check_sorted(arrivals: np.ndarray) -> None:
         raise input_error("an arrival that is not finite", remedy="remove it", field="arrival_s")
     if np.any(np.diff(arrivals) < 0):
         first = int(np.argmax(np.diff(arrivals) < 0)) + 1
-        raise input_error(
-            f"request {first} arrives at {arrivals[first]} s, before the one it follows",
-            remedy="sort the requests by arrival",
-            field="arrival_s",
-        )
+        fault = f"request {first} arrives at {arrivals[first]} s, before the one it follows"
+        raise input_error(fault, remedy="sort the requests by arrival", field="arrival_s")
 
 
 def _check_trace(
@@ -444,10 +433,8 @@ def _check_trace(
     arrivals = np.asarray(arrival_s, np.float64)
     prompts, outputs = np.asarray(prompt_tokens), np.asarray(output_tokens)
     if arrivals.ndim != 1 or prompts.shape != arrivals.shape or outputs.shape != arrivals.shape:
-        raise input_error(
-            f"shapes {arrivals.shape}, {prompts.shape} and {outputs.shape} disagree",
-            remedy="give arrival_s, prompt_tokens and output_tokens as [T]",
-        )
+        fault = f"shapes {arrivals.shape}, {prompts.shape} and {outputs.shape} disagree"
+        raise input_error(fault, remedy="give arrival_s, prompt_tokens and output_tokens as [T]")
     _check_sorted(arrivals)
     for name, tokens in (("prompt_tokens", prompts), ("output_tokens", outputs)):
         # Not only the sign: half a token would never be generated, and the loop would not end.

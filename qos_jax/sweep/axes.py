@@ -74,11 +74,8 @@ def parse_axis(text: str) -> Axis:
     name, equals, rest = text.partition("=")
     name = name.strip()
     if not equals or not name:
-        raise input_error(
-            f"{text!r} is not NAME=VALUES",
-            field=FIELD,
-            remedy="give e.g. --sweep=arrival_rate=2:20:10 or --sweep=latency_limit_s=0.02,0.05",
-        )
+        remedy = "give e.g. --sweep=arrival_rate=2:20:10 or --sweep=latency_limit_s=0.02,0.05"
+        raise input_error(f"{text!r} is not NAME=VALUES", field=FIELD, remedy=remedy)
     axis = Axis(name, _values(name, rest.strip()))
     _check_name(axis)
     _check_values(axis)
@@ -163,17 +160,11 @@ def _check_name(axis: Axis) -> None:
         hint = near_match(axis.name, [*SCALARS, *(PROFILE + name for name in PROFILE_FIELDS)])
         if axis.name.removesuffix("*") in SCALARS:
             hint = " (only a field of the profile is scaled)"
-        raise input_error(
-            f"parameter {axis.name!r} is unknown{hint}",
-            field=FIELD,
-            remedy=f"use one of {', '.join(SCALARS)}, profile.FIELD, profile.FIELD* or profile.EXPERT.FIELD",
-        )
+        remedy = f"use one of {', '.join(SCALARS)}, profile.FIELD, profile.FIELD* or profile.EXPERT.FIELD"
+        raise input_error(f"parameter {axis.name!r} is unknown{hint}", field=FIELD, remedy=remedy)
     if field not in PROFILE_FIELDS:
-        raise input_error(
-            f"a profile has no field {field!r}{near_match(field, PROFILE_FIELDS)}",
-            field=axis.name,
-            remedy=f"use one of {', '.join(PROFILE_FIELDS)}",
-        )
+        fault = f"a profile has no field {field!r}{near_match(field, PROFILE_FIELDS)}"
+        raise input_error(fault, field=axis.name, remedy=f"use one of {', '.join(PROFILE_FIELDS)}")
 
 
 def _check_values(axis: Axis) -> None:

@@ -83,11 +83,8 @@ def parse_search(
     check_one_of("capacity", name, SEARCHED)
     match = _TARGET.fullmatch(target)
     if match is None:
-        raise input_error(
-            f"{target!r} is not METRIC>=VALUE or METRIC<=VALUE",
-            field="target",
-            remedy="give e.g. share_within_limit>=0.95",
-        )
+        fault = f"{target!r} is not METRIC>=VALUE or METRIC<=VALUE"
+        raise input_error(fault, field="target", remedy="give e.g. share_within_limit>=0.95")
     metric, sign, text = match.groups()
     check_one_of("target", metric, METRICS)
     try:
@@ -97,11 +94,9 @@ def parse_search(
     if not math.isfinite(value):
         raise input_error(f"{text!r} is not a finite number", field="target", remedy="give one")
     if METRICS[metric].better == ("lower" if sign == ">=" else "higher"):
-        raise input_error(
-            f"{target!r} asks for a worse {metric}, of which {METRICS[metric].better} is better",
-            field="target",
-            remedy=f"turn the sign round: {metric}{'<=' if sign == '>=' else '>='}{text}",
-        )
+        fault = f"{target!r} asks for a worse {metric}, of which {METRICS[metric].better} is better"
+        remedy = f"turn the sign round: {metric}{'<=' if sign == '>=' else '>='}{text}"
+        raise input_error(fault, field="target", remedy=remedy)
     if len(ends) != 2 or not 0 < ends[0] < ends[1] < math.inf:
         raise input_error(
             f"{', '.join(map(str, ends))} is no range", field="capacity_range", remedy="give LOW,HIGH above 0"

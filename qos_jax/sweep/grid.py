@@ -187,11 +187,8 @@ def _profiles(swept: Setting, axes: Sequence[Axis], points: np.ndarray) -> Fleet
         elif axis.expert in fleet.names:
             experts = [fleet.names.index(axis.expert)]
         else:
-            raise input_error(
-                f"fleet {swept.name} has no expert {axis.expert!r}{near_match(axis.expert, fleet.names)}",
-                field=axis.name,
-                remedy=f"use one of {', '.join(fleet.names)}",
-            )
+            fault = f"fleet {swept.name} has no expert {axis.expert!r}{near_match(axis.expert, fleet.names)}"
+            raise input_error(fault, field=axis.name, remedy=f"use one of {', '.join(fleet.names)}")
         was = leaves[field]
         new = was[:, experts] * values if axis.is_scale else np.broadcast_to(values, was[:, experts].shape)
         was[:, experts] = np.rint(new) if field in INTEGER_COLUMNS else new

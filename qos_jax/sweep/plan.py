@@ -25,7 +25,6 @@ from qos_jax.sweep.axes import SWEEP_HELP, check_axes, parse_axis
 from qos_jax.sweep.capacity import Search, parse_search
 from qos_jax.sweep.grid import OF_WORKLOAD, CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
-from qos_jax.sweep.plots import CAPACITY
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
 from qos_jax.workload.named import RECORDED, SYNTHETIC, TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
@@ -90,22 +89,19 @@ class SweepPlan:
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     grid: Grid
     policies: list[Policy]
-    workload: str
-    seeds: int
-    seed: int
-    num_requests: int
+    config: SweepConfig
     search: Search | None
     search_ends: tuple[np.ndarray, np.ndarray] | None  # [C] each, requests / s
-    plot_metrics: tuple[str, ...]
 
     def lane_config(self, group: CellGroup) -> LaneConfig:
         """Return the static part of a group's program."""
-        return LaneConfig(group.serving, self.workload, self.num_requests, self.seeds)
+        given = self.config
+        return LaneConfig(group.serving, given.workload, given.num_requests, given.seeds)
 
     @property
     def cell_requests(self) -> int:
         """Requests that a cell takes of one policy, all seeds and rounds of a search counted."""
-        return self.seeds * self.num_requests * (self.search.rounds if self.search else 1)
+        return self.config.seeds * self.config.num_requests * (self.search.rounds if self.search else 1)
 
     @property
     def total_requests(self) -> int:
@@ -182,13 +178,9 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         ),
         grid=grid,
         policies=[*chosen.policies, *(router.policy for router in routers.values())],
-        workload=config.workload,
-        seeds=config.seeds,
-        seed=config.seed,
-        num_requests=config.num_requests,
+        config=config,
         search=search,
         search_ends=ends,
-        plot_metrics=(CAPACITY,) if search else config.plot_metrics,
     )
 
 
@@ -214,8 +206,8 @@ def describe(plan: SweepPlan, mesh: Mesh, chunks: Sequence[ChunkPlan]) -> str:
     grid = plan.grid
     rounds = f" x {plan.search.rounds} rounds" if plan.search else ""
     lines = [
-        f"{grid.num_cells:,} cells x {len(plan.policies)} policies x {plan.seeds} seeds{rounds} of "
-        f"{plan.num_requests:,} requests = {plan.total_requests:,} requests, on {mesh.size} device(s)"
+        f"{grid.num_cells:,} cells x {len(plan.policies)} policies x {plan.config.seeds} seeds{rounds} of "
+        f"{plan.config.num_requests:,} requests = {plan.total_requests:,} requests, on {mesh.size} device(s)"
     ]
     for group, cut in zip(grid.groups, chunks, strict=True):
         lines.append(

@@ -16,7 +16,7 @@ from qos_jax.runs.folder import RunFolder
 from qos_jax.sweep.capacity import largest_rates
 from qos_jax.sweep.grid import CellGroup, axis_columns
 from qos_jax.sweep.plan import SweepPlan
-from qos_jax.sweep.plots import sweep_figures
+from qos_jax.sweep.plots import CAPACITY, sweep_figures
 from qos_jax.sweep.program import ChunkPlan, LaneProgram
 from qos_jax.sweep.results import RESULTS, ResultsFile, SweepTable
 
@@ -56,7 +56,8 @@ def execute_sweep(
     results.put_in_order([router.name for router in plan.policies])
     table = results.table()
     if plot:
-        for name, figure in sweep_figures(table, plan.grid.axes, plan.plot_metrics):
+        shown = (CAPACITY,) if plan.search else plan.config.plot_metrics
+        for name, figure in sweep_figures(table, plan.grid.axes, shown):
             plot_style.save_figure(figure, folder.file(name))
     return table
 
@@ -109,7 +110,7 @@ def _run_policy(
 
             def run(rates: np.ndarray, part: np.ndarray = part) -> np.ndarray:
                 metrics = program.run(part, rates)
-                on_progress(len(part) * plan.seeds * plan.num_requests)
+                on_progress(len(part) * plan.config.seeds * plan.config.num_requests)
                 return metrics
 
             found = largest_rates(run, low, high, plan.search)
@@ -127,7 +128,7 @@ def _compiled(
 ) -> LaneProgram:
     """Compile a policy, with smaller blocks where XLA says that it would take more memory than it may."""
     while True:
-        program = LaneProgram(plan.lane_config(group), router, group, cut, mesh, plan.seed)
+        program = LaneProgram(plan.lane_config(group), router, group, cut, mesh, plan.config.seed)
         measured = program.measured_bytes
         if measured is None:
             return program
@@ -136,11 +137,8 @@ def _compiled(
             return program
         smaller = cut.halved()
         if smaller is None:
-            raise input_error(
-                f"{router.name} takes {measured / 1e9:.2g} GB on a device",
-                field="max_memory_gb",
-                remedy="raise it, or lower num_requests",
-            )
+            fault = f"{router.name} takes {measured / 1e9:.2g} GB on a device"
+            raise input_error(fault, field="max_memory_gb", remedy="raise it, or lower num_requests")
         cut = smaller
 
 
@@ -165,7 +163,7 @@ def _rows(
     }
     shown = [at[name].tolist() for name in _derived(plan)]
     axes = [column[cells].tolist() for column in axis_columns(grid).values()]
-    columns = [*axes, [plan.seeds] * len(cells), *shown]
+    columns = [*axes, [plan.config.seeds] * len(cells), *shown]
     names = [grid.fleets[fleet].name for fleet in grid.fleet[cells]]
     return [
         [int(cell), policy_name, names[i], *(column[i] for column in columns), *extra[i]]
