@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", *(p for f in ("launch", "qos_jax", "data") for p in (ROOT / f).rglob("*.md"))]
-)
+FOLDERS = ("launch", "qos_jax", "data", "findings")
+PAGES = sorted([ROOT / "README.md", *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 DOWNLOADED = re.compile(r"AzureLLMInferenceTrace_\w+\.csv")
 
 _NETWORK = "network.han.hidden=8 network.han.heads=2 network.hidden=8 max_steps=16"

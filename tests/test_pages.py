@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,25 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+pages = runpy.run_path(str(ROOT / ".ci" / "pages.py"))  # which runs in CI what is parsed here
+PAGES, blocks, commands = pages["PAGES"], pages["blocks"], pages["commands"]
 README = ROOT / "README.md"
-FOLDERS = ("launch", "qos_jax", "data", "findings")
-PAGES = sorted([README, *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands(page: Path) -> list[list[str]]:
-    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line)[2:] for line in lines if line.startswith("python -m launch.")]
 
 
 def test_there_is_something_to_check():
     assert commands(README)
-    assert blocks(README, "python")
+    assert blocks(README.read_text(encoding="utf-8"), "python")
     for room in (ROOT / "qos_jax").iterdir():
         if (room / "__init__.py").is_file():
             assert (room / "README.md") in PAGES, f"{room.name}/ has no page"
@@ -38,7 +28,7 @@ def test_there_is_something_to_check():
 
 def test_python_of_the_readme_runs():
     # In a process of its own: under the suite's strict settings a user's code need not run.
-    code = "\n".join(blocks(README, "python"))
+    code = blocks(README.read_text(encoding="utf-8"), "python")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout
@@ -64,7 +54,7 @@ def test_commands_parse():
     )
     by_launcher: dict[str, list[list[str]]] = {}
     for page in PAGES:
-        for name, *given in commands(page):
+        for (name, *given), _ in commands(page):
             by_launcher.setdefault(name, []).append(given)
     assert len(by_launcher) >= 7
     done = subprocess.run(
