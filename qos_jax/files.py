@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import hashlib
 import importlib.resources
 import json
@@ -110,14 +111,17 @@ def unreadable(path: Path, error: OSError | UnicodeDecodeError | csv.Error) -> I
 
 @contextlib.contextmanager
 def open_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
-    """Open a file of UTF-8 text, with or without a byte-order mark, for reading.
+    """Open a file of UTF-8 text, with or without a byte-order mark, gzipped where its name ends in ``.gz``.
 
     Raises:
-      InputError: there is no such file, it cannot be read, or it is not UTF-8 text.
+      InputError: there is no such file, it cannot be read, it is not UTF-8 text, or no whole gzip file.
     """
+    opener: Any = gzip.open if os.fspath(path).endswith(".gz") else open
     try:
-        with open(path, encoding="utf-8-sig", newline=newline) as stream:
+        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as stream:
             yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise input_error("is a damaged gzip file", file=path, remedy="fetch or write it anew") from None
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
 
@@ -126,7 +130,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a JSON Lines file with their line numbers, from 1; blank lines are skipped.
 
     Raises:
-      InputError: an unreadable file, or a line that is not one JSON object.
+      InputError: an unreadable file, a line that is not one JSON object, or one document over many lines.
     """
     remedy = "give one JSON object per line"
     with open_text(path) as stream:
@@ -136,10 +140,21 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = json.loads(text)
             except ValueError as error:
+                if _is_json("".join([text, *stream])):
+                    fault = "is one JSON document where one JSON object a line is meant"
+                    raise input_error(fault, file=path, remedy="write it by: jq -c '.[]' FILE") from None
                 raise input_error(f"is no JSON ({error})", file=path, row=line, remedy=remedy) from None
             if not isinstance(record, dict):
                 raise input_error("is no JSON object", file=path, row=line, remedy=remedy)
             yield line, record
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

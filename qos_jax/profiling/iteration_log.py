@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax import text_table
 from qos_jax.checks import POSITIVE, Interval
 from qos_jax.errors import input_error
 from qos_jax.files import Path
 from qos_jax.profiling.log_table import renamed
-from qos_jax.workload import text_table
-from qos_jax.workload.text_table import TextTable
+from qos_jax.text_table import TextTable
 
 COLUMNS = ("batch", "prefill_tokens", "prefill_tokens_sq", "prompt_tokens", "context_tokens", "duration_s")
 ALIASES = {"seconds": "duration_s"}

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from qos_jax.errors import input_error, near_match
-from qos_jax.workload.text_table import TextTable
+from qos_jax.text_table import TextTable
 
 
 def our_names(

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from qos_jax import text_table
 from qos_jax.errors import input_error
 from qos_jax.files import Path, atomic_write
 from qos_jax.serving import FleetProfile
-from qos_jax.workload import Fleet, read_fleet, text_table, validate_fleet
+from qos_jax.workload import Fleet, read_fleet, validate_fleet
 from qos_jax.workload.fleet import ALLOWED
 
 

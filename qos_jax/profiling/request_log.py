@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax import text_table
 from qos_jax.checks import POSITIVE, Interval
 from qos_jax.errors import input_error, near_match
 from qos_jax.files import Path, read_json_lines
 from qos_jax.profiling.log_table import our_names
-from qos_jax.workload import text_table
-from qos_jax.workload.text_table import FINITE, TextTable
-from qos_jax.workload.text_table import TOKENS as AT_LEAST_ONE
+from qos_jax.text_table import FINITE, TextTable
+from qos_jax.text_table import TOKENS as AT_LEAST_ONE
 
 STAMPS = ("arrival_s", "scheduled_s", "first_token_s", "last_token_s")
 SPANS = ("ttft_s", "latency_s")  # in place of first_token_s and last_token_s

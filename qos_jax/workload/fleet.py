@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from qos_jax import text_table
 from qos_jax.checks import Interval
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import Path, write_csv
 from qos_jax.serving import FleetProfile, ServingConfig
-from qos_jax.workload import text_table
-from qos_jax.workload.text_table import MAX_INT32, TOKENS, TextTable
+from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
 
 _NUMBER = Interval(0, 2.0**100)
 # Each number of an expert, in the order of a file's columns, and what it may be; units are in the names.

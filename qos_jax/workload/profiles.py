@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from flax import struct
 
+from qos_jax import text_table
 from qos_jax.checks import NON_NEGATIVE, POSITIVE
 from qos_jax.errors import input_error, near_match
 from qos_jax.files import Path, data_folder
-from qos_jax.workload import arrivals, text_table
+from qos_jax.text_table import TOKENS, TextTable
+from qos_jax.workload import arrivals
 from qos_jax.workload.synthetic_params import SyntheticParams, load_params
-from qos_jax.workload.text_table import TOKENS, TextTable
 from qos_jax.workload.trace import Trace
 
 BIN_CHOICES_S = (60.0, 30.0, 10.0, 5.0)  # of a rate profile, coarse first

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
+from qos_jax import text_table
 from qos_jax.checks import NON_NEGATIVE, SHARE, Interval
 from qos_jax.errors import input_error, near_match
 from qos_jax.files import Path, write_csv
-from qos_jax.workload import text_table
+from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.request_table import RequestTable
-from qos_jax.workload.text_table import MAX_INT32, TOKENS, TextTable
-from qos_jax.workload.trace_readers import check_order
 
 DROPPED = -1  # the value of ``Requests.expert`` for a request that is refused
 TRUTH_OF = {"predicted_output_tokens": "output_tokens", "predicted_quality": "quality"}
@@ -61,7 +60,7 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     last_s = 0.0
     for table in itertools.chain([first], chunks):
         arrival_s = text_table.floats(table, "arrival_s", NON_NEGATIVE)
-        last_s = check_order(table, arrival_s, last_s)
+        last_s = text_table.check_order(table, arrival_s, last_s)
         read: dict[str, np.ndarray] = {
             "arrival_s": arrival_s,
             "prompt_tokens": text_table.integers(table, "prompt_tokens", TOKENS),

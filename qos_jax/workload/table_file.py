@@ -29,11 +29,11 @@ import numpy.typing as npt
 from qos_jax.checks import SHARE, Interval, check_names
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.files import Path, atomic_write, read_npz
+from qos_jax.text_table import MAX_INT32, TOKENS
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.named_table import SPLITS, NamedTable
 from qos_jax.workload.request_table import RequestTable, measure_length_log_std
 from qos_jax.workload.requests import MIN_PREDICTED_TOKENS
-from qos_jax.workload.text_table import MAX_INT32, TOKENS
 
 VERSION = 1
 MAX_LENGTH_LOG_STD = 10.0  # more is no log of tokens

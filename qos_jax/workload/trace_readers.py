@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from qos_jax import text_table
 from qos_jax.errors import input_error
 from qos_jax.files import Path, open_text, read_json_lines
-from qos_jax.workload import text_table
-from qos_jax.workload.text_table import MAX_INT32, TOKENS, TOKENS_OR_ZERO, TextTable
+from qos_jax.text_table import MAX_INT32, TOKENS, TOKENS_OR_ZERO, TextTable
 from qos_jax.workload.trace import Trace
 
 # Per format, the columns of the arrival, the prompt tokens and the output tokens.
@@ -65,25 +65,6 @@ def read_trace(path: Path) -> Trace:
     )
 
 
-def check_order(table: TextTable, arrival_s: np.ndarray, after_s: float) -> float:
-    """Check that arrivals do not decrease.
-
-    Args:
-      table: where they are read from, with a column ``arrival_s``.
-      arrival_s: [R] seconds.
-      after_s: the arrival above the first, seconds.
-
-    Returns:
-      The last arrival, or ``after_s`` if there is none.
-
-    Raises:
-      InputError: naming the first arrival before the one above it.
-    """
-    early = np.diff(arrival_s, prepend=after_s) < 0
-    text_table.refuse(table, "arrival_s", early, "is before the arrival above it", "sort the rows by arrival")
-    return float(arrival_s[-1]) if len(arrival_s) else after_s
-
-
 def _csv_chunks(path: Path, columns: tuple[str, str, str]) -> Iterator[Chunk]:
     arrival, prompt, output = columns
     least = TOKENS if columns == GENERIC_COLUMNS else TOKENS_OR_ZERO
@@ -95,7 +76,7 @@ def _csv_chunks(path: Path, columns: tuple[str, str, str]) -> Iterator[Chunk]:
         else:
             arrival_s = text_table.floats(table, arrival)
         if columns == GENERIC_COLUMNS:
-            last_s = check_order(table, arrival_s, last_s)
+            last_s = text_table.check_order(table, arrival_s, last_s)
         yield arrival_s, text_table.integers(table, prompt, least), text_table.integers(table, output, least)
 
 

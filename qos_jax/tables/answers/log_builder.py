@@ -9,8 +9,8 @@ import numpy as np
 
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.tables.answers.log import MISSING_TOKENS, AnswerLog
+from qos_jax.text_table import MAX_INT32
 from qos_jax.workload.fleet import DROP_NAME
-from qos_jax.workload.text_table import MAX_INT32
 
 MAX_TOKENS = MAX_INT32 // 2  # of a prompt or an answer, so that their sum is an int32 too
 

@@ -13,7 +13,7 @@ from typing import IO, Any, NoReturn
 
 from qos_jax.errors import input_error
 from qos_jax.files import Path, unreadable
-from qos_jax.workload.text_table import check_width, checked_header
+from qos_jax.text_table import check_width, checked_header
 
 CSV, JSON, PARQUET = "csv", "json", "parquet"
 Record = Mapping[str, Any]

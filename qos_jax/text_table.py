@@ -35,14 +35,15 @@ class TextTable:
         return len(self.line)
 
 
-def read_chunks(path: Path) -> Iterator[TextTable]:
+def read_chunks(path: Path, *, unnamed: bool = False) -> Iterator[TextTable]:
     """Yield a CSV file in chunks of at most ``CHUNK_ROWS`` rows; the first one always comes.
 
     Lines that start with ``#`` and blank lines are skipped but counted. The first chunk has no rows
     if the file has only a header.
 
     Args:
-      path: UTF-8 CSV file (a byte-order mark is allowed) with a header line.
+      path: UTF-8 CSV file (a byte-order mark is allowed) with a header line, gzipped if it ends in ``.gz``.
+      unnamed: whether a column may lack a name, as the index that pandas writes; it becomes ``column N``.
 
     Raises:
       InputError: missing or unreadable file, no header, a duplicate or empty column name, a row with
@@ -60,7 +61,10 @@ def read_chunks(path: Path) -> Iterator[TextTable]:
 
         rows = csv.reader(data_lines())
         try:
-            names = checked_header(next(rows, None), file, at)
+            header = next(rows, None)
+            if unnamed and header:
+                header = [name if name.strip() else f"column {k}" for k, name in enumerate(header, start=1)]
+            names = checked_header(header, file, at)
             cells: list[list[str]] = []
             line: list[int] = []
             yielded = False
@@ -191,6 +195,25 @@ def cell_error(table: TextTable, field: str, row: int, fault: str, remedy: str) 
     cell = table.columns[field][row]
     value = f"{cell!r} {fault}" if cell else "is empty"
     return input_error(value, file=table.file, row=table.line[row], field=field, remedy=remedy)
+
+
+def check_order(table: TextTable, arrival_s: np.ndarray, after_s: float) -> float:
+    """Check that arrivals do not decrease.
+
+    Args:
+      table: where they are read from, with a column ``arrival_s``.
+      arrival_s: [R] seconds.
+      after_s: the arrival above the first, seconds.
+
+    Returns:
+      The last arrival, or ``after_s`` if there is none.
+
+    Raises:
+      InputError: naming the first arrival before the one above it.
+    """
+    early = np.diff(arrival_s, prepend=after_s) < 0
+    refuse(table, "arrival_s", early, "is before the arrival above it", "sort the rows by arrival")
+    return float(arrival_s[-1]) if len(arrival_s) else after_s
 
 
 def concatenated(parts: Sequence[Mapping[str, np.ndarray]], row: str, path: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""From the file that a tool left to requests with times: one registry of layouts."""
