@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qos_jax.training.train_config import TrainConfig as TrainConfig
     from qos_jax.workload.fleet import read_fleet as read_fleet
     from qos_jax.workload.profiles import registered_fleets as registered_fleets
-    from qos_jax.workload.trace_readers import read_trace as read_trace
+    from qos_jax.workload.trace import read_trace as read_trace
 
     load_router = saved.trained_router
 
@@ -53,7 +53,7 @@ _WHERE = {
     "HANLayer": "policies.han",
     "HANConfig": "policies.han",
     "read_fleet": "workload.fleet",
-    "read_trace": "workload.trace_readers",
+    "read_trace": "workload.trace",
 }
 
 __all__ = [*_WHERE, "__version__"]

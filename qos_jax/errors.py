@@ -40,8 +40,14 @@ def input_error(
     return InputError(f"{where}: {fault}; {remedy}" if where else f"{fault}; {remedy}")
 
 
-def near_match(name: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'X'?)"`` for the known name nearest to ``name``, or ``""``."""
+def near_match(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return ``" (did you mean 'X'?)"`` for the known name nearest to ``name``, or ``""``.
+
+    Args:
+      name: the name given.
+      known: the names to compare it with.
+      cutoff: likeness in [0, 1] below which none is suggested.
+    """
     folded = {k.casefold(): k for k in known}
-    found = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=cutoff)
     return f" (did you mean {folded[found[0]]!r}?)" if found else ""

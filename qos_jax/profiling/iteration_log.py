@@ -12,7 +12,7 @@ from qos_jax import text_table
 from qos_jax.checks import POSITIVE, Interval
 from qos_jax.errors import input_error
 from qos_jax.files import Path
-from qos_jax.profiling.log_table import renamed
+from qos_jax.logs.units import UNITS, our_names
 from qos_jax.text_table import TextTable
 
 COLUMNS = ("batch", "prefill_tokens", "prefill_tokens_sq", "prompt_tokens", "context_tokens", "duration_s")
@@ -48,14 +48,32 @@ def read_iterations(path: Path, columns: Mapping[str, str] | None = None) -> Ite
 
     Args:
       path: the file; lines that start with ``#`` are comments.
-      columns: the file's own name of a column, by the name above.
+      columns: the file's own name of a column, with or without ``:unit`` (s, ms, us, ns), by the name above.
 
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
     chunks = text_table.read_chunks(path)
-    parts = [_read_part(renamed(chunk, columns or {}, COLUMNS, ALIASES)) for chunk in chunks]
+    parts = [_read_part(_renamed(chunk, columns or {})) for chunk in chunks]
     return IterationLog(**text_table.concatenated(parts, "iteration", path), file=str(path))
+
+
+def _renamed(table: TextTable, columns: Mapping[str, str]) -> TextTable:
+    """Return a table of just our columns, under our names, times in seconds."""
+    found = our_names(table.file, list(table.columns), columns, COLUMNS, ALIASES)
+    cells = {ours: _in_seconds(table.columns[theirs], unit) for ours, (theirs, unit) in found.items()}
+    return dataclasses.replace(table, columns=cells)
+
+
+def _in_seconds(cells: list[str], unit: str) -> list[str]:
+    return cells if unit == "s" else [_scaled(cell, UNITS[unit]) for cell in cells]
+
+
+def _scaled(cell: str, per_s: float) -> str:
+    try:
+        return repr(float(cell) / per_s)
+    except ValueError:
+        return cell  # which the check of the column names
 
 
 def _read_part(table: TextTable) -> dict[str, np.ndarray]:

@@ -8,30 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax import text_table
-from qos_jax.checks import POSITIVE, Interval
-from qos_jax.errors import input_error, near_match
-from qos_jax.files import Path, read_json_lines
-from qos_jax.profiling.log_table import our_names
-from qos_jax.text_table import FINITE, TextTable
-from qos_jax.text_table import TOKENS as AT_LEAST_ONE
+from qos_jax.errors import input_error
+from qos_jax.files import Path
+from qos_jax.logs import TIMES, Logged, read_logged
+from qos_jax.logs.units import UNITS
 
-STAMPS = ("arrival_s", "scheduled_s", "first_token_s", "last_token_s")
-SPANS = ("ttft_s", "latency_s")  # in place of first_token_s and last_token_s
-TOKENS = ("prompt_tokens", "output_tokens")
-COLUMNS = (*STAMPS, *SPANS, *TOKENS)
-# Names in the logs of vLLM benchmarks; of several stamps of the arrival the engine's own clock comes first.
-ALIASES = {
-    "queued_ts": "arrival_s",
-    "queued_s": "arrival_s",
-    "arrival_time": "arrival_s",
-    "scheduled_ts": "scheduled_s",
-    "first_token_ts": "first_token_s",
-    "last_token_ts": "last_token_s",
-    "input_toks": "prompt_tokens",
-    "input_tokens": "prompt_tokens",
-    "output_toks": "output_tokens",
-}
+MAX_TPOT_S = 10.0  # a median above it is taken for another unit
+MAX_PREFILL_S = 1.0  # likewise of the fastest prompt, seconds per token
+_LIKELY_S = 0.5  # seconds per token that the likely unit has to make of it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +29,8 @@ class RequestLog:
     prompt_tokens: npt.NDArray[np.int64]  # >= 1
     output_tokens: npt.NDArray[np.int64]  # >= 1
     file: str  # its path, for errors
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # requests not among them, by cause
+    notes: tuple[str, ...] = ()  # remarks on how the file was read, for the user
 
     @property
     def num_requests(self) -> int:
@@ -63,96 +49,95 @@ class RequestLog:
 
 
 def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> RequestLog:
-    """Read a request log from JSON lines (a name that ends in ``.jsonl``) or CSV.
+    """Read a request log of any layout of :mod:`qos_jax.logs` that has times of first and last tokens.
 
-    Columns: ``arrival_s``, ``prompt_tokens``, ``output_tokens`` and either the stamps ``first_token_s`` and
-    ``last_token_s`` on the clock of ``arrival_s`` or the spans ``ttft_s`` and ``latency_s`` since it;
-    optionally ``scheduled_s``. The names of vLLM's benchmark logs are known (``ALIASES``). Other columns are
-    ignored; rows may be in any order. Every request that loaded the server must be there, answered: one that
-    is left out is load that the fit does not see.
+    In the generic layout: ``arrival_s``, ``prompt_tokens``, ``output_tokens``, the stamp ``first_token_s`` on
+    the clock of ``arrival_s`` or the span ``ttft_s`` since it, the stamp ``last_token_s`` or the span
+    ``latency_s``, and optionally ``scheduled_s``; rows may be in any order. Every request that loaded the
+    server must be there: what is left out, as ``left_out`` counts it, is load that a fit does not see. A
+    request aborted after its first token is kept as one that asked for the tokens it got.
 
     Args:
-      path: the file.
-      columns: the file's own name of a column, by the name above.
+      path: CSV, JSON lines or a JSON document, gzipped if its name ends in ``.gz``.
+      columns: the file's own name of a column, with or without ``:unit`` (s, ms, us, ns), by the name above.
 
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    if str(path).endswith((".jsonl", ".json")):
-        tables = [_read_json_lines(path)]
-    else:
-        tables = list(text_table.read_chunks(path))
-    found = our_names(str(path), list(tables[0].columns), columns or {}, COLUMNS, ALIASES)
-    parts = [_read_part(table, found) for table in tables]
-    data = text_table.concatenated(parts, "request", path)
-    order = np.argsort(data["arrival_s"], kind="stable")
-    data = {name: values[order] for name, values in data.items()}
-    first_s = data["arrival_s"][0]
+    logged = read_logged(path, columns)
+    first = logged.joined("first_token_s", "ttft_s")
+    last = logged.joined("last_token_s", "latency_s")
+    if not any(name in logged.values for name in TIMES):
+        fault = f"holds no times of tokens, as a trace does not ({logged.layout})"
+        remedy = "give a request log, or map its columns by --column=ttft_s=THEIRS:ms and the like"
+        raise input_error(fault, file=path, field="first_token_s", remedy=remedy)
+    needs = ("arrival_s", first, last, "prompt_tokens", "output_tokens")
+    remedy = f"give {', '.join(needs)}, or map your own with --column={{name}}=YOURS:unit"
+    logged.require(needs, remedy)
+    values = logged.values
+    arrival_s = values["arrival_s"]
+    data = {
+        "arrival_s": arrival_s,
+        "start_s": values.get("scheduled_s", arrival_s),
+        "first_token_s": values[first] if first == "first_token_s" else arrival_s + values[first],
+        "last_token_s": values[last] if last == "last_token_s" else arrival_s + values[last],
+    }
+    data["start_s"] = np.where(np.isnan(data["start_s"]), arrival_s, data["start_s"])
+    kept = logged.is_answered
+    if not kept.any():
+        causes = ", ".join(f"{count} {cause}" for cause, count in logged.left_out.items()) or "none logged"
+        raise input_error(f"holds no answered request ({causes})", file=path, remedy="give at least one")
+    _check_units(logged, data, first, last)
+    _check_order(logged, data, first, last)
+    order = np.flatnonzero(kept)[np.argsort(arrival_s[kept], kind="stable")]
+    first_s = arrival_s[order[0]]
     return RequestLog(
-        **{name: values - first_s if name.endswith("_s") else values for name, values in data.items()},
+        **{name: column[order] - first_s for name, column in data.items()},
+        prompt_tokens=values["prompt_tokens"][order].astype(np.int64),
+        output_tokens=values["output_tokens"][order].astype(np.int64),
         file=str(path),
+        left_out=logged.left_out,
+        notes=logged.all_notes(),
     )
 
 
-def _read_json_lines(path: Path) -> TextTable:
-    """Return a file of one JSON object a line as a table of text; the fields are those of the first."""
-    records = dict(read_json_lines(path))  # by line
-    rows = list(records.values())
-    names = list(rows[0]) if rows else []
-    if not names:
-        raise input_error("holds no request", file=path, remedy="give one JSON object a line")
-    cells = ([row.get(name) for row in rows] for name in names)  # null and what is missing are empty
-    columns = {
-        n: ["" if v is None else str(v) for v in values] for n, values in zip(names, cells, strict=True)
-    }
-    return TextTable(str(path), columns, list(records))
+def _check_units(logged: Logged, data: Mapping[str, np.ndarray], first: str, last: str) -> None:
+    """Refuse times that no server takes for a token, and name the unit that they are likely in."""
+    kept = logged.is_answered
+    output_tokens, prompt_tokens = logged.values["output_tokens"][kept], logged.values["prompt_tokens"][kept]
+    first_s, last_s = data["first_token_s"][kept], data["last_token_s"][kept]
+    many = output_tokens > 1
+    tpot_s = float(np.median((last_s - first_s)[many] / (output_tokens[many] - 1))) if many.any() else 0.0
+    prefill_s = float(np.min((first_s - data["start_s"][kept]) / prompt_tokens))
+    for name, value, limit, what in (
+        (last, tpot_s, MAX_TPOT_S, "a median of {:.3g} s per output token"),
+        (first, prefill_s, MAX_PREFILL_S, "at least {:.3g} s per prompt token"),
+    ):
+        if value > limit:
+            unit = next((u for u, per_s in UNITS.items() if value / per_s <= _LIKELY_S), "ns")
+            field, given = logged.fields.get(name, (name, "s"))
+            fault = f"{what.format(value)} is implausible: its times are likely in {unit}, not {given}"
+            remedy = f"map each time with its unit, such as --column={name}={field}:{unit}"
+            raise input_error(fault, file=logged.file, field=field, remedy=remedy)
 
 
-def _read_part(table: TextTable, found: Mapping[str, str]) -> dict[str, np.ndarray]:
-    spans = all(name in found for name in SPANS) and not all(name in found for name in STAMPS[2:])
-    required = ("arrival_s", *(SPANS if spans else STAMPS[2:]), *TOKENS)
-    for name in required:
-        if name not in found:
-            fault = "column is missing" + near_match(name, table.columns)
-            remedy = f"give {', '.join(required)}, or map your own with --column={name}=YOURS"
-            raise input_error(fault, file=table.file, field=name, remedy=remedy)
-
-    def numbers(name: str, allowed: Interval = FINITE) -> np.ndarray:
-        return text_table.floats(table, found[name], allowed)
-
-    arrival_s = numbers("arrival_s")
-    data = {
-        "arrival_s": arrival_s,
-        "start_s": numbers("scheduled_s") if "scheduled_s" in found else arrival_s,
-        **{name: text_table.integers(table, found[name], AT_LEAST_ONE).astype(np.int64) for name in TOKENS},
-    }
-    if spans:
-        data["first_token_s"] = arrival_s + numbers("ttft_s", POSITIVE)
-        data["last_token_s"] = arrival_s + numbers("latency_s", POSITIVE)
-    else:
-        data |= {name: numbers(name) for name in STAMPS[2:]}
-    _check_order(table, found, data)
-    return data
-
-
-def _check_order(table: TextTable, found: Mapping[str, str], data: Mapping[str, np.ndarray]) -> None:
+def _check_order(logged: Logged, data: Mapping[str, np.ndarray], first: str, last: str) -> None:
     """Refuse stamps that run backwards, which no one clock gives."""
-    begin, start, first, last = (
+    begin, start, first_s, last_s = (
         data[name] for name in ("arrival_s", "start_s", "first_token_s", "last_token_s")
     )
     one_clock = "measure all on one clock, or map the right column with --column"
     rules = (
         (start < begin, "scheduled_s", "is before the arrival", one_clock),
-        (first <= begin, "first_token_s", "is not after the arrival", one_clock),
-        (first <= start, "first_token_s", "is not after the scheduling", one_clock),
-        (last < first, "last_token_s", "is before the first token", one_clock),
+        (first_s <= begin, first, "is not after the arrival", one_clock),
+        (first_s <= start, first, "is not after the scheduling", one_clock),
+        (last_s < first_s, last, "is before the first token", one_clock),
         (
-            (data["output_tokens"] > 1) & (last == first),
-            "last_token_s",
+            (logged.values["output_tokens"] > 1) & (last_s == first_s),
+            last,
             "is the first token's, yet there are more tokens",
             "give the time of the last one",
         ),
     )
-    spans = {"first_token_s": "ttft_s", "last_token_s": "latency_s"}
     for bad, name, fault, remedy in rules:
-        text_table.refuse(table, found.get(name) or found.get(spans.get(name, ""), name), bad, fault, remedy)
+        logged.refuse(name, bad, fault, remedy)

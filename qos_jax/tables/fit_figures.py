@@ -24,7 +24,7 @@ from qos_jax.tables.scores import area_under_curve, explained_share
 from qos_jax.workload import profiles, synthetic
 from qos_jax.workload.request_table import RequestTable
 from qos_jax.workload.synthetic_params import SyntheticParams, save_params
-from qos_jax.workload.trace_readers import read_trace
+from qos_jax.workload.trace import read_trace
 
 EXCLUDED_TASKS = ("alpacaeval",)  # derives from a non-commercial set: never in anything shipped
 LATENT_LIMIT = 6.0  # thresholds beyond it are certain in any sample

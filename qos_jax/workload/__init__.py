@@ -41,8 +41,7 @@ from qos_jax.workload.synthetic_params import (
     select_experts,
 )
 from qos_jax.workload.table_file import read_table, write_table
-from qos_jax.workload.trace import Trace, gaps_s, known_rate_per_s, scale_rate, split, window
-from qos_jax.workload.trace_readers import read_trace
+from qos_jax.workload.trace import Trace, gaps_s, known_rate_per_s, read_trace, scale_rate, split, window
 
 __all__ = [
     "read_fleet",

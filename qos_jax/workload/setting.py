@@ -18,8 +18,7 @@ from qos_jax.workload.named_table import ALL_ROWS, SPLITS, NamedTable, split_row
 from qos_jax.workload.profiles import default_latency_limit_s, fleet_path, load_calibration
 from qos_jax.workload.synthetic_params import SyntheticParams, experts_named, sample_experts
 from qos_jax.workload.table_file import read_table
-from qos_jax.workload.trace import Trace, window
-from qos_jax.workload.trace_readers import read_trace
+from qos_jax.workload.trace import Trace, read_trace, window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,13 +1,17 @@
-"""A trace: arrival times and lengths of recorded requests, and pure functions to cut and scale one."""
+"""A trace: arrival times and lengths of recorded requests; read, cut and scale one."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import numpy.typing as npt
+from absl import logging
 
 from qos_jax.errors import input_error
+from qos_jax.files import Path
+from qos_jax.logs import GENERIC, TIMES, read_logged
 
 _TICKS_PER_S = 2.0**24
 
@@ -20,7 +24,8 @@ class Trace:
     prompt_tokens: npt.NDArray[np.int32]  # [T] int32, >= 1
     output_tokens: npt.NDArray[np.int32]  # [T] int32, >= 1
     name: str  # of its source, for tables and plots
-    skipped_rows: int = 0  # failed requests of the source: rows without prompt or output tokens, left out
+    skipped_rows: int = 0  # requests of the source left out, such as failed ones
+    notes: tuple[str, ...] = ()  # remarks on how the file was read, for the user
 
     @property
     def num_requests(self) -> int:
@@ -36,6 +41,43 @@ class Trace:
     def rate_per_s(self) -> float:
         """Mean arrival rate: gaps / duration; infinite if all arrive at once."""
         return (self.num_requests - 1) / self.duration_s if self.duration_s > 0 else float("inf")
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace from a file of any layout of :mod:`qos_jax.logs`: a public trace, or a request log.
+
+    Requests that cannot be served, such as failed ones without an output token, are left out and counted, and
+    requests out of order are sorted. The generic layout without times of tokens, which people write by hand,
+    is refused for either. Remarks on how the file was read are logged.
+
+    Returns:
+      The trace, named by the file's name without its ending.
+
+    Raises:
+      InputError: no known layout, or naming file, row, field and remedy of the first fault found.
+    """
+    logged = read_logged(path)
+    logged.require(("arrival_s", "prompt_tokens", "output_tokens"), "give it, as {name}")
+    arrival_s = logged.values["arrival_s"]
+    if logged.layout == GENERIC.name and not any(name in logged.values for name in TIMES):
+        early = np.diff(arrival_s, prepend=-np.inf) < 0
+        logged.refuse("arrival_s", early, "is before the arrival above it", "sort the rows by arrival")
+    kept = logged.is_answered
+    notes = logged.all_notes()
+    for note in notes:
+        logging.warning("%s: %s", path, note)
+    if not kept.any():
+        raise input_error("holds no request that can be served", file=path, remedy="give at least one row")
+    order = np.flatnonzero(kept)[np.argsort(arrival_s[kept], kind="stable")]
+    prompt_tokens, output_tokens = (logged.values[name][order] for name in ("prompt_tokens", "output_tokens"))
+    return Trace(
+        arrival_s=arrival_s[order] - arrival_s[order[0]],
+        prompt_tokens=prompt_tokens.astype(np.int32),
+        output_tokens=output_tokens.astype(np.int32),
+        name=os.path.splitext(os.path.basename(path).removesuffix(".gz"))[0],
+        skipped_rows=int(np.sum(~kept)),
+        notes=notes,
+    )
 
 
 def known_rate_per_s(trace: Trace) -> float:

@@ -380,13 +380,13 @@ def _window(id_: str, start: str, end: str, *says: str) -> Case:
 
 TRACE_CASES = [
     *_files("trace.csv"),
-    _write("trace: unknown format", "trace.csv", b"when,what\n1,2\n", "when, what", "no known trace format"),
+    _write("trace: unknown format", "trace.csv", b"when,what\n1,2\n", "no known layout", "when, what"),
     _cell("trace: out of order", "trace.csv", "1.5,14", "0.1,14", 4, "arrival_s", "sort"),
     _cell("trace: not a number", "trace.csv", "0.5,12", "soon,12", 3, "arrival_s", "'soon'"),
     _cell("trace: no prompt", "trace.csv", "0.5,12", "0.5,0", 3, "prompt_tokens", "from 1"),
     _cell("trace: half a token", "trace.csv", "0.5,12", "0.5,1.5", 3, "prompt_tokens", "1.5"),
     _write("trace: broken JSON", "trace.csv", b'{"timestamp": 1, "input_len', "row 1", "; "),
-    _write("trace: JSON without lengths", "trace.csv", b'{"timestamp": 1}\n', "row 1", "input_length"),
+    _write("trace: JSON without lengths", "trace.csv", b'{"timestamp": 1}\n', "lacks input_length, "),
     _write("trace: header only", "trace.csv", b"arrival_s,prompt_tokens,output_tokens\n", "no request"),
 ]
 

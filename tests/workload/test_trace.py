@@ -36,7 +36,7 @@ def test_formats_agree(tmp_path, name):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("a,b\n1,2\n", "no known trace format"),
+        ("a,b\n1,2\n", "no known layout"),
         ("arrival_s,prompt_tokens,output_tokens\n", "no request"),
         ("arrival_s,prompt_tokens,output_tokens\n1,5,5\n0.5,5,5\n", "row 3, field 'arrival_s'"),
         ("arrival_s,prompt_tokens,output_tokens\n1,0,5\n", "row 2, field 'prompt_tokens'"),
@@ -44,7 +44,7 @@ def test_formats_agree(tmp_path, name):
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,5,5\n", "row 2, field 'TIMESTAMP'"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n,5,5\n", "row 2, field 'TIMESTAMP'"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,-5,5\n", "ContextTokens"),
-        ('{"timestamp": 1, "input_length": 5}\n', "row 1, field 'output_length'"),
+        ('{"timestamp": 1, "input_length": 5}\n', "Mooncake trace comes nearest, but lacks output_length"),
         ('{"timestamp": 1, "input_length": 5, "output_length": "x"}\n', "output_length"),
         ('{"timestamp": 1, "input_length": 5, "output_length": 1.5}\n', "output_length"),
         ('{"timestamp": 1,\n', "no JSON"),

@@ -1,0 +1,45 @@
+"""The generic layout: our own names, those with other units, and the names that several tools share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qos_jax.logs.layout import Layout, Texts
+from qos_jax.logs.logged import Logged
+from qos_jax.logs.refine import drop_aborted, with_cause
+from qos_jax.logs.units import SPANS, STAMPS, UNITS
+
+_NAMES = {
+    # Of several stamps of the arrival the engine's own clock comes first.
+    "queued_ts": "arrival_s",
+    "queued_s": "arrival_s",
+    "arrival_time": "arrival_s",
+    "scheduled_ts": "scheduled_s",
+    "first_token_ts": "first_token_s",
+    "last_token_ts": "last_token_s",
+    "input_toks": "prompt_tokens",
+    "input_tokens": "prompt_tokens",
+    "output_toks": "output_tokens",
+}
+# arrival_ms, ttft_us and the like.
+_IN_UNITS = {f"{name[:-1]}{unit}:{unit}": name for unit in UNITS if unit != "s" for name in (*STAMPS, *SPANS)}
+_NO_ERROR = ("", "none", "null", "false", "0", "[]")
+
+
+def _refine(logged: Logged, texts: Texts) -> Logged:
+    for name, cells in texts.items():
+        failed = [
+            cell.lower() in ("false", "0") if name == "success" else cell.lower() not in _NO_ERROR
+            for cell in cells
+        ]
+        logged = with_cause(logged, np.array(failed, bool), "failed")
+    return drop_aborted(logged, texts)
+
+
+GENERIC = Layout(
+    "generic",
+    ("arrival_s", "prompt_tokens", "output_tokens"),
+    _NAMES | _IN_UNITS,
+    ("success", "error"),
+    _refine,
+)
