@@ -43,7 +43,7 @@ class ComparisonConfig:
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
     allow_drop: bool = False  # let greedy and learned routers drop requests
-    trace: str | None = None  # trace file (Azure, Mooncake, BurstGPT or generic); adds workload trace
+    trace: str | None = None  # trace or request log of a known layout; adds workload trace
     trace_start_s: float = 0.0  # first second of the trace to use
     trace_end_s: float = math.inf  # second of the trace to stop before
     table: str | None = option(
