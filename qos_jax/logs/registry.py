@@ -59,7 +59,7 @@ def read_logged(path: Path, columns: Mapping[str, str] | None = None) -> Logged:
     layout = next((layout for layout in LAYOUTS[:-1] if not layout.missing(source)), None)
     if layout is not None and layout.read is not None:
         if columns:
-            fault = f"is a {layout.name}, whose fields are known"
+            fault = f"the fields of the {layout.name} are known"
             raise input_error(fault, file=path, field="column", remedy="leave out --column")
         return layout.read(source)
     if layout is None:
