@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 
 from qos_jax.profiling.profile_plan import ProfileConfig, load_profile
 from qos_jax.profiling.profile_report import render_profile
@@ -21,6 +22,8 @@ def main() -> None:
     """Check everything the flags name, then fit."""
     run = _RUN.read()
     plan = load_profile(_SETTINGS.read())
+    for note in getattr(plan.log, "notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     plot = run.wants_plots()
     folder = open_run_folder(run.out, plan.settings, overwrite=run.overwrite, resume=run.resume)
     with contextlib.ExitStack() as stack:

@@ -50,23 +50,22 @@ def read_logged(path: Path, columns: Mapping[str, str] | None = None) -> Logged:
 
     Args:
       path: CSV, JSON lines or a JSON document, gzipped if its name ends in ``.gz``.
-      columns: the file's name of a column, with or without ``:unit``, by ours (``units.KNOWN``).
+      columns: the file's name of a column, with or without ``:unit``, by ours (``units.KNOWN``); None: the
+        user cannot map any.
 
     Raises:
       InputError: no known layout, or naming file, row, field and remedy of the first fault found.
     """
-    source, columns = open_source(path), columns or {}
+    source = open_source(path)
     layout = next((layout for layout in LAYOUTS[:-1] if not layout.missing(source)), None)
     if layout is not None and layout.read is not None:
         if columns:
             fault = f"the fields of the {layout.name} are known"
             raise input_error(fault, file=path, field="column", remedy="leave out --column")
         return layout.read(source)
-    if layout is None:
-        layout = GENERIC
-        if not columns and _lacks_generic(source):
-            raise _unknown(source)
-    return read_columns(layout, source, columns)
+    if layout is None and not columns and _lacks_generic(source):
+        raise _unknown(source, can_map=columns is not None)
+    return read_columns(layout or GENERIC, source, columns or {})
 
 
 def _lacks_generic(source: Source) -> list[str]:
@@ -74,18 +73,19 @@ def _lacks_generic(source: Source) -> list[str]:
     return [name for name in GENERIC.needs if name not in found]
 
 
-def _unknown(source: Source) -> InputError:
+def _unknown(source: Source, can_map: bool) -> InputError:
     """Return the error for a file of no known layout: its fields, the nearest layout, and all layouts."""
     lacks = {layout: layout.missing(source) for layout in LAYOUTS[:-1]} | {GENERIC: _lacks_generic(source)}
     nearest = min(lacks, key=lambda layout: (len(lacks[layout]) / len(layout.needs), layout is not GENERIC))
     fields = ", ".join(source.fields)
     known = ", ".join(dict.fromkeys(layout.name.partition(" ")[0] for layout in LAYOUTS))
     if source.is_document and not source.is_csv and any(isinstance(v, list | dict) for v in _values(source)):
-        fault = f"is one JSON document, of {fields}, and of no known layout"
+        fault = f"one JSON document of no known layout: it has {fields}"
     else:
         fault = f"of no known layout: it has {fields}"
     near = f"; {nearest.name} comes nearest, but lacks {', '.join(lacks[nearest])}"
-    remedy = "map columns, as --column=arrival_s=THEIRS:ms, or give one of "
+    ours = "map columns, as --column=arrival_s=THEIRS:ms" if can_map else f"name {', '.join(GENERIC.needs)}"
+    remedy = f"{ours}, or give one of "
     room = MAX_ERROR - len(source.file) - len(near) - len(remedy) - 4
     fault = _cut(fault, max(room - len(known), 60))
     return input_error(fault + near, file=source.file, remedy=remedy + _cut(known, room - len(fault)))

@@ -17,9 +17,16 @@ KNOWN = (*STAMPS, *SPANS, *TOKENS)  # the quantities of a request
 
 
 def split_unit(name: str) -> tuple[str, str]:
-    """Return the field and the unit of ``THEIRS`` or ``THEIRS:unit``; without a unit it is seconds."""
+    """Return the field and the unit of ``THEIRS`` or ``THEIRS:unit``; "" for a unit that is not given."""
     field, colon, unit = name.rpartition(":")
-    return (field, unit) if colon and unit in (*UNITS, ISO) else (name, "s")
+    return (field, unit) if colon and unit in (*UNITS, ISO) else (name, "")
+
+
+def _unit_of(field: str, aliases: Mapping[str, str]) -> str:
+    """Return the unit of a field that is mapped without one: the layout's, by its ending, or seconds."""
+    known = dict(split_unit(alias) for alias in aliases)
+    ending = field.rpartition("_")[2]
+    return known.get(field) or (ending if ending in UNITS else "s")
 
 
 def our_names(
@@ -34,7 +41,8 @@ def our_names(
     Args:
       file: for errors.
       given: the names in the file.
-      columns: the file's name by ours, as the user maps them, with or without ``:unit``.
+      columns: the file's name by ours, as the user maps them, with or without ``:unit``; without it the unit
+        is the alias's, or that of the name's ending, such as ``_ms``, or seconds.
       known: our names.
       aliases: our name by the file's, with or without ``:unit``; of several present, the first counts.
 
@@ -46,21 +54,23 @@ def our_names(
         if ours not in known:
             fault = f"no column {ours!r} is read{near_match(ours, known)}"
             raise input_error(fault, field="column", remedy=f"map some of {', '.join(known)}")
-        field, unit = (theirs, "s") if theirs in given else split_unit(theirs)
+        field, unit = (theirs, "") if theirs in given else split_unit(theirs)
         if field not in given:
             fault = f"the file has no column {field!r}{near_match(field, given)}"
             remedy = f"map it to one of {listed(given, 12)}"
             raise input_error(fault, file=file, field=ours, remedy=remedy)
-        if unit != "s" and not ours.endswith("_s"):
-            raise input_error(f"{unit!r} is no unit of it", field=ours, remedy=f"write {ours}={field}")
-        found[ours] = field, unit
+        if not ours.endswith("_s"):
+            if unit:
+                raise input_error(f"{unit!r} is no unit of it", field=ours, remedy=f"write {ours}={field}")
+            unit = "s"  # that of counts, which are not scaled
+        found[ours] = field, unit or _unit_of(field, aliases)
     for name in given:
         if name in known:
             found.setdefault(name, (name, "s"))
     for alias, ours in aliases.items():
         theirs, unit = split_unit(alias)
         if theirs in given:
-            found.setdefault(ours, (theirs, unit))
+            found.setdefault(ours, (theirs, unit or "s"))
     return found
 
 

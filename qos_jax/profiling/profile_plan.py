@@ -48,13 +48,16 @@ class ProfileConfig:
     )
     requests: str | None = option(
         None,
-        help="JSON lines or CSV of all requests of one server: arrival_s, prompt_tokens, output_tokens and "
-        "first_token_s, last_token_s or ttft_s, latency_s; names of vLLM's benchmark logs are known",
+        help="all requests of one server: the file of a benchmark (vLLM, SGLang, AIPerf, GuideLLM, others: "
+        "qos_jax/logs), or CSV or JSON lines of arrival_s, prompt_tokens, output_tokens, first_token_s or "
+        "ttft_s, last_token_s or latency_s",
     )
     roofline: RooflineConfig | None = option(
         None, help="no measurement: a roofline of the model and GPU given", flat=True
     )
-    column: tuple[str, ...] = option((), help="OURS=THEIRS: the log's own name of a column", repeatable=True)
+    column: tuple[str, ...] = option(
+        (), help="OURS=THEIRS:unit: the log's own name of a column, in s, ms, us or ns", repeatable=True
+    )
     fix: tuple[str, ...] = option(
         (),
         help=f"NAME=VALUE in seconds: a coefficient given, one of {', '.join(COEFFICIENTS)}",

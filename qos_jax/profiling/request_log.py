@@ -64,7 +64,7 @@ def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> Re
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    logged = read_logged(path, columns)
+    logged = read_logged(path, columns or {})
     first = logged.joined("first_token_s", "ttft_s")
     last = logged.joined("last_token_s", "latency_s")
     if not any(name in logged.values for name in TIMES):

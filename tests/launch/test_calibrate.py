@@ -32,7 +32,7 @@ def arguments(*extra, **flags):
 
 def iteration_file(path, **changes):
     log = iterations(rows=120, **changes)
-    names = [name for name in vars(log) if name != "file"]
+    names = [name for name in vars(log) if name not in ("file", "left_out", "notes")]
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
@@ -44,7 +44,7 @@ def request_file(path, **changes):
     log = requests(count=30, **changes)
     with path.open("w") as stream:
         for row in range(log.num_requests):
-            names = [name for name in vars(log) if name not in ("file", "start_s")]
+            names = [name for name in vars(log) if name not in ("file", "start_s", "left_out", "notes")]
             stream.write(json.dumps({name: getattr(log, name)[row].item() for name in names}) + "\n")
     return path
 

@@ -67,7 +67,7 @@ def test_lists_that_do_not_match_are_refused(given, value):
         ("arrival_s,prompt_tokens\n1,2\n", "generic .* lacks output_tokens"),
         (
             '{"a": 1,\n "records": [{"index": 1}]}\n',
-            "is one JSON document, of a, records, and of no known layout",
+            "one JSON document of no known layout: it has a, records;",
         ),
         (
             ",".join(f"a_long_name_of_column_{k}" for k in range(99)) + "\n",
@@ -81,6 +81,9 @@ def test_no_known_layout(given, text, says):
         read_logged(given(text))
     assert len(str(raised.value)) <= 400
     assert "Mooncake" in str(raised.value)
+    assert "; name arrival_s, prompt_tokens, output_tokens, or give one of" in str(raised.value)
+    with pytest.raises(InputError, match="; map columns, as --column=arrival_s=THEIRS:ms, or give one of"):
+        read_request_log(given(text))
 
 
 def test_a_document_where_lines_are_meant_and_a_damaged_file(given, tmp_path):
@@ -128,6 +131,20 @@ def test_mapping_reaches_nested_fields_and_names_with_colons(given):
         InputError, match="the fields of the aiperf profile export are known; leave out --column"
     ):
         read_logged(given(SHAPES["aiperf"].text), columns)
+
+
+@pytest.mark.parametrize("unit", ["", ":ms"])
+def test_a_mapping_without_a_unit_takes_that_of_the_name(given, unit):
+    log = read_request_log(given(SHAPES["dynamo"].text), {"arrival_s": f"arrival_time_ms{unit}"})
+    np.testing.assert_allclose(log.ttft_s, TTFT_S)
+    path = given(
+        table(
+            "t_ms,prompt_tokens,output_tokens,x,e_us",
+            [(1e3 * a, p, n, t, 1e6 * e) for a, p, n, t, e in REQUESTS],
+        )
+    )
+    log = read_request_log(path, {"arrival_s": f"t_ms{unit}", "ttft_s": "x", "latency_s": "e_us"})
+    np.testing.assert_allclose(log.latency_s, LATENCY_S)
 
 
 def test_a_missing_column_suggests_only_what_is_like_it(given):

@@ -18,7 +18,7 @@ LOGS = {
     "cases/vllm_requests_aborted.jsonl": (79, {"aborted": 1}, 0.08727, 0.018),
     "cases/real/aiperf_0.13.0_profile_export.jsonl": (36, {"failed": 4, "warm-up": 3}, 0.0515, 0.0105),
     "cases/real/aiperf_0.13.0_sessions.jsonl": (6, {}, 0.5034, 0.0103),
-    "cases/real/guidellm_0.8.1_benchmarks.json": (36, {"failed": 4}, 0.0525, 0.0103),
+    "cases/real/guidellm_0.8.1_benchmarks.json": (36, {"failed": 4}, 0.0525, 0.0107),
     "cases/real/inference_perf_0.7.0_per_request.json": (36, {"failed": 4}, 0.3026, 0.0105),
     "cases/real/dynamo_replay_1.6.1_report.jsonl": (24, {"rejected": 1}, 0.0278, 0.0070),
     "data/llamacpp_cpu/m28_np8_prefix256_cache_on.csv": (150, {}, 0.7514, 0.0415),
