@@ -49,7 +49,9 @@ def _read(source: Source) -> Logged:
     for name, metrics in _COUNTS.items():
         counts = [[field_of(record, f"metrics.{m}.value") for m in metrics] for _, record in records]
         logged = with_usage(logged, name, counts)
-    return with_notes(logged, "last tokens: TTFT plus the gaps between chunks (inter_chunk_latency)")
+    return with_notes(
+        logged, "times: last tokens are TTFT plus the gaps between chunks (inter_chunk_latency)"
+    )
 
 
 def _start_ns(file: str, row: int, record: Record) -> int:

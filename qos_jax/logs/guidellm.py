@@ -46,7 +46,7 @@ def _read(source: Source) -> Logged:
     several = f"holds {len(benchmarks)} benchmarks, read as one log" if len(benchmarks) > 1 else ""
     cut = f"{kept} requests cut off at the end are kept with the tokens they got" if kept else ""
     tokens = "tokens: the server's usage, as guidellm takes it for requests that succeed"
-    stamps = "first and last tokens: stamps of their chunks (info.timings)"
+    stamps = "times: stamps of the first and last chunks (info.timings)"
     return with_notes(nested(NAME, source.file, rows, _FIELDS), tokens, stamps, several, cut)
 
 

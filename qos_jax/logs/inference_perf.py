@@ -44,7 +44,7 @@ def _read(source: Source) -> Logged:
         )
         counts.append([field_of(metrics, "server_usage.completion_tokens"), metrics.get("output_tokens")])
     logged = with_usage(nested(NAME, source.file, rows, _FIELDS), "output_tokens", counts)
-    return with_notes(logged, "first and last tokens: stamps of their chunks (chunk_times)")
+    return with_notes(logged, "times: stamps of the first and last chunks (chunk_times)")
 
 
 INFERENCE_PERF = Layout(NAME, ("start_time", "end_time", "info"), read=_read)

@@ -13,6 +13,7 @@ from qos_jax.logs.units import UNITS
 from qos_jax.text_table import MAX_INT32
 
 ANSWERED = ""  # the cause of a request that is not left out
+TIMES_NOTE = "times: "  # how notes begin that a trace has no use for
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,10 +69,12 @@ class Logged:
                 fault = "column is missing" + near_match(name, self.unread, cutoff=0.7)
                 raise input_error(fault, file=self.file, field=name, remedy=remedy.format(name=name))
         for name in names:
-            self.refuse(name, np.isnan(self.values[name]), None, "give it, or remove the request")
+            values = self.values[name]
+            self.refuse(name, np.isnan(values), None, "give it, or remove the request")
+            self.refuse(name, np.isinf(values), "is not finite", "write a finite number")
             if name.endswith("tokens"):
-                few = self.values[name] < 1
-                self.refuse(name, few, "is out of range", f"give a whole number from 1 to {MAX_INT32}")
+                bad = (values < 1) | (values > MAX_INT32) | (values != np.round(values))
+                self.refuse(name, bad, "is out of range", f"give a whole number from 1 to {MAX_INT32}")
 
     def refuse(self, name: str, bad: npt.NDArray[np.bool_], fault: str | None, remedy: str) -> None:
         """Raise InputError naming the first answered request where ``bad`` [R] holds, if it holds anywhere.

@@ -88,7 +88,7 @@ def _read_run(file: str, row: int, run: Record, flag: str, notes: dict[str, None
         totals = {"itls": [sum(gaps) if isinstance(gaps, list) else gaps for gaps in run["itls"]]}
         run = {**run, **totals}
         span_s = ttft_s + numbers("itls")
-        notes["last tokens: TTFT plus the gaps between chunks (itls)"] = None
+        notes["times: last tokens are TTFT plus the gaps between chunks (itls)"] = None
     else:
         span_s = numbers("latencies") if "latencies" in run else ttft_s
     errors: list[Any] = run.get("errors") or [""] * count

@@ -58,14 +58,19 @@ def read_logged(path: Path, columns: Mapping[str, str] | None = None) -> Logged:
     """
     source = open_source(path)
     layout = next((layout for layout in LAYOUTS[:-1] if not layout.missing(source)), None)
-    if layout is not None and layout.read is not None:
-        if columns:
-            fault = f"the fields of the {layout.name} are known"
-            raise input_error(fault, file=path, field="column", remedy="leave out --column")
-        return layout.read(source)
+    if layout is not None and layout.read is not None and columns:
+        fault = f"the fields of the {layout.name} are known"
+        raise input_error(fault, file=path, field="column", remedy="leave out --column")
     if layout is None and not columns and _lacks_generic(source):
         raise _unknown(source, can_map=columns is not None)
-    return read_columns(layout or GENERIC, source, columns or {})
+    layout = layout or GENERIC
+    try:
+        return layout.read(source) if layout.read else read_columns(layout, source, columns or {})
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        fault = f"is not as the {layout.name} is written ({' '.join(str(error).split())[:80]})"
+        raise input_error(fault, file=path, remedy="give the file as the tool wrote it") from error
 
 
 def _lacks_generic(source: Source) -> list[str]:

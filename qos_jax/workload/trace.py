@@ -11,7 +11,7 @@ from absl import logging
 
 from qos_jax.errors import input_error
 from qos_jax.files import Path
-from qos_jax.logs import GENERIC, TIMES, read_logged
+from qos_jax.logs import GENERIC, TIMES, TIMES_NOTE, read_logged
 
 _TICKS_PER_S = 2.0**24
 
@@ -63,7 +63,7 @@ def read_trace(path: Path) -> Trace:
         early = np.diff(arrival_s, prepend=-np.inf) < 0
         logged.refuse("arrival_s", early, "is before the arrival above it", "sort the rows by arrival")
     kept = logged.is_answered
-    notes = logged.all_notes()
+    notes = tuple(note for note in logged.all_notes() if not note.startswith(TIMES_NOTE))
     for note in notes:
         logging.warning("%s: %s", path, note)
     if not kept.any():

@@ -38,6 +38,7 @@ def test_read_as_the_same_requests(tmp_path, name):
     np.testing.assert_array_equal(trace.prompt_tokens, PROMPT_TOKENS)
     if name not in REBUILT:
         np.testing.assert_allclose(trace.arrival_s, ARRIVAL_S, atol=1e-6)
+    assert not any(note.startswith("times: ") for note in trace.notes)
     assert (trace.name, trace.skipped_rows) == ("given", sum(shape.left_out.values()))
     if not shape.has_times:
         with pytest.raises(InputError, match="holds no times of tokens"):

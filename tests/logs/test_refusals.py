@@ -175,3 +175,30 @@ def test_iterations_in_other_units(given):
     path = given("batch,context_tokens,dt\n2,30,soon\n", "log.csv")
     with pytest.raises(InputError, match="row 2, field 'duration_s': 'soon' is not a number"):
         read_iterations(path, {"duration_s": "dt:ms"})
+
+
+@pytest.mark.parametrize(
+    ("shape", "old", "new", "says"),
+    [
+        ("guidellm", '"request_start_time": ', '"request_start_time": "x', "is no JSON"),
+        ("guidellm", '"errored": [{', '"errored": [7, {', "is not as the guidellm benchmarks is written"),
+        ("aiperf", '"unit": "ms"', '"unit": "h"', "is not as the aiperf profile export is written"),
+        ("aiperf", '"request_start_ns": 1', '"request_start_ns": 0.1', "row 1, .*is no time in nanoseconds"),
+        ("inference_perf", '"completion_tokens": 1', '"completion_tokens": 1.5', "'1.5' is out of range"),
+        ("inference_perf", '"prompt_tokens": 20', '"prompt_tokens": Infinity', "row 3, .* is not finite"),
+        ("dynamo", '"reused_input_tokens": 15', '"reused_input_tokens": "x"', "is not as the ai-dynamo"),
+        ("mooncake", "[1, 2]", "[[1], 2]", "is not as the Mooncake trace is written"),
+        (
+            "burstgpt",
+            "5.0,s,1,GPT-4,30",
+            "5.0,s,1,GPT-4,3.5",
+            "row 2, field 'Request tokens': '3.5' is not an int",
+        ),
+    ],
+)
+def test_spoilt_files_are_refused_in_one_line(given, shape, old, new, says):
+    text = SHAPES[shape].text
+    assert old in text
+    with pytest.raises(InputError, match=says) as raised:
+        read_request_log(given(text.replace(old, new, 1)))
+    assert "\n" not in str(raised.value)
