@@ -1,9 +1,10 @@
 """AIPerf: ``profile_export.jsonl``, one request a line.
 
-Source: ai-dynamo/aiperf 0.13.0, src/aiperf/common/models/record_export_models.py, and files of that version:
-``metadata`` in epoch nanoseconds, ``metrics.NAME`` = {value, unit}. ``inter_token_latency`` and
-``output_sequence_length`` are by the client's tokenizer. Failed requests end when they start; a cancelled one
-has code 499. With a concurrency limit the time a request was due stands nowhere: it arrives when it is sent.
+Source: files that version 0.13.0 wrote, and ai-dynamo/aiperf,
+src/aiperf/common/models/record_export_models.py: ``metadata`` in epoch nanoseconds, ``metrics.NAME`` =
+{value, unit}. ``inter_token_latency`` and ``output_sequence_length`` are by the client's tokenizer. Failed
+requests end when they start; a cancelled one has code 499. With a concurrency limit the time a request was
+due stands nowhere: it arrives when it is sent.
 """
 
 from __future__ import annotations

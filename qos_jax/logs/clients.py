@@ -18,7 +18,7 @@ def _llama_cpp(logged: Logged, texts: Texts) -> Logged:
     return with_notes(logged, "times: the client's, as the server's leave out the time queued", note)
 
 
-# ggml-org/llama.cpp, tools/server: the timings prompt_ms and predicted_ms of a completion, in milliseconds,
+# llama-server of 2026: the timings prompt_ms and predicted_ms of a completion, in milliseconds,
 # and the prompt tokens that it found in its cache, which a client writes beside its own times, in seconds.
 LLAMA_CPP = Layout(
     "llama.cpp client log",
@@ -28,8 +28,9 @@ LLAMA_CPP = Layout(
     _llama_cpp,
 )
 
-# LMCache/LMCache, benchmarks/multi_round_qa/multi-round-qa.py: launch_time and finish_time in epoch seconds,
-# ttft and generation_time (first to last token) in seconds; token counts are the server's usage.
+# LMCache/LMCache at commit 2cdc3a8, benchmarks/multi_round_qa/multi-round-qa.py: launch_time and finish_time
+# in epoch seconds, ttft and generation_time (first to last token) in seconds; token counts are the server's
+# usage.
 MULTI_ROUND_QA = Layout(
     "LMCache multi-round QA summary",
     ("prompt_tokens", "generation_tokens", "ttft", "launch_time", "finish_time"),

@@ -1,8 +1,8 @@
 """ai-dynamo: per-request reports of a replay (``report_jsonl_path``), one request a line.
 
-Source: ai-dynamo/dynamo 1.6.1, ``run_trace_replay(..., capture_per_request=True)``, and a file of it:
-milliseconds from the smallest arrival; ``terminal_status`` other than "completed" is a request that was not
-answered; ``reused_input_tokens`` are prompt tokens found in a prefix cache.
+Source: a file that ``run_trace_replay(..., capture_per_request=True)`` of version 1.6.1 wrote: milliseconds
+from the smallest arrival. ``terminal_status`` other than "completed" is a request that was not answered;
+``reused_input_tokens`` are prompt tokens found in a prefix cache.
 """
 
 from __future__ import annotations

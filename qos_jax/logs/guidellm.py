@@ -1,20 +1,23 @@
 """GuideLLM: ``benchmarks.json``, one document of several benchmarks.
 
-Source: vllm-project/guidellm 0.8.1, src/guidellm/schemas/base/request_stats.py and info.py, and a file of
-it: epoch seconds, but fields in ``_ms``. ``time_per_output_token_ms`` holds the first token's wait, and
-``inter_token_latency_ms`` is what others call TPOT; ``targeted_start`` may be years off; token counts are the
-server's for a request that succeeded and the client's for others. A request that the benchmark's end cut off
-(``incomplete``) is kept with the tokens that it got.
+Source: a file that version 0.8.1 wrote, and vllm-project/guidellm,
+src/guidellm/schemas/base/request_stats.py: epoch seconds, but fields in ``_ms``.
+``time_per_output_token_ms`` holds the first token's wait, and ``inter_token_latency_ms`` is what others call
+TPOT; ``targeted_start`` may be years off; token counts are the server's for a request that succeeded, where
+it gives them, and the client's for others; ``cached_tokens`` were found in a prefix cache. A request that
+the benchmark's end cut off (``incomplete``) is kept with the tokens that it got.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from qos_jax.errors import input_error
 from qos_jax.logs.layout import Layout
 from qos_jax.logs.logged import Logged
-from qos_jax.logs.refine import nested, with_notes
+from qos_jax.logs.refine import nested, reused_note, with_notes
 from qos_jax.logs.source import Record, Source, field_of
 
 NAME = "guidellm benchmarks"
@@ -43,11 +46,15 @@ def _read(source: Source) -> Logged:
     if not rows:
         remedy = "write benchmarks.json with its requests, not a sample of them"
         raise input_error("holds no request", file=source.file, field="benchmarks", remedy=remedy)
+    cached = [row.pop("cached_tokens") or 0 for row in rows]
     several = f"holds {len(benchmarks)} benchmarks, read as one log" if len(benchmarks) > 1 else ""
     cut = f"{kept} requests cut off at the end are kept with the tokens they got" if kept else ""
     tokens = "tokens: the server's usage, as guidellm takes it for requests that succeed"
     stamps = "times: stamps of the first and last chunks (info.timings)"
-    return with_notes(nested(NAME, source.file, rows, _FIELDS), tokens, stamps, several, cut)
+    logged = nested(NAME, source.file, rows, _FIELDS)
+    answered = logged.is_answered
+    shared = reused_note(logged.values["prompt_tokens"][answered], np.array(cached, np.float64)[answered])
+    return with_notes(logged, tokens, stamps, several, cut, shared)
 
 
 def _row(request: Record, number: int) -> dict[str, Any]:
@@ -64,6 +71,7 @@ def _row(request: Record, number: int) -> dict[str, Any]:
         "first_token_s": first,
         "last_token_s": last,
         "prompt_tokens": request.get("prompt_tokens"),
+        "cached_tokens": request.get("cached_tokens"),
         "output_tokens": field_of(request, "info.timings.token_iterations") if tokens is None else tokens,
     }
 

@@ -1,9 +1,10 @@
 """inference-perf: ``per_request_lifecycle_metrics.json``, a JSON list of requests.
 
-Source: kubernetes-sigs/inference-perf 0.7.0, inference_perf/reportgen/base.py, and a file of it: seconds of a
-monotonic clock; ``output_token_times`` repeats a chunk's time for each of the client tokenizer's tokens,
-``chunk_times`` has one a chunk; the server's usage is ``info.response_metrics.server_usage``; a failed one
-has an ``error`` and 0 input tokens.
+Source: a file that version 0.7.0 wrote, and kubernetes-sigs/inference-perf,
+inference_perf/reportgen/base.py: seconds of a monotonic clock. ``output_token_times`` repeats a chunk's time
+for each of the client tokenizer's tokens, ``chunk_times`` has one a chunk; the server's usage is
+``info.response_metrics.server_usage``; a failed request has an ``error`` and 0 input tokens. Older versions
+keep the response's fields in ``info`` itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _read(source: Source) -> Logged:
     rows: list[dict[str, Any]] = []
     counts: list[list[Any]] = []
     for number, record in source.records():
-        metrics = field_of(record, "info.response_metrics") or {}
+        metrics = field_of(record, "info.response_metrics") or record["info"]
         times = metrics.get("chunk_times") or metrics.get("output_token_times") or [None]
         prompt = field_of(metrics, "server_usage.prompt_tokens")
         rows.append(

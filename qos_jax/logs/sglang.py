@@ -1,7 +1,8 @@
 """SGLang: JSON lines of ``python -m sglang.bench_serving --output-details``, a run a line.
 
-Source: sgl-project/sglang, python/sglang/bench_serving.py (0.4 to 0.5): ``input_lens``, ``output_lens``,
-``ttfts``, ``itls``, ``errors`` in seconds and tokens; it writes no start times.
+Source: sgl-project/sglang at commit 0033168, python/sglang/bench_serving.py: ``input_lens``, ``output_lens``,
+``ttfts``, ``itls`` and ``errors`` in seconds and tokens. It writes no start times: those of a run at
+--request-rate inf follow from --max-concurrency.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Per-request results of simulators: LLMServingSim's in nanoseconds, Vidur's in seconds."""
+"""Per-request results of simulators: LLMServingSim's in nanoseconds, Vidur's in seconds.
+
+Source of each stands above its layout.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,8 @@ def _llmservingsim(logged: Logged, texts: Texts) -> Logged:
     return with_notes(dataclasses.replace(logged, values=values), note, servers)
 
 
-# casys-kaist/LLMServingSim, output/example_cxl_run.csv and bench/examples/*/outputs/sim.csv: nanoseconds. The
-# first counts the prompt in "output", the second does not.
+# casys-kaist/LLMServingSim, output/example_cxl_run.csv (commit 9e3f0ec), whose "output" counts the prompt,
+# and bench/examples/*/outputs/sim.csv (0d3de68), whose does not: nanoseconds.
 LLMSERVINGSIM = Layout(
     "LLMServingSim result",
     ("input", "output", "arrival", "end_time", "latency", "TTFT", "TPOT"),
@@ -57,8 +60,8 @@ def _vidur(logged: Logged, texts: Texts) -> Logged:
     return with_cause(dataclasses.replace(logged, values=values), unfinished, "unfinished")
 
 
-# microsoft/vidur, vidur/metrics/constants.py: request_metrics.csv in seconds; prefill_e2e_time ends with the
-# first token; the arrival is the sum of the gaps up to a request.
+# microsoft/vidur at commit 158eee6, vidur/metrics/constants.py: request_metrics.csv in seconds;
+# prefill_e2e_time ends with the first token; the arrival is the sum of the gaps up to a request.
 VIDUR_METRICS = Layout(
     "Vidur request metrics",
     ("Request Id", "request_inter_arrival_delay", "prefill_e2e_time", "request_e2e_time"),

@@ -1,4 +1,7 @@
-"""Public traces: Azure LLM inference, BurstGPT, Mooncake, Splitwise, Vidur and LLMServingSim workloads."""
+"""Public traces: Azure LLM inference, BurstGPT, Mooncake, Splitwise, Vidur and LLMServingSim workloads.
+
+Source and unit of each stand above its layout; failed requests have no prompt or no output token.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ AZURE = Layout(
     _azure,
 )
 
-# HPMLL/BurstGPT, README.md: Timestamp in seconds; failed requests have 0 response tokens; the third file adds
-# Session ID and Elapsed time.
+# HPMLL/BurstGPT, data/BurstGPT_1.csv and the header of BurstGPT_3.csv: Timestamp in seconds; failed requests
+# have 0 response tokens; the third file adds Session ID and Elapsed time.
 BURSTGPT = Layout(
     "BurstGPT trace",
     ("Timestamp", "Request tokens", "Response tokens"),
@@ -49,7 +52,7 @@ MOONCAKE = Layout(
     _mooncake,
 )
 
-# Mutinifni/splitwise-sim, traces/test_trace.csv: arrival_timestamp in seconds.
+# Mutinifni/splitwise-sim at commit 3780880, traces/test_trace.csv: arrival_timestamp in seconds.
 SPLITWISE = Layout(
     "Splitwise trace",
     ("arrival_timestamp", "prompt_size", "token_size"),
@@ -58,7 +61,7 @@ SPLITWISE = Layout(
     drop_failed,
 )
 
-# microsoft/vidur, data/processed_traces/splitwise_conv.csv: arrived_at in seconds.
+# microsoft/vidur at commit 8e54dd5, data/processed_traces/splitwise_conv.csv: arrived_at in seconds.
 VIDUR_TRACE = Layout(
     "Vidur processed trace",
     ("arrived_at", "num_prefill_tokens", "num_decode_tokens"),

@@ -1,10 +1,11 @@
 """vLLM: results of ``vllm bench serve``, and per-request stamps of its engine.
 
-Source: vllm-project/vllm, vllm/benchmarks/serve.py (of 2026, with ``latencies`` and ``queue_times``; older
-ones without): ``start_times`` is time.perf_counter after the --max-concurrency semaphore, ``queue_times`` the
-wait for it; all lists in seconds, summaries in ms; --append-result writes one object a line. The engine's
-stamps (RequestStateStats: queued_ts, scheduled_ts, first_token_ts, last_token_ts, seconds of one monotonic
-clock; arrival_time is wall-clock time) as LLMServingSim's bench/ writes them, one request a line.
+Source: vllm-project/vllm at commit 009e6d4, vllm/benchmarks/serve.py (older ones lack ``latencies``,
+``queue_times`` or ``start_times``): ``start_times`` is time.perf_counter after the --max-concurrency
+semaphore, ``queue_times`` the wait for it; all lists in seconds, summaries in ms; --append-result writes an
+object a line. Per-request stamps: a file of version 0.19.0 that LLMServingSim's bench/ publishes (queued_ts,
+scheduled_ts, first_token_ts, last_token_ts in seconds of one monotonic clock; arrival_time is wall-clock
+time).
 """
 
 from __future__ import annotations

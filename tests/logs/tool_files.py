@@ -119,6 +119,7 @@ def guidellm_request(a: float, p: int, n: int | None = None, *times: float) -> d
         "request_start_time": EPOCH_S + a,
         "request_latency": None,
         "prompt_tokens": p,
+        "cached_tokens": p // 5 if times else None,
         "output_tokens": n,
         "time_per_output_token_ms": 9999.0,
     }
@@ -146,12 +147,15 @@ def inference_perf() -> str:
             "chunk_times": times,
             "output_token_times": [time for time in times for _ in range(5)],
         }
+        info = {"input_tokens": p, "response_metrics": metrics}
+        if a == ARRIVAL_S[-1]:  # as older versions wrote it
+            info = {"input_tokens": p, "output_tokens": n, "output_token_times": times}
         records.append(
             {
                 "start_time": 9761.25 + a,
                 "end_time": 9761.25 + a + e + 0.01,
                 "request": "{}",
-                "info": {"input_tokens": p, "response_metrics": metrics},
+                "info": info,
                 "error": None,
             }
         )
