@@ -22,7 +22,7 @@ def main() -> None:
     """Check everything the flags name, then fit."""
     run = _RUN.read()
     plan = load_profile(_SETTINGS.read())
-    for note in getattr(plan.log, "notes", ()):
+    for note in plan.notes:
         print(f"note: {note}", file=sys.stderr)
     plot = run.wants_plots()
     folder = open_run_folder(run.out, plan.settings, overwrite=run.overwrite, resume=run.resume)

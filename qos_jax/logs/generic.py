@@ -6,7 +6,7 @@ import numpy as np
 
 from qos_jax.logs.layout import Layout, Texts
 from qos_jax.logs.logged import Logged
-from qos_jax.logs.refine import drop_aborted, with_cause
+from qos_jax.logs.refine import with_cause, with_lost
 from qos_jax.logs.units import SPANS, STAMPS, UNITS
 
 _NAMES = {
@@ -33,7 +33,12 @@ def _refine(logged: Logged, texts: Texts) -> Logged:
             for cell in cells
         ]
         logged = with_cause(logged, np.array(failed, bool), "failed")
-    return drop_aborted(logged, texts)
+    first = next((logged.values[n] for n in ("first_token_s", "ttft_s") if n in logged.values), None)
+    if first is None or "output_tokens" not in logged.values:
+        return logged
+    # A time of a token without a token is a contradiction, which the check of the counts names.
+    no_token = ~(logged.values["output_tokens"] > 0) & ~(first > 0)
+    return with_lost(with_cause(logged, no_token, "aborted"))
 
 
 GENERIC = Layout(

@@ -33,18 +33,20 @@ def drop_failed(logged: Logged, texts: Texts) -> Logged:
 
 
 def drop_aborted(logged: Logged, texts: Texts) -> Logged:
-    """Leave out the requests that ended before their first token; others keep the tokens that they got.
+    """Leave out the requests without an output token; others keep the tokens that they got.
 
     A request aborted later is kept as one that asked for the tokens it got: that is its load on the server.
     """
     del texts
-    first = next((logged.values[n] for n in ("first_token_s", "ttft_s") if n in logged.values), None)
-    if first is None or "output_tokens" not in logged.values:
+    if "output_tokens" not in logged.values:
         return logged
-    no_token = ~(logged.values["output_tokens"] > 0) & ~(first > 0)  # NaN is neither
-    logged = with_cause(logged, no_token, "aborted")
-    lost = "aborted" in logged.left_out
-    return with_notes(logged, _LOST if lost else "")
+    no_token = ~(logged.values["output_tokens"] > 0)  # NaN is none either
+    return with_lost(with_cause(logged, no_token, "aborted"))
+
+
+def with_lost(logged: Logged) -> Logged:
+    """Return the requests with a note on those aborted before their first token, if there are any."""
+    return with_notes(logged, _LOST if "aborted" in logged.left_out else "")
 
 
 def reused_note(prompt_tokens: npt.NDArray[np.float64], reused_tokens: npt.NDArray[np.float64]) -> str:

@@ -119,6 +119,11 @@ class ProfilePlan:
         return ServerLimits(c.scheduler, c.max_running, c.max_batched_tokens, self.kv_capacity_tokens)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on how the log was read, for the user."""
+        return self.log.notes if isinstance(self.log, RequestLog) else ()
+
+    @property
     def replays(self) -> int:
         """How many replays of the log the fits take at most; 0 without a request log."""
         if not isinstance(self.log, RequestLog):

@@ -154,6 +154,7 @@ def _fit_requests(
     typical = (*typical_load(log, plan.limits), float(np.mean(log.prompt_tokens)))
     report: dict[str, Any] = {
         "rows": log.num_requests,
+        "left_out": dict(log.left_out),
         "quality": _plain(request_quality(log, found.ttft_s, found.latency_s, every)),
         "typical_iterations": typical_iterations(found.fit, *typical),
         "starts": [

@@ -45,7 +45,10 @@ def request_file(path, **changes):
     with path.open("w") as stream:
         for row in range(log.num_requests):
             names = [name for name in vars(log) if name not in ("file", "start_s", "left_out", "notes")]
-            stream.write(json.dumps({name: getattr(log, name)[row].item() for name in names}) + "\n")
+            stream.write(
+                json.dumps({name: getattr(log, name)[row].item() for name in names} | {"id": 7}) + "\n"
+            )
+        stream.write(json.dumps({"arrival_s": 1.0, "prompt_tokens": 9, "output_tokens": 0}) + "\n")
     return path
 
 
@@ -105,7 +108,14 @@ def test_requests_by_replay_and_resumed(launch, tmp_path, quick_search):
     flags = ROW | {"requests": log, "test_share": 0.4, "out": out}
     ended = launch("launch.calibrate", *arguments("--plots", *given, **flags))
     assert ended.code == 0, ended.err
+    notes = [line for line in ended.err.splitlines() if line.startswith("note: ")]
+    assert [note.partition(":")[2].strip() for note in notes] == [
+        "what requests aborted before their first token loaded the server with is not known",
+        "left out of 31 requests: 1 aborted",
+        "columns not read: id",
+    ]
     summary = json.loads((out / "profile.json").read_text())
+    assert (summary["rows"], summary["left_out"]) == (30, {"aborted": 1})
     assert summary["source"] == "requests"
     assert "given, not fitted: prefill_per_token_sq_s, decode_per_seq_s" in summary["notes"]
     assert summary["coefficients"]["decode_per_seq_s"]["confidence"] == "fixed"

@@ -163,8 +163,8 @@ def test_nothing_answered_and_a_time_left_out(given):
     with pytest.raises(InputError, match=r"holds no answered request \(1 aborted\)"):
         read_request_log(given(table(header, [(1, 0, 0, 5, 0)])))
     # One that was aborted after three tokens is load of three tokens; one with tokens needs its times.
-    log = read_request_log(given(table(header, [(1, 0, 0, 5, 0), (2, 3, 4, 5, 3)])))
-    assert (log.output_tokens.tolist(), log.left_out) == ([3], {"aborted": 1})
+    log = read_request_log(given(table(header, [(1, 0, 0, 5, 0), (2, 3, 4, 5, 3), (1, 2, 2, 5, 0)])))
+    assert (log.output_tokens.tolist(), log.left_out) == ([3], {"aborted": 2})
     with pytest.raises(InputError, match="row 2, field 'last_token_ts': is empty"):
         read_request_log(given(table(header, [(1, 2, "", 5, 7)])))
 
