@@ -24,7 +24,7 @@ _FIELDS = {
     "prompt_tokens": "input_lens",
     "output_tokens": "output_lens",
 }
-_PAUSE_S = 1.0  # between two runs whose clocks do not tell which came first
+_PAUSE_S = 1.0  # between two runs whose clocks overlap
 
 
 def read_runs(source: Source, layout: str, flag: str) -> Logged:

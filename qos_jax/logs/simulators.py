@@ -15,7 +15,7 @@ from qos_jax.logs.refine import servers_note, with_cause, with_notes
 
 
 def _llmservingsim(logged: Logged, texts: Texts) -> Logged:
-    """Take the prompt off ``output`` where it counts it, as the mean time per token (TPOT) tells."""
+    """Take the prompt off ``output`` where it counts it, by the mean time per token (TPOT)."""
     values = dict(logged.values)
     tpot_s = np.array([float(text or "nan") for text in texts["TPOT"]]) / 1e9
     generated = 1 + np.round((values["latency_s"] - values["ttft_s"]) / np.where(tpot_s > 0, tpot_s, np.nan))
@@ -23,7 +23,7 @@ def _llmservingsim(logged: Logged, texts: Texts) -> Logged:
     with_prompt = generated == values["output_tokens"] - values["prompt_tokens"]
     if np.mean(with_prompt[~np.isnan(generated)]) > 0.5:
         values["output_tokens"] = values["output_tokens"] - values["prompt_tokens"]
-        note = "output tokens: those that TPOT tells, as the column output counts the prompt too"
+        note = "output tokens: by TPOT, as the column output counts the prompt too"
     servers = servers_note(texts.get("instance id", ()), "instances")
     return with_notes(dataclasses.replace(logged, values=values), note, servers)
 

@@ -58,7 +58,7 @@ class Source:
 
 
 def open_source(path: Path) -> Source:
-    """Return a file of requests as a source, its kind told by its content.
+    """Return a file of requests as a source, its kind recognised by its content.
 
     Raises:
       InputError: it cannot be read, holds no request, or is neither CSV nor JSON.

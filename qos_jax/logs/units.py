@@ -12,7 +12,7 @@ ISO = "iso"  # a time stamp such as 2023-11-16 18:15:46.6805900
 STAMPS = ("arrival_s", "scheduled_s", "first_token_s", "last_token_s")  # on one clock
 SPANS = ("ttft_s", "latency_s")  # from the arrival to the first and to the last token
 TOKENS = ("prompt_tokens", "output_tokens")
-TIMES = (*STAMPS[1:], *SPANS)  # what a log tells and a trace does not
+TIMES = (*STAMPS[1:], *SPANS)  # what a log has and a trace has not
 KNOWN = (*STAMPS, *SPANS, *TOKENS)  # the quantities of a request
 
 

@@ -24,7 +24,7 @@ def test_every_layout_has_a_shape():
 @pytest.mark.parametrize("name", SHAPES)
 def test_read_as_the_same_requests(tmp_path, name):
     shape = SHAPES[name]
-    path = tmp_path / "given.txt.gz"  # what it is is told by its content
+    path = tmp_path / "given.txt.gz"  # a layout is recognised by its content
     path.write_bytes(gzip.compress(shape.text.encode()))
     logged = read_logged(path)
     assert logged.layout == shape.layout

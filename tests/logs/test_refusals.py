@@ -1,4 +1,4 @@
-"""What a file of requests is refused for, and what mapping its columns mends."""
+"""What a file of requests is refused for, and which mappings of its columns are read."""
 
 from __future__ import annotations
 
