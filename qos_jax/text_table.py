@@ -81,15 +81,15 @@ def read_chunks(path: Path, *, unnamed: bool = False) -> Iterator[TextTable]:
             raise unreadable(path, error) from error
 
 
-def read_small(path: Path, columns: Sequence[str]) -> TextTable:
-    """Return a CSV file of at most ``CHUNK_ROWS`` rows that has exactly these columns, in any order.
+def read_small(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> TextTable:
+    """Return a CSV file of at most ``CHUNK_ROWS`` rows: these columns, in any order, and optional ones.
 
     Raises:
       InputError: as :func:`read_chunks` and :func:`check_columns`, or more rows.
     """
     chunks = read_chunks(path)
     table = next(chunks)
-    check_columns(table, columns)
+    check_columns(table, columns, optional)
     if next(chunks, None) is not None:
         raise input_error(f"has more than {CHUNK_ROWS} rows", file=path, remedy="give fewer rows")
     return table

@@ -16,6 +16,7 @@ from qos_jax.routing.impact import Impact, projected_impact
 from qos_jax.routing.observation import Observation, relative_length
 from qos_jax.routing.outlook import left_given_survival
 from qos_jax.serving.latency import decode_run_s, prefill_s
+from qos_jax.serving.profile import affine_between
 
 # Offered loads are clipped to this: beyond, much is lost under any router; below, nothing waits.
 LOAD_RANGE = (0.1, 2.0)
@@ -149,7 +150,8 @@ def _log_request(seen: Observation) -> dict[str, jax.Array]:
     profile = seen.profile
     prompt = seen.prompt_tokens.astype(jnp.float32)
     output = jnp.maximum(seen.predicted_output_tokens, 1.0)
-    share = prefill_s(profile, prompt, jnp.square(prompt)) / jnp.maximum(profile.decode_base_s * output, 1e-9)
+    base_s = affine_between(profile, profile.max_running.astype(jnp.float32)).decode_base_s
+    share = prefill_s(profile, prompt, jnp.square(prompt)) / jnp.maximum(base_s * output, 1e-9)
     length = jnp.log(relative_length(seen, seen.predicted_output_tokens))
     return {"length": length, "prefill": jnp.log1p(jnp.minimum(share, 20.0))}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,7 @@ from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import FleetProfile
 from qos_jax.serving.latency import alone_s, prefill_s
+from qos_jax.serving.profile import decode_law
 from qos_jax.workload.request_table import RequestTable
 
 
@@ -38,10 +41,11 @@ def upper_bound(
       latency_limit_s: [] float32, L, seconds per output token.
       scheduler: "prefill_first" or "chunked_prefill".
     """
+    profile = _cheapest_context(profile)
     saved_s = jnp.zeros_like(profile.decode_base_s)
     if scheduler == "chunked_prefill":
         beside_a_prompt_s = prefill_s(profile, jnp.float32(2.0), jnp.float32(1.0))  # itself + one token
-        decode_s = profile.decode_base_s + profile.decode_per_seq_s
+        decode_s, _ = decode_law(profile, jnp.ones_like(profile.decode_base_s))
         saved_s = jnp.maximum(decode_s - beside_a_prompt_s, 0.0)
 
     def of_one(prompt: jax.Array, output: jax.Array, quality: jax.Array) -> jax.Array:
@@ -53,3 +57,13 @@ def upper_bound(
         return jnp.max(jnp.where(quick & (prompt + output <= profile.kv_capacity_tokens), quality, 0.0))
 
     return jax.vmap(of_one)(table.prompt_tokens, table.output_tokens, table.quality)
+
+
+def _cheapest_context(profile: FleetProfile) -> FleetProfile:
+    """Return the profile with the first knot's context as cheap as at any: a batch may make it cheaper."""
+    if not profile.decode_knots:
+        return profile
+    first, *others = profile.decode_knots
+    least = jnp.min(jnp.stack([knot.per_context_token_s for knot in profile.decode_knots]), axis=0)
+    first = dataclasses.replace(first, per_context_token_s=least)
+    return dataclasses.replace(profile, decode_knots=(first, *others))

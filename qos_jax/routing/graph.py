@@ -9,6 +9,7 @@ from flax import struct
 from qos_jax.routing.impact import Impact
 from qos_jax.routing.observation import Observation, relative_length
 from qos_jax.routing.outlook import left_given_survival
+from qos_jax.serving.profile import decode_law
 
 # What each column holds. l1p(x) = log(1 + x); L the latency limit; p the prompt and d[n] the predicted
 # output tokens of the arrived request. Every quantity is a pure number: tokens over tokens, seconds over
@@ -160,12 +161,8 @@ def _expert_features(seen: Observation, running: jax.Array, waiting: jax.Array, 
     size, queue = total(running, jnp.ones_like(left)), total(waiting, jnp.ones_like(left))
 
     def pace(batch: jax.Array, tokens: jax.Array) -> jax.Array:
-        decode_s = (
-            profile.decode_base_s
-            + profile.decode_per_seq_s * batch
-            + profile.decode_per_context_token_s * tokens
-        )
-        return jnp.log1p(decode_s / limit_s)
+        fixed_s, per_token_s = decode_law(profile, batch)
+        return jnp.log1p((fixed_s + per_token_s * tokens) / limit_s)
 
     prefill_s = profile.prefill_base_s + prompt * (
         profile.prefill_per_token_s + profile.prefill_per_token_sq_s * prompt

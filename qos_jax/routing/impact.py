@@ -9,6 +9,7 @@ from flax import struct
 from qos_jax.routing.observation import Observation, TrueObservation
 from qos_jax.routing.outlook import Outlook, predicted_outlook, true_outlook
 from qos_jax.routing.projection import Projection, project
+from qos_jax.serving.profile import decode_law
 
 
 @struct.dataclass
@@ -140,7 +141,8 @@ def paper_impact(seen: Observation) -> jax.Array:
     # The paper's reading of the tokens left, not those given survival (rule 12).
     left = jnp.maximum(seen.slot_predicted_output_tokens - generated, 1.0)
     together = jnp.maximum(jnp.minimum(left, seen.predicted_output_tokens[:, None]) - 1.0, 0.0)
-    decode_s = profile.decode_per_context_token_s[:, None] * (
+    batch = jnp.maximum(jnp.sum(seen.running, axis=-1, dtype=jnp.float32), 1.0)
+    decode_s = decode_law(profile, batch)[1][:, None] * (
         together * prompt + 0.5 * together * (together + 1.0)
     )
     extra_s = (profile.prefill_per_token_s[:, None] * prompt + decode_s) / (generated + left)

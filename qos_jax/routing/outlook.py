@@ -8,13 +8,14 @@ from flax import struct
 
 from qos_jax.routing.observation import Observation, TrueObservation
 from qos_jax.serving import FleetProfile
+from qos_jax.serving.profile import affine_between
 
 
 @struct.dataclass
 class Outlook:
     """The queues and the newcomer, with the lengths to project them by (predicted or true)."""
 
-    profile: FleetProfile  # leaves [N]
+    profile: FleetProfile  # leaves [N], decode times affine in the batch
     lead_s: jax.Array  # [N] float32, seconds
     live: jax.Array  # [N, K] bool
     running: jax.Array  # [N, K] bool
@@ -69,8 +70,10 @@ def true_outlook(truth: TrueObservation) -> Outlook:
 
 def _outlook(seen: Observation, left: jax.Array, new_output: jax.Array) -> Outlook:
     generated = seen.slot_generated_tokens.astype(jnp.float32)
+    live = jnp.sum(seen.live, axis=-1, dtype=jnp.int32)
+    batch = jnp.minimum(live + 1, seen.profile.max_running).astype(jnp.float32)
     return Outlook(
-        profile=seen.profile,
+        profile=affine_between(seen.profile, batch),
         lead_s=seen.lead_s,
         live=seen.live,
         running=seen.running,

@@ -2,13 +2,14 @@
 
 from qos_jax.serving.advance import Progress, advance
 from qos_jax.serving.arrive import SlotAssignment, assign_slot, enqueue, evicted_content, insert
-from qos_jax.serving.profile import FleetProfile
+from qos_jax.serving.profile import DecodeKnot, FleetProfile
 from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
 
 __all__ = [
     "ServingConfig",
     "ServingState",
     "FleetProfile",
+    "DecodeKnot",
     "empty_state",
     "advance",
     "Progress",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.serving.profile import FleetProfile
+from qos_jax.serving.profile import FleetProfile, decode_law
 
 # Stands for "no arrival ahead": finite, so that the quadratic below stays free of inf / inf.
 _FAR_S = 1e12
@@ -76,12 +76,14 @@ def decode_run_parts_s(
 
     Arguments as :func:`decode_run_s`; returns two [N] float32, seconds, whose sum is T(m).
     """
-    per_seq_s = profile.decode_per_seq_s * batch
-    fixed_s = profile.decode_base_s + per_seq_s
-    rounded_off_s = per_seq_s - (fixed_s - profile.decode_base_s)
+    fixed_s, per_token_s = decode_law(profile, batch)
+    if profile.decode_knots:
+        rounded_off_s = jnp.zeros_like(fixed_s)
+    else:
+        rounded_off_s = profile.decode_per_seq_s * batch - (fixed_s - profile.decode_base_s)
     leading_s = jax.lax.reduce_precision(fixed_s, exponent_bits=8, mantissa_bits=11)
     mean_context = held_tokens + batch * (iterations - 1.0) * 0.5
-    rest_s = (fixed_s - leading_s) + rounded_off_s + profile.decode_per_context_token_s * mean_context
+    rest_s = (fixed_s - leading_s) + rounded_off_s + per_token_s * mean_context
     return iterations * leading_s, iterations * rest_s
 
 
@@ -112,12 +114,9 @@ def decode_iterations_until(
       [N] int32, at least 1.
     """
     horizon_s = jnp.clip(horizon_s, 0.0, _FAR_S)
-    square = 0.5 * profile.decode_per_context_token_s * batch
-    slope = (
-        profile.decode_base_s
-        + profile.decode_per_seq_s * batch
-        + profile.decode_per_context_token_s * (held_tokens - 0.5 * batch)
-    )
+    fixed_s, per_token_s = decode_law(profile, batch)
+    square = 0.5 * per_token_s * batch
+    slope = fixed_s + per_token_s * (held_tokens - 0.5 * batch)
     # The form without cancellation; it also holds for square = 0.
     root = 2.0 * horizon_s / (slope + jnp.sqrt(slope * slope + 4.0 * square * horizon_s))
     found = jnp.clip(jnp.ceil(root), 1.0, most.astype(jnp.float32))
@@ -135,11 +134,11 @@ def decode_run_kv_token_s(
     Arguments as :func:`decode_run_s`; returns [N] float32, token-seconds.
     """
     m = iterations
-    fixed_s = profile.decode_base_s + profile.decode_per_seq_s * batch
+    fixed_s, per_token_s = decode_law(profile, batch)
     first_moment = m * held_tokens + 0.5 * batch * m * (m - 1.0)
     second_moment = (
         m * held_tokens**2
         + held_tokens * batch * m * (m - 1.0)
         + batch**2 * m * (m - 1.0) * (2.0 * m - 1.0) / 6.0
     )
-    return fixed_s * first_moment + profile.decode_per_context_token_s * second_moment
+    return fixed_s * first_moment + per_token_s * second_moment

@@ -44,6 +44,8 @@ class ReferenceProfile:
     network_rtt_s: float = 0.0  # seconds, added to the E2E latency of each request served
     busy_power_w: float = 0.0  # watts while an iteration runs (not used here)
     idle_power_w: float = 0.0  # watts otherwise (not used here)
+    # Decode times by batch size in place of the affine law: (batch, seconds, seconds / context token) each.
+    decode_knots: tuple[tuple[float, float, float], ...] = ()
 
     @classmethod
     def from_fleet(cls, profile: FleetProfile, n: int) -> ReferenceProfile:
@@ -56,7 +58,25 @@ class ReferenceProfile:
         if not 0 <= n < num_experts:
             fault = f"no expert {n} in a fleet of {num_experts}"
             raise input_error(fault, remedy=f"give an index from 0 to {num_experts - 1}", field="n")
-        return cls(**{f.name: np.asarray(getattr(profile, f.name))[n].item() for f in fields(cls)})
+        names = [f.name for f in fields(cls) if f.name != "decode_knots"]
+        numbers = {name: np.asarray(getattr(profile, name))[n].item() for name in names}
+        knots = tuple(
+            (float(k.batch[n]), float(k.fixed_s[n]), float(k.per_context_token_s[n]))
+            for k in profile.decode_knots
+        )
+        return cls(**numbers, decode_knots=knots)
+
+    def decode_law(self, batch: int) -> tuple[float, float]:
+        """Rule 4: return a decode iteration's seconds but for the context, and those per context token."""
+        if not self.decode_knots:
+            return self.decode_base_s + self.decode_per_seq_s * batch, self.decode_per_context_token_s
+        low, high = self.decode_knots[:2]
+        for knot in self.decode_knots[2:]:
+            if high[0] <= batch:
+                low, high = high, knot
+        share = (batch - low[0]) / (high[0] - low[0])
+        fixed_s = low[1] + share * (high[1] - low[1])
+        return fixed_s, low[2] + min(share, 1.0) * (high[2] - low[2])
 
 
 @dataclass(frozen=True)
@@ -142,9 +162,9 @@ class _Expert:
 
     def decode_duration_s(self, decoding: Sequence[_Request]) -> float:
         """Rule 4: return the seconds of an iteration that only decodes, one token per request."""
-        p = self.profile
         context = sum(r.context_tokens for r in decoding)
-        return p.decode_base_s + p.decode_per_seq_s * len(decoding) + p.decode_per_context_token_s * context
+        fixed_s, per_token_s = self.profile.decode_law(len(decoding))
+        return fixed_s + per_token_s * context
 
 
 # A scheduler plans one iteration: it moves requests between the queues and returns the duration in seconds
@@ -229,7 +249,7 @@ def _plan_chunked_prefill(expert: _Expert) -> _Plan:
         p.prefill_base_s
         + p.prefill_per_token_s * (prompt_tokens + len(decoding))
         + p.prefill_per_token_sq_s * squares
-        + p.decode_per_context_token_s * sum(r.context_tokens for r in decoding)
+        + p.decode_law(max(len(decoding), 1))[1] * sum(r.context_tokens for r in decoding)
     )
     return duration_s, gaining
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.serving.latency import prefill_s
-from qos_jax.serving.profile import FleetProfile
+from qos_jax.serving.profile import FleetProfile, decode_law
 
 
 @struct.dataclass
@@ -166,9 +166,9 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
     step = chunk.astype(jnp.float32)
     tokens_sq = jnp.sum(step * (step + 2.0 * before), axis=-1)  # (done + chunk)^2 - done^2
     duration_s = prefill_s(profile, (tokens + decoders).astype(jnp.float32), tokens_sq)
-    duration_s = duration_s + profile.decode_per_context_token_s * masked_sum(
-        decoding, batch.context_tokens
-    ).astype(jnp.float32)
+    _, per_token_s = decode_law(profile, jnp.maximum(decoders, 1).astype(jnp.float32))
+    held = masked_sum(decoding, batch.context_tokens).astype(jnp.float32)
+    duration_s = duration_s + per_token_s * held
     return PromptPhase(
         running=kept | admitted,
         preempted=preempted,

@@ -27,6 +27,7 @@ from qos_jax.workload import (
     validate_fleet,
 )
 from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.decode_knots import KNOT_COLUMNS, KNOTS_REPLACE
 from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
 from qos_jax.workload.fleet import INTEGER_COLUMNS
 from qos_jax.workload.named import RECORDED
@@ -174,14 +175,20 @@ def _numbers_of(
 def _profiles(swept: Setting, axes: Sequence[Axis], points: np.ndarray) -> FleetProfile:
     """Return the profile of each cell, leaves [C, N], each checked as a fleet's file is."""
     fleet, count = swept.fleet, len(points)
-    leaves: dict[str, Any] = {
-        name: np.repeat(np.asarray(value)[None], count, axis=0) for name, value in vars(fleet.profile).items()
-    }
+    leaves = vars(
+        jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], count, axis=0), fleet.profile)
+    ).copy()
     about = [index for index, axis in enumerate(axes) if axis.profile_field is not None]
     for index in about:
         axis, values = axes[index], points[:, index, None]
         field = axis.profile_field
         assert field is not None
+        if fleet.profile.decode_knots and field in KNOTS_REPLACE:
+            fault = (
+                f"the decode times of fleet {swept.name} are given by batch size, which {field} is no part of"
+            )
+            remedy = f"sweep another field, or remove the columns {', '.join(KNOT_COLUMNS)} from its file"
+            raise input_error(fault, field=axis.name, remedy=remedy)
         if axis.expert is None:
             experts: Any = slice(None)
         elif axis.expert in fleet.names:
@@ -192,14 +199,15 @@ def _profiles(swept: Setting, axes: Sequence[Axis], points: np.ndarray) -> Fleet
         was = leaves[field]
         new = was[:, experts] * values if axis.is_scale else np.broadcast_to(values, was[:, experts].shape)
         was[:, experts] = np.rint(new) if field in INTEGER_COLUMNS else new
+    swept_profile = FleetProfile(**leaves)
     distinct, first = np.unique(points[:, about], axis=0, return_index=True)
     for values, cell in zip(distinct, first, strict=True):
         try:
-            validate_fleet(Fleet(fleet.names, FleetProfile(**{k: v[cell] for k, v in leaves.items()})))
+            validate_fleet(Fleet(fleet.names, jax.tree.map(lambda leaf, c=cell: leaf[c], swept_profile)))
         except InputError as error:
             at = ", ".join(f"{axes[i].name} = {value:g}" for i, value in zip(about, values, strict=True))
             raise InputError(f"fleet {swept.name} at {at or 'its own profile'}: {error}") from None
-    return FleetProfile(**leaves)
+    return swept_profile
 
 
 def _contents(source: Source, draws: CaseConfig, level: float) -> RequestTable:
@@ -218,7 +226,7 @@ def _at_level(source: Source, level: float) -> Source:
 
 def _capacities(profile: FleetProfile, contents: RequestTable) -> np.ndarray:
     """Return the capacity of each cell's fleet, [C] requests / s; equal profiles are worked out once."""
-    flat = np.concatenate([np.asarray(leaf, np.float64) for leaf in vars(profile).values()], axis=1)
+    flat = np.concatenate([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(profile)], axis=1)
     _, first, which = np.unique(flat, axis=0, return_index=True, return_inverse=True)
     each = [
         float(capacity_per_s(jax.tree.map(lambda leaf, c=cell: leaf[c], profile), contents).sum())

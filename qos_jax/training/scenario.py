@@ -172,12 +172,21 @@ def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -
     shape = profile.decode_base_s.shape
     speed = jnp.exp(config.speed_log_std * jax.random.normal(speed_key, shape))
     changed = {}
-    for index, name in enumerate(sorted(vars(profile))):
+    names = sorted(set(vars(profile)) - {"decode_knots"})
+    for index, name in enumerate(names):
         if name.endswith("_s") and name != "network_rtt_s":
             part = jax.random.normal(jax.random.fold_in(part_key, index), shape)
             value = jnp.asarray(getattr(profile, name))
             changed[name] = value * speed * jnp.exp(config.part_log_std * part)
-    return dataclasses.replace(profile, **changed)
+    part = jax.random.normal(jax.random.fold_in(part_key, len(names)), shape)
+    factor = speed * jnp.exp(config.part_log_std * part)
+    knots = tuple(
+        dataclasses.replace(
+            knot, fixed_s=knot.fixed_s * factor, per_context_token_s=knot.per_context_token_s * factor
+        )
+        for knot in profile.decode_knots
+    )
+    return dataclasses.replace(profile, **changed, decode_knots=knots)
 
 
 def _draw_table(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.serving.profile import FleetProfile
+from qos_jax.serving.profile import FleetProfile, decode_law
 from qos_jax.workload.request_table import RequestTable
 
 
@@ -58,15 +58,19 @@ def capacity_of_means_per_s(
       xp: the module that computes, ``numpy`` or ``jax.numpy``.
       dtype: of the result.
     """
-    fleet = {name: xp.asarray(value, dtype) for name, value in vars(profile).items()}
+    profile = jax.tree.map(lambda leaf: xp.asarray(leaf, dtype), profile)
     context = prompt_tokens + output_tokens / 2
-    batch = xp.maximum(xp.minimum(fleet["max_running"], fleet["kv_capacity_tokens"] / context), 1.0)
+    batch = xp.maximum(xp.minimum(profile.max_running, profile.kv_capacity_tokens / context), 1.0)
     prefill_s = (
-        fleet["prefill_base_s"]
-        + fleet["prefill_per_token_s"] * prompt_tokens
-        + fleet["prefill_per_token_sq_s"] * prompt_tokens_sq
+        profile.prefill_base_s
+        + profile.prefill_per_token_s * prompt_tokens
+        + profile.prefill_per_token_sq_s * prompt_tokens_sq
     )
-    decode_s = fleet["decode_base_s"] + batch * (
-        fleet["decode_per_seq_s"] + fleet["decode_per_context_token_s"] * context
-    )
+    if profile.decode_knots:
+        fixed_s, per_token_s = decode_law(profile, batch, xp)
+        decode_s = fixed_s + per_token_s * context * batch
+    else:
+        decode_s = profile.decode_base_s + batch * (
+            profile.decode_per_seq_s + profile.decode_per_context_token_s * context
+        )
     return 1.0 / (prefill_s + xp.maximum(output_tokens - 1.0, 0.0) * decode_s / batch)

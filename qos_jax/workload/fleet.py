@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from qos_jax import text_table
@@ -14,6 +15,7 @@ from qos_jax.errors import InputError, input_error
 from qos_jax.files import Path, write_csv
 from qos_jax.serving import FleetProfile, ServingConfig
 from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
+from qos_jax.workload.decode_knots import KNOT_COLUMNS, KNOTS_REPLACE, check_knots, knot_cells, read_knots
 
 _NUMBER = Interval(0, 2.0**100)
 # Each number of an expert, in the order of a file's columns, and what it may be; units are in the names.
@@ -66,18 +68,21 @@ class Fleet:
 
 
 def read_fleet(path: Path) -> Fleet:
-    """Read a fleet from a CSV file with exactly the columns ``COLUMNS``, one row per expert.
+    """Read a fleet from a CSV file with the columns ``COLUMNS``, one row per expert.
+
+    The columns ``KNOT_COLUMNS`` may be there too: decode times by batch size.
 
     Lines that start with ``#`` are comments; units are in the column names (s, tokens, w).
 
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    table = text_table.read_small(path, COLUMNS)
+    table = text_table.read_small(path, COLUMNS, optional=KNOT_COLUMNS)
     leaves: dict[str, Any] = {
         field: text_table.leaf(table, field, allowed) for field, allowed in ALLOWED.items()
     }
-    fleet = Fleet(tuple(table.columns["expert"]), FleetProfile(**leaves))
+    knots = read_knots(table, {name: leaves[name] for name in KNOTS_REPLACE})
+    fleet = Fleet(tuple(table.columns["expert"]), FleetProfile(**leaves, decode_knots=knots))
     _check_rows(fleet, table)
     return fleet
 
@@ -90,7 +95,9 @@ def write_fleet(path: Path, fleet: Fleet, comments: Sequence[str] = ()) -> None:
     """
     validate_fleet(fleet)
     columns = [map(str, np.asarray(getattr(fleet.profile, field))) for field in ALLOWED]
-    write_csv(path, COLUMNS, zip(fleet.names, *columns, strict=True), comments)
+    knots = knot_cells(fleet.profile)
+    header = (*COLUMNS, *KNOT_COLUMNS) if knots else COLUMNS
+    write_csv(path, header, zip(fleet.names, *columns, *knots, strict=True), comments)
 
 
 def validate_fleet(fleet: Fleet) -> None:
@@ -103,6 +110,7 @@ def validate_fleet(fleet: Fleet) -> None:
         for value in values.tolist():
             if value not in allowed:
                 raise input_error(f"{value} is out of range", field=field, remedy=f"give {allowed}")
+    check_knots(fleet.profile, fleet.num_experts)
     _check_rows(fleet)
 
 
@@ -125,8 +133,7 @@ def take(fleet: Fleet, indices: Sequence[int]) -> Fleet:
             name, count = f"{base}#{count}", count + 1
         names.append(name)
     chosen = np.asarray(indices, dtype=np.int64)
-    leaves: dict[str, Any] = {field: np.asarray(getattr(fleet.profile, field))[chosen] for field in ALLOWED}
-    taken = Fleet(tuple(names), FleetProfile(**leaves))
+    taken = Fleet(tuple(names), jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], fleet.profile))
     validate_fleet(taken)
     return taken
 
