@@ -1,5 +1,6 @@
 """The closed form against the iteration-by-iteration reference, and what must hold of it by itself."""
 
+import dataclasses
 import functools
 
 import chex
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qos_jax.serving import SCHEDULERS, FleetProfile, ServingConfig, empty_state
+from qos_jax.serving import SCHEDULERS, DecodeKnot, FleetProfile, ServingConfig, empty_state
 from qos_jax.serving.reference import simulate_fleet
 from tests.serving.replay import Trace, gather, on_device, replay, scan_requests, scan_states
 
@@ -153,6 +154,25 @@ def assert_equal_outcomes(got, outcomes, rtol):
 @given(case=real_cases())
 def test_equals_the_reference(scheduler, case):
     profile, trace = case
+    outcomes, runs = reference(profile, trace, scheduler)
+    assume(min(run.closest_tie_s for run in runs) > TIE_S)
+    got = replay(CONFIGS[scheduler], profile, trace)
+    assert_equal_outcomes(got, outcomes, rtol=1e-4)
+    np.testing.assert_allclose(got["busy_s"], [run.busy_s for run in runs], rtol=1e-4)
+    np.testing.assert_allclose(got["kv_token_s"], [run.kv_token_s for run in runs], rtol=1e-4)
+
+
+@both_schedulers
+@given(case=real_cases(), seed=st.integers(0, 2**32 - 1))
+def test_equals_the_reference_with_decode_times_by_batch_size(scheduler, case, seed):
+    profile, trace = case
+    rng = np.random.default_rng(seed)
+    # Three knots, so that a batch of 4 lies beyond the last in some cases.
+    batch = np.cumsum(np.stack([np.ones(EXPERTS), *rng.uniform(0.5, 2.0, (2, EXPERTS))]), axis=0)
+    fixed_s = np.cumsum(rng.uniform(1e-3, 0.03, batch.shape) * (rng.random(batch.shape) < 0.8) + 1e-6, axis=0)
+    per_token_s = rng.uniform(0.0, 1e-4, batch.shape)
+    knots = tuple(DecodeKnot(*row) for row in np.stack([batch, fixed_s, per_token_s], 1).astype(np.float32))
+    profile = dataclasses.replace(profile, decode_knots=knots)
     outcomes, runs = reference(profile, trace, scheduler)
     assume(min(run.closest_tie_s for run in runs) > TIE_S)
     got = replay(CONFIGS[scheduler], profile, trace)

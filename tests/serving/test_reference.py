@@ -282,6 +282,7 @@ class TestChunkedPrefill:
 class TestFleet:
     FLEET = FleetProfile(
         **{name: np.asarray([value, value]) for name, value in vars(BASE).items()}
+        | {"decode_knots": ()}
         | {"decode_base_s": np.asarray([0.5, 1.5], np.float32), "network_rtt_s": np.asarray([0.0, 0.25])}
     )
 
