@@ -3,7 +3,8 @@
 from qos_jax.profiling.coefficients import COEFFICIENTS, CoefficientFit
 from qos_jax.profiling.iteration_fit import IterationFit, fit_iterations
 from qos_jax.profiling.iteration_log import IterationLog, read_iterations
-from qos_jax.profiling.request_fit import RequestFit, SearchConfig, ServerLimits, fit_requests
+from qos_jax.profiling.replay import Replay, ServerLimits
+from qos_jax.profiling.request_fit import RequestFit, SearchConfig, fit_requests
 from qos_jax.profiling.request_log import RequestLog, read_request_log
 from qos_jax.profiling.roofline import Roofline, RooflineConfig, roofline
 
@@ -19,6 +20,7 @@ __all__ = [
     "RequestLog",
     "IterationFit",
     "RequestFit",
+    "Replay",
     "ServerLimits",
     "SearchConfig",
     "RooflineConfig",

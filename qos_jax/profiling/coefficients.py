@@ -29,6 +29,33 @@ NEEDS = {
 }
 
 
+def design_rows(
+    batch: npt.ArrayLike,
+    context_tokens: npt.ArrayLike,
+    prompt_tokens: npt.ArrayLike,
+    prompt_tokens_sq: npt.ArrayLike,
+) -> npt.NDArray[np.float64]:
+    """Return the rows [R, C] whose product with the coefficients is the seconds of each iteration.
+
+    A decode iteration is ``decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * S``; one with
+    T > 0 prompt tokens is ``prefill_base_s + prefill_per_token_s * (T + B) + prefill_per_token_sq_s * Q +
+    decode_per_context_token_s * S`` (B = S = 0 but under chunked prefill): see serving/README.md,
+    rules 3, 4 and 8.
+
+    Args:
+      batch: [R] requests that decode, B.
+      context_tokens: [R] tokens, sum of their contexts, S.
+      prompt_tokens: [R] tokens of the prompts in it, T.
+      prompt_tokens_sq: [R] tokens^2, sum over its chunks of (done + chunk)^2 - done^2, Q.
+    """
+    b, s, t, q = (
+        np.asarray(x, np.float64) for x in (batch, context_tokens, prompt_tokens, prompt_tokens_sq)
+    )
+    prefill = (t > 0).astype(np.float64)
+    decode = 1.0 - prefill
+    return np.stack([prefill, prefill * (t + b), q, decode, decode * b, s], axis=-1)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoefficientFit:
     """Values of the six coefficients and their covariance, in the order ``COEFFICIENTS``."""
@@ -36,6 +63,7 @@ class CoefficientFit:
     value: npt.NDArray[np.float64]  # [C] float64, seconds per unit, >= 0
     covariance: npt.NDArray[np.float64]  # [C, C] float64, 0 where fixed, NaN where unknown (a roofline)
     fixed: tuple[str, ...] = ()  # names that were given, not fitted
+    converged: bool = True  # whether the search found the minimum; if not, nothing fitted is identified
 
     @property
     def standard_error(self) -> npt.NDArray[np.float64]:
@@ -57,16 +85,19 @@ class CoefficientFit:
         return dict(zip(COEFFICIENTS, self.value.tolist(), strict=True))
 
     def confidence(self, name: str) -> str:
-        """Return ``"fixed"``, ``"assumed"``, ``"at zero"``, ``"identified"`` or ``"weak"`` for a coefficient.
+        """Return what is known of a coefficient, in a word or two.
 
-        ``"assumed"``: nothing was measured. ``"at zero"``: the bound holds it. ``"weak"``: the standard
-        error is above ``WEAK_SHARE`` of the value.
+        ``"fixed"``: given. ``"assumed"``: nothing was measured. ``"not converged"``: the search did not find
+        the minimum. ``"at zero"``: the bound holds it. ``"weak"``: the standard error is above ``WEAK_SHARE``
+        of the value. Else ``"identified"``.
         """
         at = COEFFICIENTS.index(name)
         if name in self.fixed:
             return "fixed"
         if np.isnan(self.standard_error[at]):
             return "assumed"
+        if not self.converged:
+            return "not converged"
         if self.value[at] <= 0:
             return "at zero"
         return "identified" if self.standard_error[at] <= WEAK_SHARE * self.value[at] else "weak"
@@ -95,8 +126,8 @@ def typical_iterations(
       context: sum of their contexts, tokens.
       prompt: tokens of the one prompt of the prefill iteration.
     """
-    prefill = np.array([1.0, prompt, prompt**2, 0.0, 0.0, 0.0])
-    decode = np.array([0.0, 0.0, 0.0, 1.0, batch, context])
+    prefill = design_rows(0, 0, prompt, prompt**2)
+    decode = design_rows(batch, context, 0, 0)
     kinds = (
         ("prefill", prefill, {"prompt_tokens": prompt}),
         ("decode", decode, {"batch": batch, "context_tokens": context}),

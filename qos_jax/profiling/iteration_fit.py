@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import input_error
-from qos_jax.profiling.coefficients import DECODE, PREFILL, CoefficientFit
+from qos_jax.profiling.coefficients import DECODE, PREFILL, CoefficientFit, design_rows
 from qos_jax.profiling.goodness import Goodness, goodness
 from qos_jax.profiling.iteration_log import IterationLog
 from qos_jax.profiling.linear_fit import Array, check_identified, robust_covariance, solve
@@ -27,18 +27,8 @@ class IterationFit:
 
 
 def iteration_design(log: IterationLog) -> Array:
-    """Return the rows [R, C] whose product with the coefficients is each iteration's seconds.
-
-    A decode iteration is ``decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * S``; one with
-    T > 0 prompt tokens is ``prefill_base_s + prefill_per_token_s * (T + B) + prefill_per_token_sq_s * Q +
-    decode_per_context_token_s * S`` (B = S = 0 but under chunked prefill): see serving/README.md,
-    rules 3, 4 and 8.
-    """
-    prefill = log.is_prefill.astype(np.float64)
-    decode = 1.0 - prefill
-    of_prefill = [prefill, prefill * (log.prefill_tokens + log.batch), log.prefill_tokens_sq]
-    of_decode = [decode, decode * log.batch, log.context_tokens.astype(np.float64)]
-    return np.stack([*of_prefill, *of_decode], axis=1)
+    """Return the rows [R, C] whose product with the coefficients is each iteration's seconds."""
+    return design_rows(log.batch, log.context_tokens, log.prefill_tokens, log.prefill_tokens_sq)
 
 
 def fit_iterations(log: IterationLog, fixed: Mapping[str, float]) -> IterationFit:

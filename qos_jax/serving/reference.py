@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -160,16 +160,38 @@ class _Expert:
             latest.preemptions += 1
             heapq.heappush(self.waiting, (latest.order, latest))
 
-    def decode_duration_s(self, decoding: Sequence[_Request]) -> float:
-        """Rule 4: return the seconds of an iteration that only decodes, one token per request."""
-        context = sum(r.context_tokens for r in decoding)
-        fixed_s, per_token_s = self.profile.decode_law(len(decoding))
-        return fixed_s + per_token_s * context
+
+class IterationWork(NamedTuple):
+    """What one iteration works on, all that its duration depends on."""
+
+    batch: int  # B, requests that decode in it
+    context_tokens: int  # sum of their contexts
+    prompt_tokens: int = 0  # T, of the prompts or chunks prefilled in it; 0 = it only decodes
+    prompt_tokens_sq: int = 0  # Q, sum over them of (done + chunk)^2 - done^2
 
 
-# A scheduler plans one iteration: it moves requests between the queues and returns the duration in seconds
-# and the requests that gain a token at its end.
-_Plan = tuple[float, list[_Request]]
+def iteration_s(profile: ReferenceProfile, work: IterationWork) -> float:
+    """Return the seconds of an iteration: rules 3, 4 and 8."""
+    p = profile
+    fixed_s, per_context_token_s = p.decode_law(max(work.batch, 1))
+    if work.prompt_tokens > 0:
+        tokens = work.prompt_tokens + work.batch
+        fixed_s = p.prefill_base_s + p.prefill_per_token_s * tokens
+        fixed_s += p.prefill_per_token_sq_s * work.prompt_tokens_sq
+    return fixed_s + per_context_token_s * work.context_tokens
+
+
+# Called at each iteration with its start and duration in seconds, its work, and the positions of the requests
+# that gain a token at its end; returns that end in seconds.
+Clock = Callable[[float, float, IterationWork, list[int]], float]
+
+# A scheduler plans one iteration: it moves requests between the queues and returns the work and the requests
+# that gain a token at its end.
+_Plan = tuple[IterationWork, list[_Request]]
+
+
+def _decode_work(decoding: Sequence[_Request]) -> IterationWork:
+    return IterationWork(len(decoding), sum(r.context_tokens for r in decoding))
 
 
 def _plan_prefill_first(expert: _Expert) -> _Plan:
@@ -195,13 +217,10 @@ def _plan_prefill_first(expert: _Expert) -> _Plan:
     if admitted:
         expert.running += admitted
         squares = sum(r.context_tokens**2 for r in admitted)
-        duration_s = (
-            p.prefill_base_s + p.prefill_per_token_s * prefill_tokens + p.prefill_per_token_sq_s * squares
-        )
-        return duration_s, admitted
+        return IterationWork(0, 0, prefill_tokens, squares), admitted
 
     expert.preempt_until_memory_suffices()
-    return expert.decode_duration_s(expert.running), list(expert.running)
+    return _decode_work(expert.running), list(expert.running)
 
 
 def _plan_chunked_prefill(expert: _Expert) -> _Plan:
@@ -243,15 +262,7 @@ def _plan_chunked_prefill(expert: _Expert) -> _Plan:
         held += c + 1
         process_chunk(head)
 
-    if prompt_tokens == 0:
-        return expert.decode_duration_s(decoding), gaining
-    duration_s = (
-        p.prefill_base_s
-        + p.prefill_per_token_s * (prompt_tokens + len(decoding))
-        + p.prefill_per_token_sq_s * squares
-        + p.decode_law(max(len(decoding), 1))[1] * sum(r.context_tokens for r in decoding)
-    )
-    return duration_s, gaining
+    return _decode_work(decoding)._replace(prompt_tokens=prompt_tokens, prompt_tokens_sq=squares), gaining
 
 
 _SCHEDULERS: dict[str, Callable[[_Expert], _Plan]] = {
@@ -268,6 +279,7 @@ def simulate_expert(
     *,
     request_id: Iterable[int] | None = None,
     scheduler: str = "prefill_first",
+    clock: Clock | None = None,
 ) -> ReferenceRun:
     """Serve a trace on one expert until every request has completed or was rejected.
 
@@ -278,6 +290,7 @@ def simulate_expert(
       output_tokens: [T] integers, at least 1.
       request_id: [T] names for the outcomes; 0 .. T-1 if None.
       scheduler: "prefill_first" (vLLM v0, the paper's) or "chunked_prefill" (vLLM v1).
+      clock: gives the end of each iteration, to observe them or to set them right; start + duration if None.
 
     Returns:
       The outcomes in routing order, with the expert's totals.
@@ -318,12 +331,16 @@ def simulate_expert(
         if not expert.waiting and not expert.running:
             continue  # every one of them was rejected
 
-        duration_s, gaining = plan(expert)
+        work, gaining = plan(expert)
+        duration_s = iteration_s(profile, work)
         iterations += 1
         busy_s += duration_s
         kv_token_s += duration_s * expert.held_tokens()
         boundaries_s.append(now_s)
-        now_s += duration_s
+        if clock is None:
+            now_s += duration_s
+        else:
+            now_s = clock(now_s, duration_s, work, [r.order for r in gaining])
         boundaries_s.append(now_s)
 
         for request in gaining:
