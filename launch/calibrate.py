@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 
 from qos_jax.profiling.profile_plan import ProfileConfig, load_profile
@@ -14,6 +15,15 @@ from qos_jax.runs.progress import progress
 from . import common
 from .config_flags import define_config_flags
 
+
+@dataclasses.dataclass(frozen=True)
+class AcceptConfig:
+    """What a run does with a fit that does not explain its own log."""
+
+    accept: bool = False  # end with exit code 0 all the same
+
+
+_ACCEPT = define_config_flags(AcceptConfig)
 _SETTINGS = define_config_flags(ProfileConfig)
 _RUN = common.run_flags("runs/calibrate")
 
@@ -30,6 +40,12 @@ def main() -> None:
         advance = stack.enter_context(progress(plan.replays, "replays")) if plan.replays else None
         summary = execute_profile(plan, folder, plot=plot, on_progress=advance)
     print(f"{render_profile(summary)}\n\nresults in {folder.path}")
+    faults = summary.get("faults", ())
+    for fault in faults:
+        print(f"warning: {fault}", file=sys.stderr)
+    if faults and not _ACCEPT.read().accept:
+        print("give --accept to use this fit all the same", file=sys.stderr)
+        sys.exit(common.EXIT_POOR_FIT)
 
 
 if __name__ == "__main__":

@@ -48,9 +48,7 @@ def design_rows(
       prompt_tokens: [R] tokens of the prompts in it, T.
       prompt_tokens_sq: [R] tokens^2, sum over its chunks of (done + chunk)^2 - done^2, Q.
     """
-    b, s, t, q = (
-        np.asarray(x, np.float64) for x in (batch, context_tokens, prompt_tokens, prompt_tokens_sq)
-    )
+    b, s, t, q = (np.asarray(x, np.float64) for x in (batch, context_tokens, prompt_tokens, prompt_tokens_sq))
     prefill = (t > 0).astype(np.float64)
     decode = 1.0 - prefill
     return np.stack([prefill, prefill * (t + b), q, decode, decode * b, s], axis=-1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.checks import SEED, Interval, check_range
+from qos_jax.checks import POSITIVE, SEED, Interval, check_range
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.profiling import (
@@ -23,8 +23,9 @@ from qos_jax.profiling import (
 )
 from qos_jax.profiling.coefficients import check_fixed
 from qos_jax.profiling.iteration_fit import check_iterations, iteration_subset
+from qos_jax.profiling.limit_hints import limit_hints
 from qos_jax.profiling.profile_files import check_new_expert, fleet_of_one
-from qos_jax.profiling.request_fit import check_requests, num_replays
+from qos_jax.profiling.request_fit import check_capacity, check_requests, num_replays
 from qos_jax.profiling.roofline import roofline_kv_tokens
 from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
@@ -46,12 +47,18 @@ class ProfileConfig:
         help="CSV file of iterations: batch, context_tokens, duration_s, and for prefill prefill_tokens with "
         "prefill_tokens_sq, or prompt_tokens (lengths separated by spaces)",
     )
-    requests: str | None = option(
-        None,
+    requests: tuple[str, ...] = option(
+        (),
         help="all requests of one server: the file of a benchmark (vLLM, SGLang, AIPerf, GuideLLM, others: "
         "qos_jax/logs), or CSV or JSON lines of arrival_s, prompt_tokens, output_tokens, first_token_s or "
-        "ttft_s, last_token_s or latency_s",
+        "ttft_s, last_token_s or latency_s; several logs of the server are one fit",
+        repeatable=True,
     )
+    predict: tuple[str, ...] = option(
+        (), help="another request log of the same server, which the fit predicts", repeatable=True
+    )
+    ttft_limit_s: float | None = None  # seconds: report the share of predicted requests within it
+    tpot_limit_s: float | None = None  # seconds per token, likewise
     roofline: RooflineConfig | None = option(
         None, help="no measurement: a roofline of the model and GPU given", flat=True
     )
@@ -81,7 +88,7 @@ class ProfileConfig:
     append_to: str | None = None  # fleet CSV that gets the row too
 
     def __post_init__(self) -> None:
-        given = [name for name in SOURCES if getattr(self, name) is not None]
+        given = [name for name in SOURCES if getattr(self, name) not in (None, ())]
         if len(given) != 1:
             fault = f"{' and '.join(given)} are given" if given else "no source is given"
             remedy = "give one of --iterations=FILE, --requests=FILE and --roofline"
@@ -89,6 +96,15 @@ class ProfileConfig:
         check_options(self)
         check_range(self, ["test_share"], Interval(0, 1, below=True))
         check_range(self, ["seed"], SEED)
+        limits = [name for name in ("ttft_limit_s", "tpot_limit_s") if getattr(self, name) is not None]
+        check_range(self, limits, POSITIVE)
+        if (self.predict or limits) and not self.requests:
+            field = "predict" if self.predict else limits[0]
+            remedy = "give --requests=FILE of the same server"
+            raise input_error("there is no request log to fit", field=field, remedy=remedy)
+        if limits and not self.predict:
+            fault, remedy = "no log is predicted", "give --predict=FILE, or leave the limit out"
+            raise input_error(fault, field=limits[0], remedy=remedy)
         if self.roofline is None:
             if self.kv_capacity_tokens is None:
                 remedy = "give what the server logged at its start"
@@ -108,7 +124,9 @@ class ProfilePlan:
     config: ProfileConfig
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     fixed: dict[str, float]
-    log: IterationLog | RequestLog | None  # None for a roofline
+    log: IterationLog | None  # where iterations are the source
+    requests: tuple[RequestLog, ...]  # where request logs are
+    predicted: tuple[RequestLog, ...]  # request logs that the fit predicts
     kv_capacity_tokens: int
     search: SearchConfig
 
@@ -120,25 +138,28 @@ class ProfilePlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on how the log was read, for the user."""
-        return self.log.notes if isinstance(self.log, RequestLog) else ()
+        """Remarks on how the logs were read and what they show of the limits, for the user."""
+        notes = [note for log in (*self.requests, *self.predicted) for note in log.notes]
+        return (*dict.fromkeys(notes), *limit_hints(self.requests, self.limits))
 
     @property
     def replays(self) -> int:
-        """How many replays of the log the fits take at most; 0 without a request log."""
-        if not isinstance(self.log, RequestLog):
-            return 0
-        return num_replays(self.search, self.fixed) * (2 if self.config.test_share else 1)
+        """How many replays of the logs the fits take at most; 0 without a request log."""
+        fits = 2 if self.config.test_share else 1
+        return fits * num_replays(self.search, len(self.requests)) if self.requests else 0
 
-    @property
-    def fitted_rows(self) -> np.ndarray:
-        """[R] bool, the rows that the second fit sees: the first requests, or iterations at random."""
-        assert self.log is not None
-        if isinstance(self.log, RequestLog):
-            rows = self.log.num_requests
-            return np.arange(rows) < round(rows * (1 - self.config.test_share))
-        rows = len(self.log.duration_s)
-        order = np.random.default_rng(self.config.seed).permutation(rows)
+    def fitted_rows(self, rows: int) -> np.ndarray:
+        """Return which rows of a log the second fit sees: the first requests, or iterations at random.
+
+        Args:
+          rows: how many the log has, R.
+
+        Returns:
+          [R] bool.
+        """
+        order = np.arange(rows)
+        if self.log is not None:
+            order = np.random.default_rng(self.config.seed).permutation(rows)
         return order < round(rows * (1 - self.config.test_share))
 
 
@@ -160,28 +181,29 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
     fleet_of_one(config.expert, row)
     if config.append_to is not None:
         check_new_expert(config.append_to, config.expert)
-    log: IterationLog | RequestLog | None = None
-    if config.iterations is not None:
-        log = read_iterations(config.iterations, columns)
-    elif config.requests is not None:
-        log = read_request_log(config.requests, columns)
-    source = config.iterations or config.requests
+    log = None if config.iterations is None else read_iterations(config.iterations, columns)
+    files: dict[str, Any] = {"log": config.iterations or list(config.requests) or None}
+    if config.predict:
+        files["predicted"] = list(config.predict)
     plan = ProfilePlan(
         config=config,
-        settings=settings_of(
-            "calibrate", config, files={"log": source}, kv_capacity_tokens=kv_capacity_tokens
-        ),
+        settings=settings_of("calibrate", config, files=files, kv_capacity_tokens=kv_capacity_tokens),
         fixed=fixed,
         log=log,
+        requests=tuple(read_request_log(file, columns) for file in config.requests),
+        predicted=tuple(read_request_log(file, columns) for file in config.predict),
         kv_capacity_tokens=kv_capacity_tokens,
         search=dataclasses.replace(search or SearchConfig(), seed=config.seed),
     )
-    if isinstance(log, IterationLog):
+    if log is not None:
         check_iterations(log, fixed)
         if config.test_share:
-            check_iterations(iteration_subset(log, plan.fitted_rows), fixed)
-    elif log is not None:
-        check_requests(log, plan.limits, fixed, plan.fitted_rows)
+            check_iterations(iteration_subset(log, plan.fitted_rows(len(log.duration_s))), fixed)
+    elif plan.requests:
+        for other in plan.predicted:
+            check_capacity(other, plan.limits)
+        rows = [plan.fitted_rows(each.num_requests) for each in plan.requests]
+        check_requests(plan.requests, plan.limits, fixed, rows)
     return plan
 
 

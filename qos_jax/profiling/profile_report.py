@@ -11,6 +11,10 @@ from tabulate import tabulate
 from qos_jax.profiling.coefficients import WEAK_SHARE
 from qos_jax.runs import plot_style
 
+NOT_CONVERGED = (
+    "no coefficient is identified, only typical iterations may be right; add requests at other loads, "
+    "or give some coefficients by --fix=NAME=VALUE"
+)
 _MAX_POINTS = 4000  # of a panel, evenly chosen
 
 
@@ -87,6 +91,8 @@ def render_profile(summary: Mapping[str, Any]) -> str:
         parts.append(
             f"weak: the standard error is above {WEAK_SHARE:.0%} of the value, the log identifies sums alone"
         )
+    if not summary.get("converged", True):
+        parts.append(f"did not converge: {NOT_CONVERGED}")
     typical = [
         [
             f"{item['iteration']}, " + ", ".join(_load(item)),
@@ -105,7 +111,23 @@ def render_profile(summary: Mapping[str, Any]) -> str:
             ["rows", "time", "number", "R2", "mean rel. error", "worst", "mean predicted / measured"], quality
         )
     )
+    rows = [
+        [found["file"], name, statistic.removesuffix("_s").replace("_", " "), *_pair(statistic, times)]
+        for found in summary.get("predicted", ())
+        for name, times in found["times"].items()
+        for statistic in times["measured"]
+    ]
+    if rows:
+        parts.append(_table(["predicted log", "time", "", "measured", "predicted", "off"], rows))
     return "\n\n".join(parts)
+
+
+def _pair(statistic: str, times: Mapping[str, Any]) -> list[str]:
+    """Return a statistic measured, predicted and compared: seconds in ms, shares in per cent."""
+    measured, predicted = times["measured"][statistic], times["predicted"][statistic]
+    if statistic == "share_within":
+        return [f"{measured:.1%}", f"{predicted:.1%}", f"{100 * (predicted - measured):+.1f} points"]
+    return [f"{1e3 * measured:.4g} ms", f"{1e3 * predicted:.4g} ms", f"{predicted / measured - 1:+.1%}"]
 
 
 def _load(item: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from qos_jax.profiling import (
     COEFFICIENTS,
     CoefficientFit,
     IterationLog,
-    RequestLog,
+    RequestFit,
     fit_iterations,
     fit_requests,
     roofline,
@@ -21,10 +22,12 @@ from qos_jax.profiling import (
 from qos_jax.profiling.coefficients import typical_iterations
 from qos_jax.profiling.goodness import Goodness
 from qos_jax.profiling.iteration_fit import iteration_design, iteration_quality, iteration_subset
+from qos_jax.profiling.prediction import fit_faults, prediction, request_agreement, request_quality
 from qos_jax.profiling.profile_files import append_expert, fleet_of_one
 from qos_jax.profiling.profile_plan import ProfilePlan, profile_row
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
-from qos_jax.profiling.request_fit import StartResult, request_pairs, request_quality, typical_load
+from qos_jax.profiling.replay import replay_requests
+from qos_jax.profiling.replay_search import StartResult, typical_load
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
 from qos_jax.workload import write_fleet
@@ -49,7 +52,7 @@ def execute_profile(
     if fit.as_dict()["decode_base_s"] <= 0:
         fault = "the log is fitted best by 0, and an iteration takes some time"
         remedy = "add decode iterations of small batches, or give --fix=decode_base_s=VALUE in seconds"
-        raise input_error(fault, file=plan.settings["iterations"], field="decode_base_s", remedy=remedy)
+        raise input_error(fault, file=plan.config.iterations, field="decode_base_s", remedy=remedy)
     row = profile_row(config, plan.kv_capacity_tokens, fit.as_dict())
     source, notes = _source(plan)
     summary = {
@@ -85,10 +88,10 @@ _Fitted = tuple[CoefficientFit, dict[str, Any], dict[str, Agreement]]
 
 def _fitted(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[int], None] | None) -> _Fitted:
     """Return the fit, what ``profile.json`` says of it and what to plot."""
-    if isinstance(plan.log, IterationLog):
+    if plan.log is not None:
         return _fit_iterations(plan, plan.log)
-    if isinstance(plan.log, RequestLog):
-        return _fit_requests(plan, plan.log, folder, on_progress)
+    if plan.requests:
+        return _fit_requests(plan, folder, on_progress)
     config = plan.config
     assert config.roofline is not None
     found = roofline(config.roofline, config.max_running, config.max_batched_tokens, plan.kv_capacity_tokens)
@@ -111,7 +114,7 @@ def _fit_iterations(plan: ProfilePlan, log: IterationLog) -> _Fitted:
     held_out = None
     predicted_s = found.predicted_s
     if plan.config.test_share:
-        seen = plan.fitted_rows
+        seen = plan.fitted_rows(len(log.duration_s))
         part = fit_iterations(iteration_subset(log, seen), plan.fixed)
         held_out = ~seen
         predicted_s = iteration_design(log) @ part.fit.value
@@ -132,51 +135,58 @@ def _by_kind(log: IterationLog, predicted_s: np.ndarray, held_out: np.ndarray | 
     }
 
 
-def _fit_requests(
-    plan: ProfilePlan, log: RequestLog, folder: RunFolder, on_progress: Callable[[int], None] | None
-) -> _Fitted:
+def _fit_requests(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[int], None] | None) -> _Fitted:
     done = folder.read_metrics()
+    logs = plan.requests
 
-    def fit(stage: str, rows: np.ndarray) -> Any:
+    def fit(stage: str, rows: list[np.ndarray]) -> RequestFit:
         return fit_requests(
-            log,
+            logs,
             plan.limits,
             plan.fixed,
             plan.search,
             rows=rows,
-            finished=[StartResult(np.array(d["value"]), d["cost"]) for d in done if d["stage"] == stage],
-            on_start=lambda s: folder.append_metrics({"stage": stage, "value": s.value, "cost": s.cost}),
+            finished=[StartResult(np.array(d["value"]), d["error"]) for d in done if d["stage"] == stage],
+            on_start=lambda s: folder.append_metrics({"stage": stage, "value": s.value, "error": s.error}),
             on_progress=on_progress,
         )
 
-    every = np.ones(log.num_requests, bool)
+    every = [np.ones(log.num_requests, bool) for log in logs]
     found = fit("all", every)
-    typical = (*typical_load(log, plan.limits), float(np.mean(log.prompt_tokens)))
+    loads = [(*typical_load(log, plan.limits), float(np.mean(log.prompt_tokens))) for log in logs]
+    left_out: Counter[str] = Counter()
+    for log in logs:
+        left_out.update(log.left_out)
     report: dict[str, Any] = {
-        "rows": log.num_requests,
-        "left_out": dict(log.left_out),
-        "quality": _plain(request_quality(log, found.ttft_s, found.latency_s, every)),
-        "typical_iterations": typical_iterations(found.fit, *typical),
+        "rows": sum(log.num_requests for log in logs),
+        "left_out": dict(left_out),
+        "converged": found.fit.converged,
+        "quality": _plain(request_quality(logs, found.replays)),
+        "typical_iterations": typical_iterations(found.fit, *np.mean(loads, axis=0).tolist()),
         "starts": [
-            {"cost": start.cost, **dict(zip(COEFFICIENTS, start.value.tolist(), strict=True))}
+            {"error": start.error, **dict(zip(COEFFICIENTS, start.value.tolist(), strict=True))}
             for start in found.starts
         ],
     }
-    shown, held_out = found, np.zeros(log.num_requests, bool)
+    report["faults"] = fit_faults(report["quality"])
+    shown, held_out = found, [~rows for rows in every]
     if plan.config.test_share:
-        held_out = ~plan.fitted_rows
-        shown = fit("test", ~held_out)
+        held_out = [~plan.fitted_rows(log.num_requests) for log in logs]
+        shown = fit("test", [~rows for rows in held_out])
         report["test"] = {
-            "rows": int(held_out.sum()),
+            "rows": int(sum(rows.sum() for rows in held_out)),
             "coefficients": shown.fit.as_dict(),
-            "quality": _plain(request_quality(log, shown.ttft_s, shown.latency_s, held_out)),
+            "quality": _plain(request_quality(logs, shown.replays, held_out)),
         }
-    pairs = request_pairs(log, shown.ttft_s, shown.latency_s, every)
-    agreement = {
-        name: Agreement(replayed[rows], measured[rows], held_out[rows] if held_out.any() else None)
-        for name, (replayed, measured, rows) in pairs.items()
-    }
-    return found.fit, report, agreement
+    if plan.predicted:
+        replays = [replay_requests(log, plan.limits, found.fit.value) for log in plan.predicted]
+        report["predicted"] = [
+            prediction(log, replay, plan.config.ttft_limit_s, plan.config.tpot_limit_s)
+            for log, replay in zip(plan.predicted, replays, strict=True)
+        ]
+        agreement = request_agreement((*logs, *plan.predicted), (*found.replays, *replays), len(logs))
+        return found.fit, report, agreement
+    return found.fit, report, request_agreement(logs, shown.replays, len(logs), held_out)
 
 
 def _source(plan: ProfilePlan) -> tuple[str, str]:
@@ -191,12 +201,11 @@ def _source(plan: ProfilePlan) -> tuple[str, str]:
             f"{r.tflop_per_s:g} TFLOP/s x {r.compute_efficiency:g}, overhead {r.overhead_s:g} s"
         )
     given = f"; given, not fitted: {', '.join(plan.fixed)}" if plan.fixed else ""
-    if isinstance(plan.log, IterationLog):
+    if plan.log is not None:
         return "iterations", f"fitted to {len(plan.log.duration_s)} iterations of {plan.log.file}{given}"
-    assert plan.log is not None
-    return "requests", (
-        f"fitted to {plan.log.num_requests} requests of {plan.log.file} by replay, {config.scheduler}{given}"
-    )
+    files = ", ".join(log.file for log in plan.requests)
+    count = sum(log.num_requests for log in plan.requests)
+    return "requests", f"fitted to {count} requests of {files} by replay, {config.scheduler}{given}"
 
 
 def _plain(quality: Mapping[str, Goodness]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Replay a request log on the reference simulator, with each request's times as linear in the coefficients."""
+"""Replay a request log on the reference simulator: times, and the sums of iterations behind each."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ class _Observer:
             gaps = np.maximum(log.output_tokens - 1, 1)
             self._tpot_s = ((log.last_token_s - log.first_token_s) / gaps).tolist()
 
-    def __call__(self, start_s: float, duration_s: float, work: IterationWork, gained: Sequence[int]) -> float:
+    def __call__(
+        self, start_s: float, duration_s: float, work: IterationWork, gained: Sequence[int]
+    ) -> float:
         if self._is_set or start_s != self._end_s:
             self.known_at.append(len(self.works))
             self.known_s.append(start_s)

@@ -14,7 +14,7 @@ from qos_jax.profiling.replay import Array, Clock, ServerLimits, replay_requests
 from qos_jax.profiling.request_log import RequestLog
 
 PACED = 2  # replays at the pace of the log's tokens, before those that follow first and last tokens alone
-POLISHES = 6  # most replays of a refinement without the log's clock
+POLISHES = 5  # most replays of a refinement without the log's clock
 REWEIGHTINGS = 30  # most of one robust fit
 CAUCHY_SCALE = 2.385 / 0.6745  # x median of absolute errors: 95% efficient for normal ones
 SMALLEST_SCALE = 1e-6  # of relative errors, float32 rounding: the robust loss looks no closer
@@ -133,6 +133,8 @@ class Problem:
 
     def fit(self, rows: Rows) -> Array:
         """Return the coefficients [C] of the robust fit to rows: iteratively reweighted least squares."""
+        if not self.free:
+            return self.scale
         target = rows.target - rows.design @ self._lower
         weight = np.ones(len(target))
         value = self._lower
@@ -221,7 +223,9 @@ class Problem:
             first_s = log.arrival_s + replay.ttft_s * ratios[0][drawn]
             several = log.output_tokens > 1
             last_s = first_s + np.where(several, spans[1] * np.where(several, ratios[1], 1.0)[drawn], 0.0)
-            logs.append(dataclasses.replace(log, first_token_s=first_s, last_token_s=last_s))
+            logs.append(
+                dataclasses.replace(log, start_s=log.arrival_s, first_token_s=first_s, last_token_s=last_s)
+            )
         return Problem(logs, self.limits, self.fixed, self.masks, self._on_progress)
 
 

@@ -98,12 +98,12 @@ def test_the_same_log_gives_the_same_bytes(launch, tmp_path):
 
 @pytest.fixture
 def quick_search(monkeypatch):
-    quick = functools.partial(SearchConfig, candidates=8, evaluations=4, steps=(0.1, 1e-7))
+    quick = functools.partial(SearchConfig, starts=3, evaluations=4, recoveries=1)
     monkeypatch.setattr("qos_jax.profiling.profile_plan.SearchConfig", quick)
 
 
 def test_requests_by_replay_and_resumed(launch, tmp_path, quick_search):
-    log, out = request_file(tmp_path / "log.jsonl"), tmp_path / "out"
+    log, out = request_file(tmp_path / "log.jsonl", noise=0.03), tmp_path / "out"
     given = [f"--fix=prefill_per_token_sq_s={TRUE[2]}", f"--fix=decode_per_seq_s={TRUE[4]}"]
     flags = ROW | {"requests": log, "test_share": 0.4, "out": out}
     ended = launch("launch.calibrate", *arguments("--plots", *given, **flags))
@@ -145,3 +145,29 @@ def test_a_roofline_says_that_it_is_one(launch, tmp_path):
     assert {found["confidence"] for found in summary["coefficients"].values()} == {"assumed"}
     assert read_fleet(out / "profile.csv").profile.kv_capacity_tokens[0] == int((25e9 * 0.9 - 15e9) / 131_072)
     assert "NOT MEASURED" in ended.out
+
+
+def test_another_log_is_predicted_and_a_poor_fit_ends_with_3(launch, tmp_path, quick_search):
+    fitted, other = request_file(tmp_path / "a.jsonl"), request_file(tmp_path / "b.jsonl", seed=1)
+    logs = [f"--requests={fitted}", f"--predict={other}"]
+    flags = ROW | {"ttft_limit_s": 0.5, "tpot_limit_s": 0.03, "out": tmp_path / "good"}
+    good = launch("launch.calibrate", *logs, *arguments("--plots", **flags))
+    assert good.code == 0, good.err
+    summary = json.loads((tmp_path / "good" / "profile.json").read_text())
+    (found,) = summary["predicted"]
+    assert found["file"] == str(other)
+    for times in found["times"].values():
+        for statistic, measured in times["measured"].items():
+            assert times["predicted"][statistic] == pytest.approx(measured, rel=2e-3)
+    assert "share_within" in found["times"]["ttft"]["measured"]
+    assert "measured" in good.out
+    assert (tmp_path / "good" / "plots" / "predicted_against_measured.png").exists()
+    # A server of two slots cannot have served these: the log says how many decoded at once.
+    flags = ROW | {"max_running": 2, "requests": fitted, "out": tmp_path / "poor"}
+    poor = launch("launch.calibrate", *arguments("--noplots", **flags))
+    assert poor.code == 3
+    assert "requests decoded at once, more than max_running: give --max_running=" in poor.err
+    assert "warning: " in poor.err
+    assert "check --max_running" in poor.err
+    flags["out"] = tmp_path / "accepted"
+    assert launch("launch.calibrate", *arguments("--noplots", "--accept", **flags)).code == 0

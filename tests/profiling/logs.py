@@ -6,7 +6,7 @@ import numpy as np
 
 from qos_jax.profiling import IterationLog, RequestLog, ServerLimits
 from qos_jax.profiling.iteration_fit import iteration_design
-from qos_jax.profiling.request_fit import replay_requests
+from qos_jax.profiling.replay import replay_requests
 
 TRUE = np.array([0.015, 9e-5, 4e-8, 0.017, 6e-4, 2e-6])  # in the order of COEFFICIENTS
 LIMITS = ServerLimits("chunked_prefill", max_running=16, max_batched_tokens=512, kv_capacity_tokens=6000)
@@ -42,7 +42,8 @@ def requests(count=80, rate_per_s=2.5, noise=0.0, seed=0, value=TRUE, limits=LIM
     blank = RequestLog(
         **drawn, start_s=drawn["arrival_s"], first_token_s=None, last_token_s=None, file="mine.jsonl"
     )
-    ttft_s, latency_s = replay_requests(blank, limits, value)
+    replay = replay_requests(blank, limits, value)
+    ttft_s, latency_s = replay.ttft_s, replay.latency_s
     stretch_s = np.exp(noise * rng.normal(size=(2, count)))
     first_s = drawn["arrival_s"] + ttft_s * stretch_s[0]
     return RequestLog(

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.profiling.limit_hints import limit_hints
 from qos_jax.profiling.profile_files import append_expert, fleet_of_one
 from qos_jax.profiling.profile_plan import ProfileConfig
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
 from qos_jax.runs import plot_style
 from qos_jax.workload import fleet_path, read_fleet, write_fleet
+from tests.profiling.logs import LIMITS, requests
 
 ROW = {
     "max_running": 8,
@@ -83,6 +85,26 @@ def test_the_plot_tells_what_was_held_out(tmp_path):
 def test_a_source_and_only_one():
     config = ProfileConfig("mine", iterations="a.csv", kv_capacity_tokens=1000)
     with pytest.raises(InputError, match="iterations and requests are given"):
-        dataclasses.replace(config, requests="b.jsonl")
+        dataclasses.replace(config, requests=("b.jsonl",))
     with pytest.raises(InputError, match="no source"):
         dataclasses.replace(config, iterations=None)
+
+
+def test_hints_name_the_limit_that_a_log_contradicts():
+    limits = dataclasses.replace(LIMITS, max_running=4)
+    log = requests(60, rate_per_s=20.0, limits=limits)
+    assert limit_hints([log], limits) == []
+    (hint,) = limit_hints([log], dataclasses.replace(limits, max_running=256))
+    assert "at most 4 requests decoded at once, though others waited" in hint
+    assert "--max_running=4" in hint
+    low, memory = limit_hints([log], dataclasses.replace(limits, max_running=2, kv_capacity_tokens=1000))
+    assert "4 requests decoded at once, more than max_running: give --max_running=4" in low
+    assert "--kv_capacity_tokens=" in memory
+
+
+def test_what_goes_only_with_request_logs():
+    config = ProfileConfig("mine", requests=("a.csv",), kv_capacity_tokens=1000)
+    with pytest.raises(InputError, match="field 'ttft_limit_s': no log is predicted"):
+        dataclasses.replace(config, ttft_limit_s=1.0)
+    with pytest.raises(InputError, match="field 'predict': there is no request log to fit"):
+        ProfileConfig("mine", iterations="a.csv", predict=("b.csv",), kv_capacity_tokens=1000)
