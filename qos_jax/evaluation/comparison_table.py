@@ -150,6 +150,7 @@ _COLUMNS = (
     ("latency_per_token_p95_s", "ms/token", "p95", 1000, 1),
     ("ttft_p95_s", "TTFT s", "p95", 1, 2),
     ("rejected_share", "reject", "%", 100, 1),
+    ("rejected_too_long_share", "too long", "%", 100, 1),
     ("dropped_share", "drop", "%", 100, 1),
     ("qos_per_busy_s", "QoS", "/busy s", 1, 2),
     ("qos_per_joule", "QoS", "/kJ", 1000, 2),
@@ -161,8 +162,9 @@ def _case_table(
 ) -> str:
     """Return the table of one workload, rate and limit."""
     columns = [column for column in _COLUMNS if any(column[0] in metrics for metrics in case.values())]
-    if not any(metrics["dropped_share"].mean > 0 for metrics in case.values() if "dropped_share" in metrics):
-        columns = [column for column in columns if column[0] != "dropped_share"]
+    for name in ("rejected_too_long_share", "dropped_share"):  # shown where there are any
+        if not any(metrics[name].mean > 0 for metrics in case.values() if name in metrics):
+            columns = [column for column in columns if column[0] != name]
     lines = [
         ["policy", "average QoS", "difference to", *(column[1] for column in columns)],
         ["", "[95% CI]", f"{baseline} [95% CI]", *(column[2] for column in columns)],

@@ -21,7 +21,13 @@ from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.metrics import METRICS, summarise
-from qos_jax.simulation.records import COMPLETED, REJECTED, RequestRecords, write_records_csv
+from qos_jax.simulation.records import (
+    COMPLETED,
+    REJECTED,
+    REJECTED_TOO_LONG,
+    RequestRecords,
+    write_records_csv,
+)
 from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
 from qos_jax.workload.setting import check_latency_limit, open_fleet
@@ -179,6 +185,7 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
                 "routed": int(status.size),
                 "completed": int(np.sum(status == COMPLETED)),
                 "rejected": int(np.sum(status == REJECTED)),
+                "rejected_too_long": int(np.sum(status == REJECTED_TOO_LONG)),
                 "busy_share": _share(result.totals.busy_s[0, index], makespan_s),
                 "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
             }
@@ -245,6 +252,15 @@ _LATENCIES = (
 )
 
 
+_COUNTS = (
+    ("arrived", "arrived"),
+    ("completed", "completed"),
+    ("rejected (full queue)", "rejected"),
+    ("rejected (too long)", "rejected_too_long"),
+    ("dropped", "dropped"),
+)
+
+
 def render_run(summary: Mapping[str, Any]) -> str:
     """Return the key figures of ``single_run.summarise_run`` in three small tables."""
     s = summary
@@ -256,7 +272,7 @@ def render_run(summary: Mapping[str, Any]) -> str:
         ["average QoS", _number(s["average_qos"], 4)],
         ["within L", _percent(s["share_within_limit"])],
         ["mean quality", _number(s["mean_quality"], 4)],
-        *([count, f"{s[count]:,}"] for count in ("arrived", "completed", "rejected", "dropped")),
+        *([label, f"{s[count]:,}"] for label, count in _COUNTS),
         ["preemptions per request", _number(s["preemptions_per_request"], 3)],
         ["busy share", _percent(s["busy_share"])],
         ["KV utilisation", _percent(s["kv_utilisation"])],
@@ -269,13 +285,19 @@ def render_run(summary: Mapping[str, Any]) -> str:
         for label, name, unit, factor, digits in _LATENCIES
     ]
     experts = [
-        [each["expert"], *(f"{each[count]:,}" for count in ("routed", "rejected"))]
+        [each["expert"], *(f"{each[count]:,}" for count in ("routed", "rejected", "rejected_too_long"))]
         + [_percent(each[share]) for share in ("busy_share", "kv_utilisation")]
         for each in s["experts"]
     ]
     latency_table = _table(["", "mean", "p50", "p95", "p99"], latencies)
-    expert_table = _table(["expert", "routed", "rejected", "busy", "KV used"], experts)
-    return "\n\n".join([head, _table([], figures), latency_table, expert_table])
+    expert_table = _table(["expert", "routed", "rejected", "too long", "busy", "KV used"], experts)
+    parts = [head, _table([], figures), latency_table, expert_table]
+    if s["rejected_too_long"]:
+        parts.append(
+            f"note: prompt + output of {s['rejected_too_long']:,} requests exceed kv_capacity_tokens of the "
+            "expert chosen, so no queue there can hold them"
+        )
+    return "\n\n".join(parts)
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

@@ -58,7 +58,7 @@ class Transition:
     terminated: jax.Array  # [] bool, the state reached has no future
     qos: jax.Array  # [] float32, sum of the QoS of the requests that completed
     completed: jax.Array  # [] int32, how many those are
-    rejected: jax.Array  # [] bool, the chosen expert had no room
+    rejected: jax.Array  # [] bool, by the chosen expert: a full queue, or too long for its KV cache
     dropped: jax.Array  # [] bool
 
 
@@ -127,7 +127,7 @@ def step_lanes(
             terminated=result.terminated,
             qos=jnp.sum(result.info.passed.qos),
             completed=jnp.sum(result.info.passed.completed_count, dtype=jnp.int32),
-            rejected=result.info.routed.rejected,
+            rejected=result.info.routed.rejected | result.info.routed.rejected_too_long,
             dropped=result.info.routed.dropped,
         )
         return reached, router_input(observation, greedy), result.terminated | result.truncated, transition

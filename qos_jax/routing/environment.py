@@ -27,7 +27,8 @@ class EnvState:
     step: jax.Array  # [] int32, decisions taken
     arrivals: ArrivalState | None  # where the process stands; None in a replay
     completed: jax.Array  # [] int32, since reset
-    rejected: jax.Array  # [] int32
+    rejected: jax.Array  # [] int32, by a full queue
+    rejected_too_long: jax.Array  # [] int32, that an expert's KV cache could never hold
     dropped: jax.Array  # [] int32
 
     @property
@@ -111,6 +112,7 @@ class RoutingEnvironment:
             arrivals=arrivals,
             completed=zero,
             rejected=zero,
+            rejected_too_long=zero,
             dropped=zero,
         )
         state = vary_alike(state, key, params)
@@ -148,6 +150,7 @@ class RoutingEnvironment:
             arrivals=arrivals,
             completed=state.completed + jnp.sum(passed.completed_count, dtype=jnp.int32),
             rejected=state.rejected + routed.rejected.astype(jnp.int32),
+            rejected_too_long=state.rejected_too_long + routed.rejected_too_long.astype(jnp.int32),
             dropped=state.dropped + routed.dropped.astype(jnp.int32),
         )
         reached = vary_alike(reached, key, state, action, params)

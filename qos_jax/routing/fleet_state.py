@@ -67,7 +67,8 @@ class Routed:
     """The result of one routing decision."""
 
     accepted: jax.Array  # [] bool
-    rejected: jax.Array  # [] bool, by the expert it was sent to
+    rejected: jax.Array  # [] bool, by the full queue of the expert it was sent to
+    rejected_too_long: jax.Array  # [] bool, prompt + output exceed that expert's KV cache, whatever its queue
     dropped: jax.Array  # [] bool, sent to no expert
     # The outcome that the request overwrote: each completed request is reported once, here or by
     # `remaining_outcomes`, so that the records of a run cost one row a step.
@@ -133,7 +134,8 @@ def route(
     dropped = (action < 0) | (action >= num_experts)
     return routed_state, Routed(
         accepted=assignment.accepted,
-        rejected=~assignment.accepted & ~dropped,
+        rejected=~(assignment.accepted | assignment.too_long | dropped),
+        rejected_too_long=assignment.too_long,
         dropped=dropped,
         evicted=evicted,
     )

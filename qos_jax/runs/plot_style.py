@@ -19,7 +19,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "///", "...", "xxx")
 
-REJECTED_COLOUR, DROPPED_COLOUR = "#BDBDBD", "#E8E8E8"
+REJECTED_COLOUR, TOO_LONG_COLOUR, DROPPED_COLOUR = "#BDBDBD", "#D2D2D2", "#E8E8E8"
 
 
 class Style(NamedTuple):

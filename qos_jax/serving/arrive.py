@@ -20,6 +20,7 @@ class SlotAssignment:
     """Whether an expert accepts a newcomer, and which of its slots move up (README.md, rule 11)."""
 
     accepted: jax.Array  # [] bool, False = rejected, or routed to no expert
+    too_long: jax.Array  # [] bool, rejected since the expert's KV cache can never hold it
     expert: jax.Array  # [] int32, the expert chosen, clipped to 0..N-1
     evicted: jax.Array  # [] int32, the dead slot of that expert to overwrite
     moved: jax.Array  # [K] bool, slots of that expert that take the content of the next slot
@@ -49,11 +50,14 @@ def assign_slot(
     waiting = jnp.sum(state.waiting[inside], dtype=jnp.int32)
     # Not as a sum: prompt + output of an invalid request may exceed int32.
     fits = output_tokens[inside] <= profile.kv_capacity_tokens[inside] - prompt_tokens
-    accepted = (expert == inside) & (waiting < profile.max_waiting[inside]) & fits
+    chosen = expert == inside
+    accepted = chosen & (waiting < profile.max_waiting[inside]) & fits
     # The LAST dead slot, so that those in flight stay together at the end.
     evicted = jnp.int32(slots - 1) - jnp.argmin(state.live[inside][::-1]).astype(jnp.int32)
     moved = accepted & (jnp.arange(slots, dtype=jnp.int32) >= evicted)
-    return SlotAssignment(accepted=accepted, expert=inside, evicted=evicted, moved=moved)
+    return SlotAssignment(
+        accepted=accepted, too_long=chosen & ~fits, expert=inside, evicted=evicted, moved=moved
+    )
 
 
 def insert(assignment: SlotAssignment, slots: Tree, newcomer: Tree) -> Tree:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from qos_jax.serving.profile import FleetProfile
 
 COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
+REJECTED_TOO_LONG = "rejected_too_long"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class ReferenceOutcome:
     """The outcome of one request."""
 
     request_id: int  # as given, by default the position in routing order
-    status: str  # "completed", "rejected" (by the expert) or "dropped" (by the router)
+    # "completed", "rejected" (full queue), "rejected_too_long" (exceeds the KV cache) or "dropped"
+    status: str
     ttft_s: float | None  # seconds from arrival to the first token, at the server; None unless completed
     latency_s: float | None  # seconds from arrival to the last token + network_rtt_s; None likewise
     preemptions: int  # times it lost its KV cache and had to prefill again
@@ -117,7 +119,7 @@ class _Request:
     prefill_left_tokens: int = 0  # chunked only, while running: prompt tokens still to process
     first_token_s: float | None = None  # instants, on the clock of the arrivals
     finish_s: float | None = None
-    rejected: bool = False
+    rejected: str | None = None  # REJECTED or REJECTED_TOO_LONG where it was not queued
     preemptions: int = 0
 
     @property
@@ -141,7 +143,7 @@ class _Expert:
         never_fits = request.prompt_tokens + request.output_tokens > self.profile.kv_capacity_tokens
         queue_full = len(self.waiting) >= self.profile.max_waiting
         if never_fits or queue_full:
-            request.rejected = True
+            request.rejected = REJECTED_TOO_LONG if never_fits else REJECTED
         else:
             heapq.heappush(self.waiting, (request.order, request))
 
@@ -425,8 +427,8 @@ def simulate_fleet(
 
 
 def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s: float) -> ReferenceOutcome:
-    if request.rejected:
-        return ReferenceOutcome(request_id, REJECTED, None, None, 0)
+    if request.rejected is not None:
+        return ReferenceOutcome(request_id, request.rejected, None, None, 0)
     if request.first_token_s is None or request.finish_s is None:
         raise AssertionError(f"request {request_id} was neither rejected nor served")
     return ReferenceOutcome(

@@ -7,6 +7,7 @@ from qos_jax.simulation.records import (
     COMPLETED,
     DROPPED,
     REJECTED,
+    REJECTED_TOO_LONG,
     RequestRecords,
     RunTotals,
     write_records_csv,
@@ -32,5 +33,6 @@ __all__ = [
     "write_records_csv",
     "COMPLETED",
     "REJECTED",
+    "REJECTED_TOO_LONG",
     "DROPPED",
 ]

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.serving.profile import FleetProfile
-from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, RequestRecords, RunTotals
+from qos_jax.simulation.records import (
+    COMPLETED,
+    DROPPED,
+    REJECTED,
+    REJECTED_TOO_LONG,
+    RequestRecords,
+    RunTotals,
+)
 
 
 class Metric(NamedTuple):
@@ -57,14 +64,19 @@ METRICS: dict[str, Metric] = {
     ),
     "mean_quality": Metric("mean quality", "", "higher", "mean true quality of completed requests"),
     **_latency_metrics(),
-    "arrived": Metric("arrived", "requests", "neither", "completed + rejected + dropped"),
+    "arrived": Metric("arrived", "requests", "neither", "completed + rejected + rejected_too_long + dropped"),
     "completed": Metric("completed", "requests", "higher", "requests that got all their output tokens"),
-    "rejected": Metric(
-        "rejected", "requests", "lower", "requests refused by their expert: full queue or too long"
+    "rejected": Metric("rejected", "requests", "lower", "requests refused by the full queue of their expert"),
+    "rejected_too_long": Metric(
+        "rejected as too long",
+        "requests",
+        "lower",
+        "requests whose prompt + output exceed the KV capacity of their expert, whatever its queue",
     ),
     "dropped": Metric("dropped", "requests", "neither", "requests the router sent to no expert"),
     "completed_share": Metric("completed share", "", "higher", "completed / arrived"),
     "rejected_share": Metric("rejected share", "", "lower", "rejected / arrived"),
+    "rejected_too_long_share": Metric("too long share", "", "lower", "rejected_too_long / arrived"),
     "dropped_share": Metric("dropped share", "", "neither", "dropped / arrived"),
     "preemptions_per_request": Metric(
         "preemptions per request", "", "lower", "preemptions of all requests / arrived"
@@ -135,6 +147,7 @@ def _figures(
     counts = {
         "completed": done.sum(-1),
         "rejected": (records.status == REJECTED).sum(-1),
+        "rejected_too_long": (records.status == REJECTED_TOO_LONG).sum(-1),
         "dropped": (records.status == DROPPED).sum(-1),
     }
     arrived = xp.full(done.shape[:-1], done.shape[-1])

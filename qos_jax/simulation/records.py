@@ -17,8 +17,8 @@ from qos_jax.files import atomic_write
 from qos_jax.routing.fleet_state import Outcome
 from qos_jax.workload.request_table import RequestTable
 
-COMPLETED, REJECTED, DROPPED = 0, 1, 2
-STATUS_NAMES = ("completed", "rejected", "dropped")
+COMPLETED, REJECTED, DROPPED, REJECTED_TOO_LONG = 0, 1, 2, 3
+STATUS_NAMES = ("completed", "rejected", "dropped", "rejected_too_long")
 
 CSV_COLUMNS = (
     "request_id",
@@ -46,7 +46,7 @@ class RequestRecords:
       ValueError: if the shapes differ.
     """
 
-    status: np.ndarray  # [..., T] int8: COMPLETED, REJECTED or DROPPED
+    status: np.ndarray  # [..., T] int8: COMPLETED, REJECTED (full queue), DROPPED or REJECTED_TOO_LONG
     expert: np.ndarray  # [..., T] int32: index of the expert chosen; -1 where dropped
     arrival_s: np.ndarray  # [..., T] float64: seconds since the start of the run
     prompt_tokens: np.ndarray  # [..., T] int32
@@ -109,7 +109,7 @@ class RunTotals:
 class TracedRecords:
     """The fates of T requests of one run as :class:`RequestRecords`, within a program."""
 
-    status: jax.Array  # [T] int32: COMPLETED, REJECTED or DROPPED
+    status: jax.Array  # [T] int32: index into STATUS_NAMES
     expert: jax.Array  # [T] int32
     output_tokens: jax.Array  # [T] int32
     quality: jax.Array  # [T] float32

@@ -14,7 +14,7 @@ from qos_jax.routing.fleet_state import FleetState, Outcome, Request
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import KnownFleet, observe, reveal
 from qos_jax.serving import ServingConfig
-from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED
+from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, REJECTED_TOO_LONG
 from qos_jax.workload.request_table import RequestTable
 
 
@@ -106,6 +106,7 @@ def route_requests(
             known.latency_limit_s,
         )
         status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
+        status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
         carry = Carry(
             fleet=fleet,
             busy_s=carry.busy_s + passed.busy_s,

@@ -53,6 +53,14 @@ def test_every_case_has_its_table(results):
     assert "0.100 [-, -]" in text
 
 
+def test_requests_that_are_too_long_have_a_column_where_there_are_any():
+    for share, shown in ((0.125, True), (0.0, False)):
+        result = _result("greedy", [0.5], rejected_share=0.25, rejected_too_long_share=share)
+        text = render_text(comparison_table([result], baseline="greedy"))
+        assert ("too long" in text and "12.5" in text) is shown
+        assert "reject" in text
+
+
 CSV = """\
 policy,workload,arrival_rate_per_s,latency_limit_s,metric,mean,ci_low,ci_high,diff,diff_low,diff_high,n,unit,baseline
 round_robin,poisson,5.0,0.05,qos_per_joule,0.00125,0.00125,0.00125,0.0,0.0,0.0,4,1/J,round_robin

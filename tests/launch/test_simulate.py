@@ -97,7 +97,7 @@ def test_assigned_is_the_reference(launch, tmp_path, scheduler, seed):
     mine = golden.read_records(tmp_path / "run" / "records.csv")
     assert_same_records(mine, golden.reference_records(FLEET, requests, scheduler, golden.LIMIT_S))
     status = [row["status"] for row in mine]
-    assert min(status.count(name) for name in records.STATUS_NAMES) > 5
+    assert min(status.count(name) for name in records.STATUS_NAMES) >= 3
     assert sum(int(row["preemptions"]) for row in mine) > 20
 
 
@@ -125,6 +125,7 @@ def test_summary_follows_from_the_records(launch, tmp_path):
         "arrived": len(rows),
         "completed": len(done),
         "rejected": sum(row["status"] == "rejected" for row in rows),
+        "rejected_too_long": sum(row["status"] == "rejected_too_long" for row in rows),
         "dropped": sum(row["status"] == "dropped" for row in rows),
         "average_qos": quality[in_limit].sum() / len(rows),
         "share_within_limit": in_limit.sum() / len(rows),
@@ -143,8 +144,11 @@ def test_summary_follows_from_the_records(launch, tmp_path):
         mine = [row["status"] for row in rows if row["expert"] == expert["expert"]]
         assert expert["routed"] == len(mine)
         assert expert["rejected"] == mine.count("rejected")
+        assert expert["rejected_too_long"] == mine.count("rejected_too_long")
         assert 0 < expert["busy_share"] <= 1
     assert f"{summary['average_qos']:.4f}" in ended.out
+    note = f"note: prompt + output of {summary['rejected_too_long']:,} requests exceed kv_capacity_tokens"
+    assert note in ended.out
     assert f"{len(rows):,}/{len(rows):,} requests" in ended.err
 
 

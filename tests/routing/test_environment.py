@@ -26,6 +26,7 @@ from tests.routing.scenes import (
 )
 
 T = 48
+SMALL_MEMORY = profile(kv_capacity_tokens=[60, 200, 110])  # expert 0 cannot hold the longest requests
 KEY = jax.random.key(0)
 both_schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
 
@@ -89,23 +90,24 @@ def test_reset_is_an_empty_edge_and_the_first_request():
 
 @both_schedulers
 def test_a_replay_is_the_reference_and_every_request_is_paid_for(scheduler):
-    env, params = environment(scheduler, allow_drop=True), replay_params(1, T, mean_gap_s=0.03)
+    env, params = environment(scheduler, allow_drop=True), replay_params(1, T, SMALL_MEMORY, mean_gap_s=0.03)
     actions = random_actions(1, T, EXPERTS + 1)  # the last drops
     states, results, last = jax.device_get(rollout(env, KEY, params, actions))
     requests, gap_s = jax.device_get((params.table, params.episode.gap_after_s))
     arrival_s = np.concatenate([[0.0], np.cumsum(gap_s[:-1].astype(np.float64))])
     expert = np.where(np.asarray(actions) == EXPERTS, -1, actions)
     outcomes, runs = simulate_fleet(
-        profile(), arrival_s, requests.prompt_tokens, requests.output_tokens, expert, scheduler
+        SMALL_MEMORY, arrival_s, requests.prompt_tokens, requests.output_tokens, expert, scheduler
     )
     status = np.array([o.status for o in outcomes])
-    assert {"completed", "rejected", "dropped"} == set(status)
+    assert {"completed", "rejected", "rejected_too_long", "dropped"} == set(status)
     assert sum(o.preemptions for o in outcomes) > 0
 
     # Per decision: accepted, rejected or dropped.
     routed = results.info.routed
     np.testing.assert_array_equal(routed.accepted, status == "completed")
     np.testing.assert_array_equal(routed.rejected, status == "rejected")
+    np.testing.assert_array_equal(routed.rejected_too_long, status == "rejected_too_long")
     np.testing.assert_array_equal(routed.dropped, status == "dropped")
 
     # Each outcome leaves once: evicted, or at the end.
@@ -141,8 +143,9 @@ def test_a_replay_is_the_reference_and_every_request_is_paid_for(scheduler):
     after = np.append(states.completed[1:], last.completed)
     np.testing.assert_array_equal(after, passed.completed_count.sum(axis=1).cumsum())
     in_flight = np.append(states.fleet.serving.live[1:].sum(axis=(1, 2)), last.fleet.serving.live.sum())
-    rejected, dropped = (np.append(getattr(states, x)[1:], getattr(last, x)) for x in ("rejected", "dropped"))
-    np.testing.assert_array_equal(after + rejected + dropped + in_flight, np.arange(1, T + 1))
+    lost = ("rejected", "rejected_too_long", "dropped")
+    lost_after = sum(np.append(getattr(states, name)[1:], getattr(last, name)) for name in lost)
+    np.testing.assert_array_equal(after + lost_after + in_flight, np.arange(1, T + 1))
 
     # It ends once, by itself, drained.
     np.testing.assert_array_equal(results.terminated, np.arange(T) == T - 1)

@@ -20,6 +20,7 @@ from qos_jax.serving import (
 )
 
 COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
+REJECTED_TOO_LONG = "rejected_too_long"
 
 
 class Trace(NamedTuple):
@@ -49,7 +50,7 @@ def route_one(config, profile, carry, x):
     gone = (jnp.where(assignment.accepted, gone[0], -1), *gone[1:])
     state = enqueue(assignment, state, request_id, prompt, output)
     state, progress = advance(config, profile, state, gap_s)
-    return (state, request_id + 1), (assignment.accepted, gone, state, progress)
+    return (state, request_id + 1), (assignment, gone, state, progress)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -59,7 +60,7 @@ def scan_requests(
     """Route T requests from ``state``; returns the final state and, per step, what left and what happened."""
 
     def step(carry, x):
-        carry, (accepted, gone, state, progress) = route_one(config, profile, carry, x)
+        carry, (assigned, gone, state, progress) = route_one(config, profile, carry, x)
         sums = (
             progress.busy_s,
             progress.kv_token_s,
@@ -67,7 +68,7 @@ def scan_requests(
             jnp.sum(state.live, dtype=jnp.int32),
             progress.rounds,
         )
-        return carry, (accepted, gone, sums)
+        return carry, (assigned.accepted, assigned.too_long, gone, sums)
 
     (state, _), out = jax.lax.scan(step, (state, first_id), (gap_s, expert, prompt, output))
     return state, out
@@ -75,11 +76,11 @@ def scan_requests(
 
 @functools.partial(jax.jit, static_argnums=0)
 def scan_states(config: ServingConfig, profile: FleetProfile, gap_s, expert, prompt, output):
-    """As :func:`scan_requests` from an empty fleet; returns every state and every progress, [T, ...]."""
+    """As :func:`scan_requests` from an empty fleet; returns assignments, states and progress, [T, ...]."""
 
     def step(carry, x):
-        carry, (accepted, _, state, progress) = route_one(config, profile, carry, x)
-        return carry, (accepted, state, progress)
+        carry, (assigned, _, state, progress) = route_one(config, profile, carry, x)
+        return carry, (assigned, state, progress)
 
     start = (empty_state(config), jnp.int32(0))
     return jax.lax.scan(step, start, (gap_s, expert, prompt, output))[1]
@@ -114,7 +115,7 @@ def replay(config: ServingConfig, profile: FleetProfile, trace: Trace, chunk: in
 
 def gather(trace: Trace, state, out):
     """Sort what a scan left behind by request: a dict of NumPy arrays."""
-    accepted, gone, sums = out
+    accepted, too_long, gone, sums = out
     count = len(trace.arrival_s)
     left = tuple(np.asarray(x).ravel() for x in _outcome(state))
     request_id, ttft_s, latency_s, preemptions = (
@@ -124,6 +125,7 @@ def gather(trace: Trace, state, out):
     ids = request_id[known]
     assert np.unique(ids).size == ids.size, "a request left twice"
     status = np.where(np.asarray(trace.expert) < 0, DROPPED, REJECTED).astype(object)
+    status[np.asarray(too_long)] = REJECTED_TOO_LONG
     status[ids] = COMPLETED
     result = {
         "status": status,

@@ -206,7 +206,7 @@ def test_equals_the_reference_to_the_bit_where_float32_is_exact(scheduler, case)
 @both_schedulers
 def test_the_families_reach_what_they_are_meant_to_reach(scheduler):
     """Preemptions, rejections and exact ties are common in them, near-ties rare."""
-    seen = {"preempted": 0, "rejected": 0, "ties": 0, "near": 0, "cases": 0}
+    seen = {"preempted": 0, "rejected": 0, "rejected_too_long": 0, "ties": 0, "near": 0, "cases": 0}
 
     @settings(max_examples=60, database=None)
     @given(real=real_cases(), dyadic=dyadic_cases())
@@ -214,7 +214,8 @@ def test_the_families_reach_what_they_are_meant_to_reach(scheduler):
         outcomes, runs = reference(*real, scheduler)
         seen["cases"] += 1
         seen["preempted"] += sum(o.preemptions > 0 for o in outcomes)
-        seen["rejected"] += sum(o.status == "rejected" for o in outcomes)
+        for name in ("rejected", "rejected_too_long"):
+            seen[name] += sum(o.status == name for o in outcomes)
         seen["near"] += min(run.closest_tie_s for run in runs) <= TIE_S
         profile, trace = dyadic
         outcomes, _ = reference(profile, trace, scheduler)
@@ -228,6 +229,7 @@ def test_the_families_reach_what_they_are_meant_to_reach(scheduler):
     look()
     assert seen["preempted"] > seen["cases"]
     assert seen["rejected"] > seen["cases"]
+    assert seen["rejected_too_long"] > 0
     assert seen["ties"] > seen["cases"] // 2
     assert seen["near"] < seen["cases"] / 5
 
@@ -237,16 +239,20 @@ def test_the_families_reach_what_they_are_meant_to_reach(scheduler):
 def test_invariants_after_every_step(scheduler, case):
     profile, trace = case
     device = jax.tree.map(jnp.asarray, profile)
-    accepted, states, progress = jax.device_get(scan_states(CONFIGS[scheduler], device, *on_device(trace)))
-    live, running = states.live, states.running
+    assigned, states, progress = jax.device_get(scan_states(CONFIGS[scheduler], device, *on_device(trace)))
+    accepted, live, running = assigned.accepted, states.live, states.running
     waiting = live & ~running
 
-    # Conservation: arrived = completed + rejected + dropped + in flight.
+    # Conservation: arrived = completed + rejected (full queue) + rejected_too_long + dropped + in flight.
     arrived = np.arange(1, LENGTH + 1)
     completed = progress.completed.sum(axis=(1, 2)).cumsum()
     dropped = (trace.expert < 0).cumsum()
-    rejected = (~accepted & (trace.expert >= 0)).cumsum()
-    np.testing.assert_array_equal(arrived, completed + rejected + dropped + live.sum(axis=(1, 2)))
+    full_queue = (~accepted & ~assigned.too_long & (trace.expert >= 0)).cumsum()
+    lost = full_queue + assigned.too_long.cumsum() + dropped
+    np.testing.assert_array_equal(arrived, completed + lost + live.sum(axis=(1, 2)))
+    total = trace.prompt_tokens[:, None] + trace.output_tokens
+    never_fits = (total > profile.kv_capacity_tokens)[np.arange(LENGTH), trace.expert]
+    np.testing.assert_array_equal(assigned.too_long, never_fits & (trace.expert >= 0))
     assert not live[-1].any()  # the drain leaves nothing
 
     # Slots: in order of arrival; the running are the first of the live; limits hold.
@@ -461,5 +467,5 @@ def test_a_request_beyond_int32_is_rejected_not_wrapped(scheduler):
     trace.prompt_tokens[5] = huge - 3
     trace.output_tokens[5] = 4
     outcomes, _ = reference(profile, trace, scheduler)
-    assert outcomes[5].status == "rejected"
+    assert outcomes[5].status == "rejected_too_long"
     assert_equal_outcomes(replay(CONFIGS[scheduler], profile, trace), outcomes, rtol=1e-4)

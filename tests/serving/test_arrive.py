@@ -13,7 +13,7 @@ SLOTS = jnp.arange(12, dtype=jnp.int32).reshape(3, 4)
 
 def assigned(expert: int, evicted: int, accepted: bool = True) -> SlotAssignment:
     moved = accepted & (jnp.arange(4) >= evicted)
-    return SlotAssignment(jnp.bool_(accepted), jnp.int32(expert), jnp.int32(evicted), moved)
+    return SlotAssignment(jnp.bool_(accepted), jnp.bool_(False), jnp.int32(expert), jnp.int32(evicted), moved)
 
 
 def test_slots_behind_the_evicted_move_up_and_the_newcomer_is_last() -> None:

@@ -85,7 +85,7 @@ class TestBothSchedulers:
 
     def test_what_can_never_fit_is_rejected(self, scheduler):
         run = serve([(0.0, 10, 11), (1.0, 10, 10)], scheduler, kv_capacity_tokens=20)
-        assert status(run) == ["rejected", "completed"]
+        assert status(run) == ["rejected_too_long", "completed"]
         assert run.outcomes[0].ttft_s is run.outcomes[0].latency_s is None
         # The one that fits to the last token is alone, so never preempted, and starts when it arrives.
         assert preemptions(run) == [0, 0]

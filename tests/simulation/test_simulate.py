@@ -10,13 +10,13 @@ import pytest
 from qos_jax.policies import policy
 from qos_jax.serving import SCHEDULERS, ServingConfig
 from qos_jax.serving.reference import simulate_fleet
-from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED
+from qos_jax.simulation.records import COMPLETED, STATUS_NAMES
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
 from tests.routing.scenes import EXPERTS, LENGTH_LOG_STD, profile, table
 
 R, T = 5, 45
 LIMIT_S = 0.06
-STATUS = {"completed": COMPLETED, "rejected": REJECTED, "dropped": DROPPED}
+STATUS = {name: code for code, name in enumerate(STATUS_NAMES)}
 
 
 def config(scheduler="prefill_first"):
@@ -59,12 +59,12 @@ def random_result():
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_records_are_the_references(scheduler):
     given = np.random.default_rng(1).integers(-1, EXPERTS, T)
-    what = runs()
+    what = runs(fleet=profile(kv_capacity_tokens=[60, 200, 110]))  # expert 0 can't hold the longest
     result = simulate(
         config(scheduler), policy("assigned", assignment=jnp.asarray(given)), what, chunk_requests=16
     )
     records = result.records
-    assert set(np.unique(records.status)) == {COMPLETED, REJECTED, DROPPED}
+    assert set(np.unique(records.status)) == set(STATUS.values())
     assert records.preemptions.sum() > 0
     for r in range(R):
         requests = jax.tree.map(lambda x, r=r: x[r], what.requests)
@@ -95,7 +95,7 @@ def test_records_are_the_references(scheduler):
 
 def test_every_request_is_accounted_for(random_result):
     status = random_result.records.status
-    counts = [np.sum(status == code, axis=1) for code in (COMPLETED, REJECTED, DROPPED)]
+    counts = [np.sum(status == code, axis=1) for code in STATUS.values()]
     np.testing.assert_array_equal(np.sum(counts, axis=0), T)
     assert np.array_equal(np.isfinite(random_result.records.latency_s), status == COMPLETED)
     assert np.all(random_result.rounds > 0)
