@@ -17,7 +17,7 @@ from qos_jax.runs import plot_style
 from .config_flags import ConfigFlags, define_config_flags
 
 EXIT_BAD_INPUT = 2
-EXIT_POOR_FIT = 3  # results are written, but a warning says why not to use them
+EXIT_POOR_FIT = 4  # results are written, but a warning says why not to use them
 EXIT_INTERRUPTED = 130  # as shells count a Ctrl-C
 RENAMED = {  # flags, old name to new
     "plot": "plots",

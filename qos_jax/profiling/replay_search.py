@@ -16,7 +16,8 @@ from qos_jax.profiling.request_log import RequestLog
 PACED = 2  # replays at the pace of the log's tokens, before those that follow first and last tokens alone
 POLISHES = 5  # most replays of a refinement without the log's clock
 REWEIGHTINGS = 30  # most of one robust fit
-CAUCHY_SCALE = 2.385 / 0.6745  # x median of absolute errors: 95% efficient for normal ones
+CAUCHY_SCALE = 1.4 / 0.6745  # x median of absolute errors, 1.4 standard deviations of normal ones
+LEAST_CURVATURE = 0.25  # of the mean weight: below it a loss is too flat to speak of its curvature
 SMALLEST_SCALE = 1e-6  # of relative errors, float32 rounding: the robust loss looks no closer
 SMALLEST_BASE_SHARE = 1e-3  # of the guessed scale: lower bound of decode_base_s, which must stay above 0
 MIN_GAIN, MIN_STEP = 1e-3, 0.05  # of the error, by which a step must lower it; of a step, halved twice if not
@@ -208,6 +209,10 @@ class Problem:
         block = rows.request * min(blocks, count) // count
         covariance = robust_covariance(rows.design * root, residuals, block, self.fixed)
         alone = np.arange(len(residuals))
+        # The loss is less curved than its weights say, since they fall as errors grow.
+        share = rows.weights(value) * (rows.design @ value - rows.target) ** 2  # u^2 / (1 + u^2)
+        curvature = float(np.mean((1 - share) * (1 - 2 * share)) / np.mean(1 - share))
+        covariance = covariance / max(curvature, LEAST_CURVATURE) ** 2
         return covariance + robust_covariance(rows.design * root, floor * root[:, 0], alone, self.fixed)
 
     def redrawn(self, value: Array, blocks: int, rng: np.random.Generator) -> Problem:

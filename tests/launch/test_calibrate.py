@@ -147,7 +147,7 @@ def test_a_roofline_says_that_it_is_one(launch, tmp_path):
     assert "NOT MEASURED" in ended.out
 
 
-def test_another_log_is_predicted_and_a_poor_fit_ends_with_3(launch, tmp_path, quick_search):
+def test_another_log_is_predicted_and_a_poor_fit_ends_with_4(launch, tmp_path, quick_search):
     fitted, other = request_file(tmp_path / "a.jsonl"), request_file(tmp_path / "b.jsonl", seed=1)
     logs = [f"--requests={fitted}", f"--predict={other}"]
     flags = ROW | {"ttft_limit_s": 0.5, "tpot_limit_s": 0.03, "out": tmp_path / "good"}
@@ -165,9 +165,8 @@ def test_another_log_is_predicted_and_a_poor_fit_ends_with_3(launch, tmp_path, q
     # A server of two slots cannot have served these: the log says how many decoded at once.
     flags = ROW | {"max_running": 2, "requests": fitted, "out": tmp_path / "poor"}
     poor = launch("launch.calibrate", *arguments("--noplots", **flags))
-    assert poor.code == 3
+    assert poor.code == 4
     assert "requests decoded at once, more than max_running: give --max_running=" in poor.err
     assert "warning: " in poor.err
     assert "check --max_running" in poor.err
-    flags["out"] = tmp_path / "accepted"
-    assert launch("launch.calibrate", *arguments("--noplots", "--accept", **flags)).code == 0
+    assert launch("launch.calibrate", *arguments("--noplots", "--resume", "--accept", **flags)).code == 0
