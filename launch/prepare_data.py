@@ -1,7 +1,8 @@
 """Build a request table from a log of prompts and answers: predictors fitted, predictions out of fold.
 
 Formats of --log, known by its content unless --format says it: the generic one, the layout of lookahead6 (a
-folder), and SPROUT (CARROT) and MixInstruct files that you downloaded. The first and the last two are:
+folder), and files that you downloaded of SPROUT (CARROT), MixInstruct, RouterBench, LLMRouterBench and
+RouteLLM. All but the layout of lookahead6 are:
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 from qos_jax.errors import input_error
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
+from qos_jax.tables.answers import benchmarks as answers_benchmarks
 from qos_jax.tables.answers import generic as answers_generic
 from qos_jax.tables.answers import public as answers_public
 from qos_jax.tables.fitted_table import fit_table
@@ -20,7 +22,8 @@ from qos_jax.tables.table_folder import preparation_settings, verify_table, writ
 from . import common
 from .config_flags import define_config_flags
 
-__doc__ = f"{__doc__}\n{answers_generic.__doc__}\n{answers_public.__doc__}"  # what --help shows
+_FORMATS = (answers_generic, answers_public, answers_benchmarks)
+__doc__ = "\n".join([str(__doc__), *(str(module.__doc__) for module in _FORMATS)])  # what --help shows
 
 
 @dataclasses.dataclass(frozen=True)

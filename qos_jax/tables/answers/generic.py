@@ -13,7 +13,8 @@ and either ``output_tokens.MODEL`` or ``text.MODEL``. Long, an answer a record, 
 Only ``prompt`` and the answers are required. A score lies in the score range ([0, 1] by
 default); tokens that are not given are counted from the text. An answer or a field that is absent, null
 or an empty cell is missing; the text "" is an answer of nothing, which takes the one token that ends it.
-Records of the long form with the same prompt are one row. ``id`` is not used.
+Records of the long form with the same prompt are one row; where its models count the prompt's tokens
+differently, the row takes their median, rounded. ``id`` is not used.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ def _add_long(builder: LogBuilder, row: int, record: Record, rows: _Rows, count:
     counted = False
     if isinstance(prompt, str) and prompt in rows:
         index, before = rows[prompt]
-        if given != before:
-            field = "prompt_tokens" if given[0] != before[0] else "task"
+        if given[1] != before[1] or (given[0] is None) != (before[0] is None):
+            field = "task" if given[1] != before[1] else "prompt_tokens"
             raise builder.error(
-                row, field, "differs from that of the same prompt above", "give the same in all rows"
+                row, field, "differs from that of the same prompt above", "give it alike in all rows"
             )
+        if given[0] is not None:
+            builder.add_prompt_tokens(index, row, given[0])
     else:
         index, counted = _add_row(builder, row, record, count)
         rows[prompt] = index, given

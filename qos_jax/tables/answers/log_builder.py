@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class LogBuilder:
         self.file = file
         self._low, self._high = score_range
         self._prompts: list[str] = []
-        self._prompt_tokens: list[int] = []
+        self._prompt_tokens: list[list[int]] = []  # by row, what each model that was asked says
         self._tasks: list[str | None] = []
         self._line: list[int] = []
         self._files: list[str] = []
@@ -56,16 +57,31 @@ class LogBuilder:
             raise self.error(row, "prompt", "is empty", "give the text of the prompt")
         if task is not None and not self.text(row, "task", task).strip():
             raise self.error(row, "task", "is empty", "name a task, or leave the field out")
-        tokens = self.tokens(row, "prompt_tokens", prompt_tokens)
-        if tokens < 1:
-            raise self.error(row, "prompt_tokens", f"{prompt_tokens!r} is below 1", "give at least 1")
         self._prompts.append(text)
-        self._prompt_tokens.append(tokens)
+        self._prompt_tokens.append([])
+        self.add_prompt_tokens(len(self._prompts) - 1, row, prompt_tokens)
         self._tasks.append(task)
         self._line.append(row)
         self._files.append(self.file)
         self._answers.append({})
         return len(self._prompts) - 1
+
+    def add_prompt_tokens(self, index: int, row: int, prompt_tokens: Any) -> None:
+        """Add what another model counts a prompt as: a row takes the median over its models, rounded.
+
+        Args:
+          index: of the prompt, from :meth:`add_row`.
+          row: line in the file, for errors.
+          prompt_tokens: its length, a number or the text of one.
+        """
+        tokens = self.tokens(row, "prompt_tokens", prompt_tokens)
+        if tokens < 1:
+            raise self.error(row, "prompt_tokens", f"{prompt_tokens!r} is below 1", "give at least 1")
+        self._prompt_tokens[index].append(tokens)
+
+    def of_share(self, share: float) -> float:
+        """Return the score that a quality in [0, 1] has in the score range."""
+        return self._low + share * (self._high - self._low)
 
     def add_answer(
         self, index: int, row: int, expert: Any, score: Any, tokens: Any, fields: tuple[str, str]
@@ -153,7 +169,9 @@ class LogBuilder:
                     raise input_error(fault, file=self.file, remedy=remedy)
         return AnswerLog(
             prompts=tuple(self._prompts),
-            prompt_tokens=np.array(self._prompt_tokens, np.int32),
+            prompt_tokens=np.array(
+                [max(round(statistics.median(x)), 1) for x in self._prompt_tokens], np.int32
+            ),
             experts=experts,
             quality=quality,
             output_tokens=output_tokens,
@@ -165,9 +183,19 @@ class LogBuilder:
         )
 
     def _own_notes(self) -> list[str]:
-        if not self._empty_answers:
-            return []
-        return [f"{self._empty_answers} answers of 0 tokens count as the one token that ends them"]
+        notes = []
+        if self._empty_answers:
+            notes.append(f"{self._empty_answers} answers of 0 tokens count as the one token that ends them")
+        spread = [
+            max(counts) / min(counts) - 1 for counts in self._prompt_tokens if max(counts) > min(counts)
+        ]
+        if spread:
+            notes.append(
+                f"prompt tokens differ by model in {len(spread)} of {len(self._prompts)} prompts, the most "
+                f"over the fewest by {statistics.median(spread):.1%} in the median and {max(spread):.1%} at "
+                "most: each prompt takes the median over its models"
+            )
+        return notes
 
     def _checked_tasks(self) -> tuple[str, ...] | None:
         given = [task for task in self._tasks if task is not None]

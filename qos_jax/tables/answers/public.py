@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from qos_jax.errors import near_match
 from qos_jax.tables.answers.log_builder import LogBuilder, check_fields
 from qos_jax.tables.answers.records import Record, read_records
@@ -66,8 +64,10 @@ def add_sprout(builder: LogBuilder, path: str) -> None:
         if not prompt_tokens:
             remedy = "give the num_input_tokens of a model"
             raise builder.error(row, "num_input_tokens", "is missing for every model", remedy)
-        tokens = max(round(float(np.median(prompt_tokens))), 1)
-        index = builder.add_row(row, record["prompt"], tokens, record.get("dataset"))
+        first, *others = (max(tokens, 1) for tokens in prompt_tokens)
+        index = builder.add_row(row, record["prompt"], first, record.get("dataset"))
+        for tokens in others:
+            builder.add_prompt_tokens(index, row, tokens)
         for name, answer in answers.items():
             fields = f"{name}.score", f"{name}.num_output_tokens"
             score, length = answer.get("score"), answer.get("num_output_tokens")

@@ -9,6 +9,14 @@ import numpy as np
 
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
+from qos_jax.tables.answers.benchmarks import (
+    add_llmrouterbench,
+    add_routellm,
+    add_routerbench,
+    is_llmrouterbench,
+    is_routellm,
+    is_routerbench,
+)
 from qos_jax.tables.answers.generic import add_generic, is_generic
 from qos_jax.tables.answers.log import AnswerLog, take_rows
 from qos_jax.tables.answers.log_builder import LogBuilder
@@ -18,7 +26,19 @@ from qos_jax.tables.answers.records import CSV, read_records, record_kind
 from qos_jax.tables.answers.token_count import APPROXIMATION, token_counter
 
 AUTO, GENERIC, LOOKAHEAD, SPROUT, MIXINSTRUCT = "auto", "generic", "lookahead6", "sprout", "mixinstruct"
-FORMATS = (AUTO, GENERIC, LOOKAHEAD, SPROUT, MIXINSTRUCT)
+ROUTERBENCH, LLMROUTERBENCH, ROUTELLM = "routerbench", "llmrouterbench", "routellm"
+FORMATS = (AUTO, GENERIC, LOOKAHEAD, SPROUT, MIXINSTRUCT, ROUTERBENCH, LLMROUTERBENCH, ROUTELLM)
+_COUNTED = (MIXINSTRUCT, ROUTERBENCH, ROUTELLM)  # formats without token counts
+
+# How a format is known by its first record, asked in this order.
+_IS = {
+    MIXINSTRUCT: is_mixinstruct,
+    ROUTERBENCH: is_routerbench,
+    LLMROUTERBENCH: is_llmrouterbench,
+    GENERIC: is_generic,
+    SPROUT: is_sprout,
+    ROUTELLM: is_routellm,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +88,8 @@ def read_answers(config: LogConfig) -> tuple[AnswerLog, dict[str, int]]:
     kind = config.format if config.format != AUTO else _kind(config.log[0])
     builder = LogBuilder(config.log[0], config.score_range)
     count = token_counter(config.tokenizer)
-    counted = kind == MIXINSTRUCT
+    counted = kind in _COUNTED
+    seen: dict[tuple[str, int], int] = {}
     for path in config.log:
         if kind == GENERIC:
             counted |= add_generic(builder, path, count)
@@ -76,6 +97,12 @@ def read_answers(config: LogConfig) -> tuple[AnswerLog, dict[str, int]]:
             add_lookahead(builder, path)
         elif kind == SPROUT:
             add_sprout(builder, path)
+        elif kind == ROUTERBENCH:
+            add_routerbench(builder, path, count)
+        elif kind == LLMROUTERBENCH:
+            add_llmrouterbench(builder, path, seen)
+        elif kind == ROUTELLM:
+            add_routellm(builder, path, count)
         else:
             add_mixinstruct(builder, path, count, config.score_name)
     builder.file = ", ".join(config.log)
@@ -90,14 +117,14 @@ def _kind(path: str) -> str:
             return LOOKAHEAD
         remedy = "give a file, or a folder with scores_lengths.npz and prompts.jsonl.gz"
         raise input_error("the folder is not in the layout of lookahead6", file=path, remedy=remedy)
-    if record_kind(path) == CSV:
-        return GENERIC
     _, record = next(read_records(path), (0, None))
     if record is None:
         raise input_error("holds no record", file=path, remedy="give at least one prompt with answers")
-    for kind, fits in ((MIXINSTRUCT, is_mixinstruct), (GENERIC, is_generic), (SPROUT, is_sprout)):
+    for kind, fits in _IS.items():
         if fits(record):
             return kind
+    if record_kind(path) == CSV:
+        return GENERIC  # which says what is missing
     fault = f"the fields {', '.join(map(str, list(record)[:8]))} are of no known format"
     remedy = f"give --format, one of {', '.join(FORMATS[1:])}, or see --help for the generic one"
     raise input_error(fault, file=path, row=1, remedy=remedy)

@@ -30,6 +30,11 @@ def record_kind(path: Path) -> str:
     suffixes = pathlib.Path(path).suffixes
     suffix = (suffixes[:-1] if suffixes[-1:] == [".gz"] else suffixes)[-1:]
     kind = _KINDS.get("".join(suffix).lower())
+    if suffix == [".pkl"]:
+        remedy = (
+            "run: python -c \"import pandas; pandas.read_pickle('FILE').to_csv('FILE.csv', index=False)\""
+        )
+        raise input_error("is a pickle, which may run code when it is read", file=path, remedy=remedy)
     if kind is None or (kind == PARQUET and suffixes[-1] == ".gz"):
         remedy = f"give a file ending in {', '.join(_KINDS)}, or these but the last with .gz"
         raise input_error("is of an unknown kind, by its name", file=path, remedy=remedy)
@@ -40,7 +45,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     """Yield every record of a file with its number: its line, or its index in a list or table, from 1.
 
     A row of a CSV file is the line that it ends on, since cells may hold line breaks; its empty cells are
-    None.
+    None. A first column without a name, as pandas writes its index, is left out.
 
     Raises:
       InputError: naming the file, the row and the remedy, when it is reached.
@@ -69,7 +74,7 @@ def _open_text(path: Path) -> IO[str]:
 
 
 def _read_json(path: Path, stream: IO[str]) -> Iterator[tuple[int, Record]]:
-    """Read a list of objects if the first sign is ``[``, else an object a line."""
+    """Read a list if the first sign is ``[``, one object written over many lines, else an object a line."""
     first = stream.readline()
     while first and not first.strip():
         first = stream.readline()
@@ -78,26 +83,45 @@ def _read_json(path: Path, stream: IO[str]) -> Iterator[tuple[int, Record]]:
         for number, record in enumerate(records, start=1):
             yield number, _object(path, number, record)
         return
+    if first and not _is_json(first):
+        document = first + stream.read()
+        if _is_json(document):
+            yield 1, _object(path, 1, _parse(path, 1, document, "one JSON object"))
+            return
     stream.seek(0)
     for number, text in enumerate(stream, start=1):
         if text.strip():
             yield number, _object(path, number, _parse(path, number, text, "one JSON object per line"))
 
 
+class _RefusedError(ValueError):
+    """What is JSON to Python, and not to be read: no finite number, or a name given twice."""
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _parse(path: Path, row: int, text: str, wanted: str) -> Any:
     def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not a finite number; use null for what is missing")
+        raise _RefusedError(f"{name} is not a finite number; use null for what is missing")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for k, name in enumerate(names) if name in names[:k])
-            raise ValueError(f"{twice!r} is given twice in one object")
+            raise _RefusedError(f"{twice!r} is given twice in one object")
         return found
 
     try:
         return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+    except _RefusedError as error:
+        raise input_error(str(error), file=path, row=row, remedy=f"give {wanted}") from None
     except (ValueError, RecursionError) as error:
         raise input_error(
             f"is no JSON ({' '.join(str(error).split())})", file=path, row=row, remedy=f"give {wanted}"
@@ -112,12 +136,14 @@ def _object(path: Path, row: int, record: Any) -> Record:
 
 def _read_csv(path: Path, stream: IO[str]) -> Iterator[tuple[int, Record]]:
     rows = csv.reader(stream, strict=True)
-    names = checked_header(next(rows, None), str(path), rows.line_num)
+    header = next(rows, None)
+    index = int(bool(header) and len(header or ()) > 1 and not (header or ("",))[0].strip())
+    names = checked_header((header or [])[index:], str(path), rows.line_num)
     for cells in rows:
         if not cells:
             continue
-        check_width(cells, names, str(path), rows.line_num)
-        yield rows.line_num, {n: cell or None for n, cell in zip(names, cells, strict=True)}
+        check_width(cells[index:], names, str(path), rows.line_num)
+        yield rows.line_num, {n: cell or None for n, cell in zip(names, cells[index:], strict=True)}
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Record]]:
