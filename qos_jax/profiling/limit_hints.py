@@ -10,6 +10,7 @@ import numpy.typing as npt
 from qos_jax.profiling.replay import ServerLimits
 from qos_jax.profiling.request_log import RequestLog
 
+PREEMPTED = 1.5  # x the capacity: preempted requests hold no tokens, yet the log does not tell them apart
 FULL_SHARE = 0.05  # of the log's time, with the most requests decoding and others waiting: that is a limit
 
 
@@ -27,9 +28,9 @@ def limit_hints(logs: Sequence[RequestLog], limits: ServerLimits) -> list[str]:
             f"at most {most} requests decoded at once, though others waited, and max_running is "
             f"{limits.max_running}: give --max_running={most} if that is the server's limit"
         )
-    if tokens > limits.kv_capacity_tokens:
+    if tokens > PREEMPTED * limits.kv_capacity_tokens:
         hints.append(
-            f"about {tokens} tokens were held at once, more than kv_capacity_tokens "
+            f"about {tokens} tokens were in work at once, far more than kv_capacity_tokens "
             f"{limits.kv_capacity_tokens}: give --kv_capacity_tokens={tokens} or more"
         )
     return hints
