@@ -1,4 +1,4 @@
-"""The six iteration-time coefficients of an expert: names, fitted values, errors and confidence."""
+"""The iteration-time coefficients of an expert: fitted values, errors and confidence."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import input_error, near_match
-
-PREFILL = ("prefill_base_s", "prefill_per_token_s", "prefill_per_token_sq_s")
-DECODE = ("decode_base_s", "decode_per_seq_s", "decode_per_context_token_s")
-COEFFICIENTS = (*PREFILL, *DECODE)  # the order of every array [C] in this package, C = 6
+from qos_jax.profiling.price_law import AFFINE, COEFFICIENTS, PriceLaw
 
 NORMAL_95 = 1.96  # standard errors to either side
 WEAK_SHARE = 0.15  # of its value: a standard error above it makes a coefficient weakly identified
@@ -29,38 +26,14 @@ NEEDS = {
 }
 
 
-def design_rows(
-    batch: npt.ArrayLike,
-    context_tokens: npt.ArrayLike,
-    prompt_tokens: npt.ArrayLike,
-    prompt_tokens_sq: npt.ArrayLike,
-) -> npt.NDArray[np.float64]:
-    """Return the rows [R, C] whose product with the coefficients is the seconds of each iteration.
-
-    A decode iteration is ``decode_base_s + decode_per_seq_s * B + decode_per_context_token_s * S``; one with
-    T > 0 prompt tokens is ``prefill_base_s + prefill_per_token_s * (T + B) + prefill_per_token_sq_s * Q +
-    decode_per_context_token_s * S`` (B = S = 0 but under chunked prefill): see serving/README.md,
-    rules 3, 4 and 8.
-
-    Args:
-      batch: [R] requests that decode, B.
-      context_tokens: [R] tokens, sum of their contexts, S.
-      prompt_tokens: [R] tokens of the prompts in it, T.
-      prompt_tokens_sq: [R] tokens^2, sum over its chunks of (done + chunk)^2 - done^2, Q.
-    """
-    b, s, t, q = (np.asarray(x, np.float64) for x in (batch, context_tokens, prompt_tokens, prompt_tokens_sq))
-    prefill = (t > 0).astype(np.float64)
-    decode = 1.0 - prefill
-    return np.stack([prefill, prefill * (t + b), q, decode, decode * b, s], axis=-1)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class CoefficientFit:
-    """Values of the six coefficients and their covariance, in the order ``COEFFICIENTS``."""
+    """Values of the coefficients of a law and their covariance, in its order."""
 
     value: npt.NDArray[np.float64]  # [C] float64, seconds per unit, >= 0
     covariance: npt.NDArray[np.float64]  # [C, C] float64, 0 where fixed, NaN where unknown (a roofline)
     fixed: tuple[str, ...] = ()  # names that were given, not fitted
+    law: PriceLaw = AFFINE
     converged: bool = True  # whether the search found the minimum; if not, nothing fitted is identified
 
     @property
@@ -80,7 +53,7 @@ class CoefficientFit:
 
     def as_dict(self) -> dict[str, float]:
         """Return the values by name."""
-        return dict(zip(COEFFICIENTS, self.value.tolist(), strict=True))
+        return dict(zip(self.law.names, self.value.tolist(), strict=True))
 
     def confidence(self, name: str) -> str:
         """Return what is known of a coefficient, in a word or two.
@@ -89,7 +62,7 @@ class CoefficientFit:
         the minimum. ``"at zero"``: the bound holds it. ``"weak"``: the standard error is above ``WEAK_SHARE``
         of the value. Else ``"identified"``.
         """
-        at = COEFFICIENTS.index(name)
+        at = self.law.names.index(name)
         if name in self.fixed:
             return "fixed"
         if np.isnan(self.standard_error[at]):
@@ -124,8 +97,8 @@ def typical_iterations(
       context: sum of their contexts, tokens.
       prompt: tokens of the one prompt of the prefill iteration.
     """
-    prefill = design_rows(0, 0, prompt, prompt**2)
-    decode = design_rows(batch, context, 0, 0)
+    prefill = fit.law.rows(0, 0, prompt, prompt**2)
+    decode = fit.law.rows(batch, context, 0, 0)
     kinds = (
         ("prefill", prefill, {"prompt_tokens": prompt}),
         ("decode", decode, {"batch": batch, "context_tokens": context}),

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import input_error
-from qos_jax.profiling.coefficients import DECODE, PREFILL, CoefficientFit, design_rows
+from qos_jax.profiling.coefficients import CoefficientFit
 from qos_jax.profiling.goodness import Goodness, goodness
 from qos_jax.profiling.iteration_log import IterationLog
 from qos_jax.profiling.linear_fit import Array, check_identified, robust_covariance, solve
+from qos_jax.profiling.price_law import AFFINE, DECODE, PREFILL
 
 SPARE_ROWS = 2  # rows beyond the coefficients to fit, so that there is an error to speak of
 
@@ -28,7 +29,7 @@ class IterationFit:
 
 def iteration_design(log: IterationLog) -> Array:
     """Return the rows [R, C] whose product with the coefficients is each iteration's seconds."""
-    return design_rows(log.batch, log.context_tokens, log.prefill_tokens, log.prefill_tokens_sq)
+    return AFFINE.rows(log.batch, log.context_tokens, log.prefill_tokens, log.prefill_tokens_sq)
 
 
 def fit_iterations(log: IterationLog, fixed: Mapping[str, float]) -> IterationFit:

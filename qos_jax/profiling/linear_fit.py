@@ -9,7 +9,8 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from qos_jax.errors import input_error
-from qos_jax.profiling.coefficients import COEFFICIENTS, NEEDS
+from qos_jax.profiling.coefficients import NEEDS
+from qos_jax.profiling.price_law import COEFFICIENTS
 
 Array = npt.NDArray[np.float64]
 
@@ -17,21 +18,24 @@ Array = npt.NDArray[np.float64]
 MIN_OWN_SHARE = 1e-4
 
 
-def free_columns(fixed: Mapping[str, float]) -> list[int]:
+def free_columns(fixed: Mapping[str, float], names: Sequence[str] = COEFFICIENTS) -> list[int]:
     """Return the indices of the coefficients to fit."""
-    return [at for at, name in enumerate(COEFFICIENTS) if name not in fixed]
+    return [at for at, name in enumerate(names) if name not in fixed]
 
 
-def solve(design: Array, target: Array, fixed: Mapping[str, float]) -> Array:
+def solve(
+    design: Array, target: Array, fixed: Mapping[str, float], names: Sequence[str] = COEFFICIENTS
+) -> Array:
     """Return theta >= 0 [C] that minimises ``|design @ theta - target|``, those of ``fixed`` as given.
 
     Args:
       design: [R, C] rows already weighted.
       target: [R] likewise.
       fixed: values by name.
+      names: of the C coefficients.
     """
-    theta = np.array([fixed.get(name, 0.0) for name in COEFFICIENTS])
-    free = free_columns(fixed)
+    theta = np.array([fixed.get(name, 0.0) for name in names])
+    free = free_columns(fixed, names)
     columns = design[:, free]
     scale = np.linalg.norm(columns, axis=0)
     scale = np.where(scale > 0, scale, 1.0)
@@ -43,7 +47,11 @@ def solve(design: Array, target: Array, fixed: Mapping[str, float]) -> Array:
 
 
 def robust_covariance(
-    design: Array, residuals: Array, group: npt.NDArray[np.int64], fixed: Mapping[str, float]
+    design: Array,
+    residuals: Array,
+    group: npt.NDArray[np.int64],
+    fixed: Mapping[str, float],
+    names: Sequence[str] = COEFFICIENTS,
 ) -> Array:
     """Return the covariance of the free coefficients [C, C], 0 where fixed; robust to errors groups share.
 
@@ -56,8 +64,9 @@ def robust_covariance(
       residuals: [R] likewise, r.
       group: [R] index of the group that a row belongs to, 0 to G - 1, G >= 2.
       fixed: values by name.
+      names: of the C coefficients.
     """
-    free = free_columns(fixed)
+    free = free_columns(fixed, names)
     columns = design[:, free]
     scale = np.linalg.norm(columns, axis=0)
     columns = columns / scale
@@ -87,7 +96,7 @@ def check_identified(design: Array, fixed: Mapping[str, float], file: str, facts
     columns = design[:, free]
     length = np.linalg.norm(columns, axis=0)
     absent = [COEFFICIENTS[free[k]] for k in np.flatnonzero(length == 0)]
-    confused = [] if absent else [COEFFICIENTS[free[k]] for k in _unexplained(columns / length)]
+    confused = [] if absent else [COEFFICIENTS[free[k]] for k in unexplained(columns / length)]
     lost = absent or confused
     if not lost:
         return
@@ -102,7 +111,7 @@ def check_identified(design: Array, fixed: Mapping[str, float], file: str, facts
     )
 
 
-def _unexplained(columns: Array) -> list[int]:
+def unexplained(columns: Array) -> list[int]:
     """Return the columns, of length 1, of which the others leave less than ``MIN_OWN_SHARE``."""
     lost = []
     for at in range(columns.shape[1]):

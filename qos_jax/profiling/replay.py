@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.profiling.coefficients import COEFFICIENTS, design_rows
+from qos_jax.profiling.price_law import AFFINE, PriceLaw
 from qos_jax.profiling.request_log import RequestLog
 from qos_jax.serving.reference import IterationWork, ReferenceProfile, simulate_expert
 
@@ -49,7 +49,11 @@ class Replay:
 
 
 def replay_requests(
-    log: RequestLog, limits: ServerLimits, value: npt.ArrayLike, clock: Clock | None = None
+    log: RequestLog,
+    limits: ServerLimits,
+    value: npt.ArrayLike,
+    clock: Clock | None = None,
+    law: PriceLaw = AFFINE,
 ) -> Replay:
     """Return the replay of a log's requests by the coefficients ``value`` [C].
 
@@ -62,6 +66,7 @@ def replay_requests(
       limits: how the server batches.
       value: [C] coefficients, seconds per unit.
       clock: which of the log's times to follow; none by default.
+      law: whose coefficients they are.
     """
     theta = np.asarray(value, np.float64)
     profile = ReferenceProfile(
@@ -69,14 +74,15 @@ def replay_requests(
         max_waiting=log.num_requests,  # the log holds answered requests: nobody was turned away
         max_batched_tokens=limits.max_batched_tokens,
         kv_capacity_tokens=limits.kv_capacity_tokens,
-        **dict(zip(COEFFICIENTS, theta.tolist(), strict=True)),
+        decode_knots=law.knots(theta),
+        **law.affine(theta),
     )
     observer = _Observer(log, clock)
     requests = (log.arrival_s, log.prompt_tokens, log.output_tokens)
     simulate_expert(profile, *requests, scheduler=limits.scheduler, clock=observer)
     works = np.array(observer.works)
-    done = np.zeros((len(works) + 1, len(COEFFICIENTS)))
-    np.cumsum(design_rows(*works.T), axis=0, out=done[1:])
+    done = np.zeros((len(works) + 1, len(theta)))
+    np.cumsum(law.rows(*works.T), axis=0, out=done[1:])
     known_s = np.array(observer.known_s)
     at = np.searchsorted(known_s, log.arrival_s, side="right") - 1
     first, last = np.array(observer.first_at) + 1, np.array(observer.last_at) + 1

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from qos_jax.profiling.coefficients import COEFFICIENTS
 from qos_jax.profiling.linear_fit import free_columns, robust_covariance, solve
-from qos_jax.profiling.replay import Array, Clock, ServerLimits, replay_requests
+from qos_jax.profiling.price_law import AFFINE, PREFILL, PriceLaw
+from qos_jax.profiling.replay import Array, Clock, Replay, ServerLimits, replay_requests
 from qos_jax.profiling.request_log import RequestLog
 
 PACED = 2  # replays at the pace of the log's tokens, before those that follow first and last tokens alone
@@ -80,16 +80,17 @@ class Problem:
         fixed: Mapping[str, float],
         rows: Sequence[npt.NDArray[np.bool_]] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        law: PriceLaw = AFFINE,
     ) -> None:
-        self.logs, self.limits, self.fixed = logs, limits, fixed
-        self.free = free_columns(fixed)
+        self.logs, self.limits, self.fixed, self.law = logs, limits, fixed, law
+        self.free = free_columns(fixed, law.names)
         self.masks = [np.ones(log.num_requests, bool) for log in logs] if rows is None else rows
         guesses = [guess_scale(log, limits, mask) for log, mask in zip(logs, self.masks, strict=True)]
-        self.scale = np.exp(np.mean(np.log(guesses), axis=0))
+        self.scale = law.from_affine(np.exp(np.mean(np.log(guesses), axis=0)))
         for name, value in fixed.items():
-            self.scale[COEFFICIENTS.index(name)] = value
-        self._lower = np.zeros(len(COEFFICIENTS))
-        base = COEFFICIENTS.index("decode_base_s")
+            self.scale[law.names.index(name)] = value
+        self._lower = np.zeros(len(law.names))
+        base = len(PREFILL)  # the coefficient that keeps a decode iteration above 0
         if base in self.free:
             self._lower[base] = SMALLEST_BASE_SHARE * self.scale[base]
         self._on_progress = on_progress
@@ -110,7 +111,7 @@ class Problem:
         parts: list[tuple[Array, Array, Array, int, npt.NDArray[np.int64]]] = []
         before = 0
         for at, (log, mask) in enumerate(zip(self.logs, self.masks, strict=True)):
-            replay = replay_requests(log, self.limits, value, Clock(mask, paced) if follow else None)
+            replay = self.replay(log, value, Clock(mask, paced) if follow else None)
             index = before + np.cumsum(mask) - 1
             several = mask & (log.output_tokens > 1)
             spans_s = log.last_token_s - log.first_token_s
@@ -132,6 +133,10 @@ class Problem:
             np.concatenate([p[4] for p in parts]),
         )
 
+    def replay(self, log: RequestLog, value: Array, clock: Clock | None = None) -> Replay:
+        """Return the replay of a log by ``value`` [C]."""
+        return replay_requests(log, self.limits, value, clock, self.law)
+
     def fit(self, rows: Rows) -> Array:
         """Return the coefficients [C] of the robust fit to rows: iteratively reweighted least squares."""
         if not self.free:
@@ -140,7 +145,8 @@ class Problem:
         weight = np.ones(len(target))
         value = self._lower
         for _ in range(REWEIGHTINGS):
-            value = self._lower + solve(rows.design * weight[:, None], target * weight, self.fixed)
+            above = solve(rows.design * weight[:, None], target * weight, self.fixed, self.law.names)
+            value = self._lower + above
             before, weight = weight, np.sqrt(rows.weights(value))
             if np.allclose(weight, before, rtol=1e-3):
                 break
@@ -207,19 +213,19 @@ class Problem:
         residuals = (rows.design @ value - rows.target) * root[:, 0]
         count = rows.request.max() + 1
         block = rows.request * min(blocks, count) // count
-        covariance = robust_covariance(rows.design * root, residuals, block, self.fixed)
-        alone = np.arange(len(residuals))
+        design, alone, names = rows.design * root, np.arange(len(residuals)), self.law.names
+        covariance = robust_covariance(design, residuals, block, self.fixed, names)
         # The loss is less curved than its weights say, since they fall as errors grow.
         share = rows.weights(value) * (rows.design @ value - rows.target) ** 2  # u^2 / (1 + u^2)
         curvature = float(np.mean((1 - share) * (1 - 2 * share)) / np.mean(1 - share))
         covariance = covariance / max(curvature, LEAST_CURVATURE) ** 2
-        return covariance + robust_covariance(rows.design * root, floor * root[:, 0], alone, self.fixed)
+        return covariance + robust_covariance(design, floor * root[:, 0], alone, self.fixed, names)
 
     def redrawn(self, value: Array, blocks: int, rng: np.random.Generator) -> Problem:
         """Return the problem of logs replayed by ``value`` [C], whose residuals are drawn anew in blocks."""
         logs = []
         for log in self.logs:
-            replay = replay_requests(log, self.limits, value)
+            replay = self.replay(log, value)
             spans = (log.last_token_s - log.first_token_s, replay.latency_s - replay.ttft_s)
             ratios = [log.ttft_s / replay.ttft_s, spans[0] / np.maximum(spans[1], MIN_MEASURED_S)]
             length = max(log.num_requests // blocks, 1)
@@ -231,7 +237,7 @@ class Problem:
             logs.append(
                 dataclasses.replace(log, start_s=log.arrival_s, first_token_s=first_s, last_token_s=last_s)
             )
-        return Problem(logs, self.limits, self.fixed, self.masks, self._on_progress)
+        return Problem(logs, self.limits, self.fixed, self.masks, self._on_progress, self.law)
 
 
 def guess_scale(log: RequestLog, limits: ServerLimits, rows: npt.NDArray[np.bool_]) -> Array:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from qos_jax.errors import input_error
 from qos_jax.profiling.coefficients import CoefficientFit
 from qos_jax.profiling.linear_fit import check_identified, free_columns
-from qos_jax.profiling.replay import Replay, ServerLimits, replay_requests
+from qos_jax.profiling.price_law import AFFINE, PriceLaw
+from qos_jax.profiling.replay import Replay, ServerLimits
 from qos_jax.profiling.replay_search import Problem, StartResult
 from qos_jax.profiling.request_log import RequestLog
 
@@ -86,6 +87,7 @@ def fit_requests(
     search: SearchConfig,
     *,
     rows: Sequence[Mask] | None = None,
+    law: PriceLaw = AFFINE,
     finished: Sequence[StartResult] = (),
     on_start: Callable[[StartResult], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
@@ -109,6 +111,7 @@ def fit_requests(
       fixed: values of coefficients that are given, by name.
       search: how widely to search.
       rows: of each log [T], the requests whose times are fitted; all by default. The others load the server.
+      law: whose coefficients to fit; of a table, one that :func:`choose_law` found identified.
       finished: results of the first searches and recoveries, of an interrupted fit with the same arguments.
       on_start: called with the result of each further one.
       on_progress: called with the number of replays done, :func:`num_replays` in all at most.
@@ -118,7 +121,7 @@ def fit_requests(
         beside the others, naming it.
     """
     check_requests(logs, limits, fixed, rows)
-    problem = Problem(logs, limits, fixed, rows, on_progress)
+    problem = Problem(logs, limits, fixed, rows, on_progress, law)
     done = list(finished)
 
     def result(at: int, search_once: Callable[[], StartResult]) -> StartResult:
@@ -150,8 +153,9 @@ def fit_requests(
         if missed:
             covariance = covariance + np.stack(missed).T @ np.stack(missed) / len(missed)
     converged = exact or not problem.free or _agreed(problem, starts)
-    replays = tuple(replay_requests(log, limits, best.value) for log in logs)
-    return RequestFit(CoefficientFit(best.value, covariance, tuple(fixed), converged), tuple(starts), replays)
+    replays = tuple(problem.replay(log, best.value) for log in logs)
+    found = CoefficientFit(best.value, covariance, tuple(fixed), law, converged)
+    return RequestFit(found, tuple(starts), replays)
 
 
 def num_replays(search: SearchConfig, num_logs: int = 1) -> int:
