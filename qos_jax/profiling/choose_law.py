@@ -10,7 +10,7 @@ import numpy.typing as npt
 from qos_jax.profiling.linear_fit import unexplained
 from qos_jax.profiling.price_law import AFFINE, PREFILL, PriceLaw
 from qos_jax.profiling.replay import ServerLimits
-from qos_jax.profiling.replay_search import Problem
+from qos_jax.profiling.replay_search import PACED, Problem
 from qos_jax.profiling.request_log import RequestLog
 
 Mask = npt.NDArray[np.bool_]
@@ -19,6 +19,7 @@ FOLDS = 4  # stretches of requests in a row are dealt out to them in turn
 STRETCHES = 5  # of each fold and log
 MIN_GAIN = 0.05  # of the held-out error, that a table must save
 EVALUATIONS = 6  # most replays of a fit
+CHOICE_REPLAYS = 2 * FOLDS * (PACED + EVALUATIONS + 1) + 4  # of each log, at most
 EXACT = 1e-4  # relative error that no law improves on: the simulator's own tolerance
 
 

@@ -25,6 +25,7 @@ class PriceLaw:
     """
 
     batches: tuple[int, ...] = ()  # batch sizes of the table, rising from 1; none = affine
+    one_context: bool = False  # of a table: one price of context for all sizes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,7 +33,9 @@ class PriceLaw:
         if not self.batches:
             return COEFFICIENTS
         rises = (f"decode_rise_{low}_to_{high}_s" for low, high in itertools.pairwise(self.batches))
-        contexts = (f"decode_at_{batch}_per_context_token_s" for batch in self.batches)
+        contexts = [f"decode_at_{batch}_per_context_token_s" for batch in self.batches]
+        if self.one_context:
+            contexts = [DECODE[-1]]
         return (*PREFILL, f"decode_at_{self.batches[0]}_s", *rises, *contexts)
 
     def rows(
@@ -67,6 +70,8 @@ class PriceLaw:
         for at, (low, high) in enumerate(itertools.pairwise(self.batches)):
             share = np.clip((b - low) / (high - low), 0.0, np.inf if at == last else 1.0)
             columns.append(decode * share)
+        if self.one_context:
+            return np.stack([*columns, s], axis=-1)
         for at in range(len(self.batches)):
             columns.append(s * np.interp(b, self.batches, np.arange(len(self.batches)) == at))
         return np.stack(columns, axis=-1)
@@ -78,7 +83,7 @@ class PriceLaw:
         theta = np.asarray(value, np.float64)
         start = len(PREFILL)
         fixed_s = np.cumsum(theta[start : start + len(self.batches)])
-        per_token_s = theta[start + len(self.batches) :]
+        per_token_s = np.broadcast_to(theta[start + len(self.batches) :], len(self.batches))
         return tuple(zip(self.batches, fixed_s.tolist(), per_token_s.tolist(), strict=True))
 
     def affine(self, value: npt.ArrayLike) -> dict[str, float]:
@@ -98,7 +103,8 @@ class PriceLaw:
         base_s, per_seq_s, per_token_s = theta[len(PREFILL) :]
         rises = [per_seq_s * (high - low) for low, high in itertools.pairwise(self.batches)]
         at_first = base_s + per_seq_s * self.batches[0]
-        return np.array([*theta[: len(PREFILL)], at_first, *rises, *[per_token_s] * len(self.batches)])
+        contexts = [per_token_s] * (1 if self.one_context else len(self.batches))
+        return np.array([*theta[: len(PREFILL)], at_first, *rises, *contexts])
 
 
 AFFINE = PriceLaw()

@@ -21,6 +21,7 @@ from qos_jax.profiling import (
     read_iterations,
     read_request_log,
 )
+from qos_jax.profiling.choose_law import CHOICE_REPLAYS
 from qos_jax.profiling.coefficients import check_fixed
 from qos_jax.profiling.iteration_fit import check_iterations, iteration_subset
 from qos_jax.profiling.limit_hints import limit_hints
@@ -70,6 +71,12 @@ class ProfileConfig:
         help=f"NAME=VALUE in seconds: a coefficient given, one of {', '.join(COEFFICIENTS)}",
         repeatable=True,
     )
+    decode_law: str = option(
+        "auto",
+        known=("auto", "affine", "table"),
+        help="how decode times depend on the batch; auto = a table by batch size where it predicts requests "
+        "held out of the fit better than the affine law",
+    )
     scheduler: str = option("chunked_prefill", known=SCHEDULERS)  # iteration scheduler of the logged server
     max_running: int = 256  # requests batched at once
     max_waiting: int = 256  # requests queued before rejection, for the fleet's row
@@ -102,6 +109,9 @@ class ProfileConfig:
             field = "predict" if self.predict else limits[0]
             remedy = "give --requests=FILE of the same server"
             raise input_error("there is no request log to fit", field=field, remedy=remedy)
+        if self.decode_law == "table" and (not self.requests or self.fix):
+            remedy = "give --requests=FILE without --fix, or leave --decode_law out"
+            raise input_error("a table is fitted to request logs alone", field="decode_law", remedy=remedy)
         if limits and not self.predict:
             fault, remedy = "no log is predicted", "give --predict=FILE, or leave the limit out"
             raise input_error(fault, field=limits[0], remedy=remedy)
@@ -146,7 +156,8 @@ class ProfilePlan:
     def replays(self) -> int:
         """How many replays of the logs the fits take at most; 0 without a request log."""
         fits = 2 if self.config.test_share else 1
-        return fits * num_replays(self.search, len(self.requests)) if self.requests else 0
+        choice = CHOICE_REPLAYS if self.config.decode_law == "auto" else 0
+        return (fits * num_replays(self.search) + choice) * len(self.requests)
 
     def fitted_rows(self, rows: int) -> np.ndarray:
         """Return which rows of a log the second fit sees: the first requests, or iterations at random.

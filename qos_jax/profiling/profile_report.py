@@ -103,6 +103,9 @@ def render_profile(summary: Mapping[str, Any]) -> str:
     ]
     if typical:
         parts.append(_table(["typical iteration", "ms", "std. error"], typical))
+    for law, errors in summary.get("decode_law", {}).items():
+        tried = ", ".join(f"{name} {100 * error:.1f} %" for name, error in errors.items())
+        parts.append(f"decode times: {law}" + (f" (mean relative error held out: {tried})" if tried else ""))
     quality = _quality("all", summary["quality"])
     if "test" in summary:
         quality += _quality("held out", summary["test"]["quality"])

@@ -11,7 +11,6 @@ import numpy as np
 
 from qos_jax.errors import input_error
 from qos_jax.profiling import (
-    COEFFICIENTS,
     CoefficientFit,
     IterationLog,
     RequestFit,
@@ -19,11 +18,13 @@ from qos_jax.profiling import (
     fit_requests,
     roofline,
 )
+from qos_jax.profiling.choose_law import choose_law, identified_table
 from qos_jax.profiling.coefficients import typical_iterations
 from qos_jax.profiling.goodness import Goodness
 from qos_jax.profiling.iteration_fit import iteration_design, iteration_quality, iteration_subset
 from qos_jax.profiling.prediction import fit_faults, prediction, request_agreement, request_quality
-from qos_jax.profiling.profile_files import append_expert, fleet_of_one
+from qos_jax.profiling.price_law import AFFINE, DECODE, PriceLaw
+from qos_jax.profiling.profile_files import append_expert, fleet_of_one, knot_lists
 from qos_jax.profiling.profile_plan import ProfilePlan, profile_row
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
 from qos_jax.profiling.replay import replay_requests
@@ -49,11 +50,12 @@ def execute_profile(
     """
     fit, report, agreement = _fitted(plan, folder, on_progress)
     config = plan.config
-    if fit.as_dict()["decode_base_s"] <= 0:
+    coefficients = fit.law.affine(fit.value)
+    if coefficients["decode_base_s"] <= 0:
         fault = "the log is fitted best by 0, and an iteration takes some time"
         remedy = "add decode iterations of small batches, or give --fix=decode_base_s=VALUE in seconds"
         raise input_error(fault, file=plan.config.iterations, field="decode_base_s", remedy=remedy)
-    row = profile_row(config, plan.kv_capacity_tokens, fit.as_dict())
+    row = profile_row(config, plan.kv_capacity_tokens, coefficients) | knot_lists(fit.law.knots(fit.value))
     source, notes = _source(plan)
     summary = {
         "expert": config.expert,
@@ -68,7 +70,7 @@ def execute_profile(
                 "ci_high": fit.high[at],
                 "confidence": fit.confidence(name),
             }
-            for at, name in enumerate(COEFFICIENTS)
+            for at, name in enumerate(fit.law.names)
         },
         **report,
     }
@@ -138,6 +140,7 @@ def _by_kind(log: IterationLog, predicted_s: np.ndarray, held_out: np.ndarray | 
 def _fit_requests(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[int], None] | None) -> _Fitted:
     done = folder.read_metrics()
     logs = plan.requests
+    law, errors = _law(plan, on_progress)
 
     def fit(stage: str, rows: list[np.ndarray]) -> RequestFit:
         return fit_requests(
@@ -146,6 +149,7 @@ def _fit_requests(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[i
             plan.fixed,
             plan.search,
             rows=rows,
+            law=law,
             finished=[StartResult(np.array(d["value"]), d["error"]) for d in done if d["stage"] == stage],
             on_start=lambda s: folder.append_metrics({"stage": stage, "value": s.value, "error": s.error}),
             on_progress=on_progress,
@@ -161,10 +165,11 @@ def _fit_requests(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[i
         "rows": sum(log.num_requests for log in logs),
         "left_out": dict(left_out),
         "converged": found.fit.converged,
+        "decode_law": {"table" if law.batches else "affine": errors},
         "quality": _plain(request_quality(logs, found.replays)),
         "typical_iterations": typical_iterations(found.fit, *np.mean(loads, axis=0).tolist()),
         "starts": [
-            {"error": start.error, **dict(zip(COEFFICIENTS, start.value.tolist(), strict=True))}
+            {"error": start.error, **dict(zip(law.names, start.value.tolist(), strict=True))}
             for start in found.starts
         ],
     }
@@ -179,7 +184,7 @@ def _fit_requests(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[i
             "quality": _plain(request_quality(logs, shown.replays, held_out)),
         }
     if plan.predicted:
-        replays = [replay_requests(log, plan.limits, found.fit.value) for log in plan.predicted]
+        replays = [replay_requests(log, plan.limits, found.fit.value, law=law) for log in plan.predicted]
         report["predicted"] = [
             prediction(log, replay, plan.config.ttft_limit_s, plan.config.tpot_limit_s)
             for log, replay in zip(plan.predicted, replays, strict=True)
@@ -187,6 +192,21 @@ def _fit_requests(plan: ProfilePlan, folder: RunFolder, on_progress: Callable[[i
         agreement = request_agreement((*logs, *plan.predicted), (*found.replays, *replays), len(logs))
         return found.fit, report, agreement
     return found.fit, report, request_agreement(logs, shown.replays, len(logs), held_out)
+
+
+def _law(plan: ProfilePlan, on_progress: Callable[[int], None] | None) -> tuple[PriceLaw, dict[str, float]]:
+    """Return the law to fit, and the held-out error of each that was tried."""
+    rows = [plan.fitted_rows(log.num_requests) for log in plan.requests]
+    if plan.config.decode_law == "affine" or set(plan.fixed) & set(DECODE):
+        return AFFINE, {}
+    if plan.config.decode_law == "auto":
+        return choose_law(plan.requests, plan.limits, rows, on_progress)
+    table = identified_table(plan.requests, plan.limits, rows)
+    if not table.batches:
+        fault = "no two batch sizes of the log can be told apart"
+        remedy = "add a log at another load, or give --decode_law=affine"
+        raise input_error(fault, file=plan.requests[0].file, field="decode_law", remedy=remedy)
+    return table, {}
 
 
 def _source(plan: ProfilePlan) -> tuple[str, str]:
