@@ -25,6 +25,7 @@ MIN_REQUESTS = 10
 EXACT = 1e-4
 AGREED_ERROR = 1.05  # of the least error: a start that ends within it, and whose times ...
 AGREED_SHARE = 0.25  # ... differ from the best's by at most this share of the error, found the same minimum
+BY_CHANCE = 1.05  # of the least error: errors of starts differ by so much without meaning
 POLISHED = 3  # best starts that are refined without the log's clock
 SUBSET = 0.1  # of the rows: what a further start is fitted to
 RECOVERY_STARTS = 1  # of a recovery, beside the first
@@ -136,11 +137,9 @@ def fit_requests(
         starts.append(result(at, functools.partial(_start, problem, search, starts)))
         if min(start.error for start in starts) <= EXACT:
             break
-    starts.sort(key=lambda start: start.error)
+    starts = _preferred(starts)
     exact = starts[0].error <= EXACT
-    best = min(
-        (problem.polish(s) for s in starts[: 1 if exact else POLISHED]), key=lambda polished: polished.error
-    )
+    best = _preferred([problem.polish(start) for start in starts[: 1 if exact else POLISHED]])[0]
     if exact and best.error > EXACT:
         best = starts[0]  # right but for a near tie, after which a free replay goes another way
     rows_at_best = problem.rows(best.value, follow=best is starts[0])
@@ -156,6 +155,19 @@ def fit_requests(
     replays = tuple(problem.replay(log, best.value) for log in logs)
     found = CoefficientFit(best.value, covariance, tuple(fixed), law, converged)
     return RequestFit(found, tuple(starts), replays)
+
+
+def _preferred(results: Sequence[StartResult]) -> list[StartResult]:
+    """Return results by their errors; the first stays first unless another is better by more than noise.
+
+    The first search begins from the batches that the logs show. One from a random subset of the rows may be
+    a little better by chance alone, and then says less of other loads.
+    """
+    by_error = sorted(results, key=lambda result: result.error)
+    first = results[0]
+    if by_error[0].error > EXACT and first.error <= BY_CHANCE * by_error[0].error:
+        by_error.sort(key=lambda result: result is not first)
+    return by_error
 
 
 def num_replays(search: SearchConfig, num_logs: int = 1) -> int:
