@@ -2,7 +2,8 @@
 
 The commands of data/results/ and of the README's section "Results" name the sizes that were measured; they
 run at the sizes of SMALLER. Files that a user downloads are replaced by a trace of three minutes, and each
-page has a folder of its own for runs/.
+page has a folder of its own for runs/. Programs are those that the tests run, which are ready soonest; the
+launchers' smoke runs have the optimised ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.xla_flags import quick_to_compile  # noqa: E402
+
 FOLDERS = ("launch", "qos_jax", "data", "findings")
 PAGES = sorted([ROOT / "README.md", *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 DOWNLOADED = re.compile(r"AzureLLMInferenceTrace_\w+\.csv")
@@ -57,7 +62,7 @@ def commands(page: Path) -> list[tuple[list[str], bool]]:
     return found
 
 
-def run(page: Path, trace: Path, runs: Path) -> list[str]:
+def run(page: Path, trace: Path, runs: Path, environment: dict[str, str]) -> list[str]:
     """Run all that a page shows, one after the other, run folders in ``runs``; return what failed."""
     failed = []
     todo: list[tuple[str, list[str]]] = []
@@ -77,6 +82,7 @@ def run(page: Path, trace: Path, runs: Path) -> list[str]:
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
@@ -100,7 +106,11 @@ def main() -> None:
         trace = Path(folder, "trace.csv")
         rows = (f"{second},{second % 50 + 10},{second % 30 + 5}" for second in range(180))
         trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
-        todo = [pool.submit(run, page, trace, Path(folder, page.parent.name, page.stem)) for page in PAGES]
+        environment = os.environ | {"XLA_FLAGS": os.environ.get("XLA_FLAGS", quick_to_compile())}
+        todo = [
+            pool.submit(run, page, trace, Path(folder, page.parent.name, page.stem), environment)
+            for page in PAGES
+        ]
         failed = [fault for page in todo for fault in page.result()]
     print("\n".join(failed), file=sys.stderr)
     sys.exit(1 if failed else 0)
