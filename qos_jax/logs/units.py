@@ -58,6 +58,9 @@ def our_names(
         if field not in given:
             fault = f"the file has no column {field!r}{near_match(field, given)}"
             remedy = f"map it to one of {listed(given, 12)}"
+            column, _, ending = field.rpartition(":")
+            if column in given:
+                fault, remedy = f"{ending!r} is no unit", f"write {ours}={column}:unit, of {', '.join(UNITS)}"
             raise input_error(fault, file=file, field=ours, remedy=remedy)
         if not ours.endswith("_s"):
             if unit:

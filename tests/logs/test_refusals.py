@@ -127,6 +127,8 @@ def test_mapping_reaches_nested_fields_and_names_with_colons(given):
     np.testing.assert_allclose(log.latency_s, LATENCY_S)
     with pytest.raises(InputError, match="field 'output_tokens': 'ms' is no unit of it"):
         read_request_log(given(lines(records)), columns | {"output_tokens": "n.out:ms"})
+    with pytest.raises(InputError, match="'min' is no unit; write ttft_s=ttft:unit, of s, ms, us, ns"):
+        read_request_log(given(lines(records)), columns | {"ttft_s": "ttft:min"})
     with pytest.raises(
         InputError, match="the fields of the aiperf profile export are known; leave out --column"
     ):
