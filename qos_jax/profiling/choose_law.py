@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 
 FOLDS = 4  # stretches of requests in a row are dealt out to them in turn
 STRETCHES = 5  # of each fold and log
-MIN_GAIN = 0.05  # of the held-out error, that a table must save
+MIN_GAIN, MIN_POINTS = 0.05, 0.005  # of the held-out error, and of the times: a table must save both
 EVALUATIONS = 6  # most replays of a fit
 CHOICE_REPLAYS = 2 * FOLDS * (PACED + EVALUATIONS + 1) + 4  # of each log, at most
 EXACT = 1e-4  # relative error that no law improves on: the simulator's own tolerance
@@ -33,7 +33,7 @@ def choose_law(
 
     The table has the powers of two up to the most requests that decode at once, as far as the logs tell
     their prices apart. It is chosen where it saves ``MIN_GAIN`` of the affine error (mean relative error
-    of times predicted from the log's last instant before them, :class:`Clock`).
+    of times predicted from the log's last instant before them, :class:`Clock`), and half a point.
 
     Args:
       logs: request logs of one server.
@@ -52,7 +52,8 @@ def choose_law(
         errors[name] = float(np.mean(held_out))
         if errors[name] <= EXACT:
             break
-    chosen = "affine" if errors.get("table", np.inf) > (1 - MIN_GAIN) * errors["affine"] else "table"
+    enough = min((1 - MIN_GAIN) * errors["affine"], errors["affine"] - MIN_POINTS)
+    chosen = "table" if errors.get("table", np.inf) <= enough else "affine"
     return laws[chosen], errors
 
 

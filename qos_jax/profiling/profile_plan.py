@@ -193,6 +193,8 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
     if config.append_to is not None:
         check_new_expert(config.append_to, config.expert)
     log = None if config.iterations is None else read_iterations(config.iterations, columns)
+    requests = tuple(read_request_log(file, columns) for file in config.requests)
+    predicted = tuple(read_request_log(file, columns) for file in config.predict)
     files: dict[str, Any] = {"log": config.iterations or list(config.requests) or None}
     if config.predict:
         files["predicted"] = list(config.predict)
@@ -201,8 +203,8 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
         settings=settings_of("calibrate", config, files=files, kv_capacity_tokens=kv_capacity_tokens),
         fixed=fixed,
         log=log,
-        requests=tuple(read_request_log(file, columns) for file in config.requests),
-        predicted=tuple(read_request_log(file, columns) for file in config.predict),
+        requests=requests,
+        predicted=predicted,
         kv_capacity_tokens=kv_capacity_tokens,
         search=dataclasses.replace(search or SearchConfig(), seed=config.seed),
     )
