@@ -76,9 +76,10 @@ def test_lists_that_do_not_match_are_refused(given, value):
         ('{"a": [' + "1," * 9_999 + "1]}\n", "of no known layout"),
     ],
 )
-def test_no_known_layout(given, text, says):
+def test_no_known_layout(given, tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)  # the path counts in the length, so a short one
     with pytest.raises(InputError, match=says) as raised:
-        read_logged(given(text))
+        read_logged(given(text).name)
     assert len(str(raised.value)) <= 400
     assert "Mooncake" in str(raised.value)
     assert "; name arrival_s, prompt_tokens, output_tokens, or give one of" in str(raised.value)

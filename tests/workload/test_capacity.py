@@ -11,6 +11,7 @@ from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.simulate import simulate
 from qos_jax.workload import experts_named, fleet_path, load_calibration, read_fleet, take
 from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.fleet import ALLOWED
 
 T = 1500
 
@@ -62,7 +63,7 @@ def test_by_hand(fleet):
     (case,) = build_cases(config, fleet, experts_named(load_calibration(), fleet.names), 0.07)
     table = case.runs.requests
     prompt, output = np.asarray(table.prompt_tokens, float), np.asarray(table.output_tokens, float)
-    p = {name: float(np.asarray(value)[0]) for name, value in vars(one).items()}
+    p = {name: float(np.asarray(getattr(one, name))[0]) for name in ALLOWED}
     prefill = p["prefill_base_s"] + p["prefill_per_token_s"] * prompt.mean()
     prefill += p["prefill_per_token_sq_s"] * np.mean(prompt**2)
     mean_output = output.mean(axis=(0, 1))
