@@ -140,7 +140,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = json.loads(text)
             except ValueError as error:
-                if _is_json("".join([text, *stream])):
+                if is_json("".join([text, *stream])):
                     fault = "is one JSON document where one JSON object a line is meant"
                     raise input_error(fault, file=path, remedy="write it by: jq -c '.[]' FILE") from None
                 raise input_error(f"is no JSON ({error})", file=path, row=line, remedy=remedy) from None
@@ -149,7 +149,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield line, record
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Return whether a text is one JSON value."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):

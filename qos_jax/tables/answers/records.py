@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, NoReturn
 
 from qos_jax.errors import input_error
-from qos_jax.files import Path, unreadable
+from qos_jax.files import Path, is_json, unreadable
 from qos_jax.text_table import check_width, checked_header
 
 CSV, JSON, PARQUET = "csv", "json", "parquet"
@@ -83,9 +83,9 @@ def _read_json(path: Path, stream: IO[str]) -> Iterator[tuple[int, Record]]:
         for number, record in enumerate(records, start=1):
             yield number, _object(path, number, record)
         return
-    if first and not _is_json(first):
+    if first and not is_json(first):
         document = first + stream.read()
-        if _is_json(document):
+        if is_json(document):
             yield 1, _object(path, 1, _parse(path, 1, document, "one JSON object"))
             return
     stream.seek(0)
@@ -96,14 +96,6 @@ def _read_json(path: Path, stream: IO[str]) -> Iterator[tuple[int, Record]]:
 
 class _RefusedError(ValueError):
     """What is JSON to Python, and not to be read: no finite number, or a name given twice."""
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _parse(path: Path, row: int, text: str, wanted: str) -> Any:
