@@ -8,6 +8,7 @@ from jax import export
 
 from qos_jax.routing.demand import Demand
 from qos_jax.routing.environment import EnvState, StepInfo, TimeStep
+from qos_jax.routing.faults import Faults, FaultState
 from qos_jax.routing.fleet_state import FleetState, Outcome, Passed, Request, Routed
 from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation
 from qos_jax.routing.params import EnvParams, Episode
@@ -15,8 +16,8 @@ from qos_jax.serving import DecodeKnot, FleetProfile, ServingState
 from qos_jax.workload.arrivals import ArrivalProcess, ArrivalState, Recording
 from qos_jax.workload.request_table import RequestTable
 
-_STATES = (EnvState, FleetState, ServingState, Demand, Request, ArrivalState)
-_PARAMETERS = (EnvParams, FleetProfile, DecodeKnot, RequestTable, ArrivalProcess, Recording, Episode)
+_STATES = (EnvState, FleetState, ServingState, Demand, Request, ArrivalState, FaultState)
+_PARAMETERS = (EnvParams, FleetProfile, DecodeKnot, RequestTable, ArrivalProcess, Recording, Episode, Faults)
 _RESULTS = (TimeStep, StepInfo, Routed, Passed, Outcome, Observation, TrueObservation, KnownFleet)
 
 # Static fields are numbers and None, which JSON keeps. Names are stored in files: without the module.

@@ -44,6 +44,8 @@ class FleetState:
     predicted_output_tokens: jax.Array  # [N, K] float32
     predicted_quality: jax.Array  # [N, K] float32
     demand: Demand  # recent arrivals
+    # [N, K] float32, seconds at a server that is down; None, where no server can go down (see `faults`).
+    stuck_s: jax.Array | None = None
 
     @property
     def generated_tokens(self) -> jax.Array:
@@ -53,12 +55,12 @@ class FleetState:
 
 @struct.dataclass
 class Outcome:
-    """The outcome of a completed request; every leaf of one shape, [] or [N, K]."""
+    """The outcome of a request that completed or failed; every leaf of one shape, [] or [N, K]."""
 
     request_id: jax.Array  # int32, -1 = no request
     expert: jax.Array  # int32
-    ttft_s: jax.Array  # float32, seconds, at the server
-    latency_s: jax.Array  # float32, seconds, E2E, network included
+    ttft_s: jax.Array  # float32, seconds, at the server; -1 = failed
+    latency_s: jax.Array  # float32, seconds, E2E, network included; -1 = failed
     preemptions: jax.Array  # int32
 
 
@@ -70,7 +72,7 @@ class Routed:
     rejected: jax.Array  # [] bool, by the full queue of the expert it was sent to
     rejected_too_long: jax.Array  # [] bool, prompt + output exceed that expert's KV cache, whatever its queue
     dropped: jax.Array  # [] bool, sent to no expert
-    # The outcome that the request overwrote: each completed request is reported once, here or by
+    # The outcome that the request overwrote: each completed or failed request is reported once, here or by
     # `remaining_outcomes`, so that the records of a run cost one row a step.
     evicted: Outcome
 
@@ -103,7 +105,12 @@ def empty_fleet(config: ServingConfig) -> FleetState:
 
 
 def route(
-    profile: FleetProfile, state: FleetState, request: Request, request_id: jax.Array, action: jax.Array
+    profile: FleetProfile,
+    state: FleetState,
+    request: Request,
+    request_id: jax.Array,
+    action: jax.Array,
+    age_s: jax.Array | float = 0.0,
 ) -> tuple[FleetState, Routed]:
     """Send ``request`` to expert ``action``; N, or any other number outside 0..N-1, drops it.
 
@@ -113,6 +120,7 @@ def route(
       request: the request.
       request_id: [] int32, counts up with arrivals.
       action: [] int32.
+      age_s: [] float32, seconds since it first arrived, above 0 for one that is routed again.
 
     Returns:
       The edge with the request in a slot, if an expert accepted it, and the result of the decision.
@@ -123,9 +131,11 @@ def route(
     evicted = evicted_content(assignment, _slot_outcomes(serving))
     evicted = dataclasses.replace(evicted, request_id=jnp.where(assignment.accepted, evicted.request_id, -1))
     newcomer = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
+    if state.stuck_s is not None:
+        newcomer["stuck_s"] = jnp.float32(0.0)
     content = insert(assignment, {name: getattr(state, name) for name in newcomer}, newcomer)
     routed_state = FleetState(
-        serving=enqueue(assignment, serving, request_id, request.prompt_tokens, request.output_tokens),
+        serving=enqueue(assignment, serving, request_id, request.prompt_tokens, request.output_tokens, age_s),
         **content,
         demand=after_request(
             state.demand, request.prompt_tokens, request.predicted_output_tokens, request.predicted_quality
@@ -178,7 +188,8 @@ def pass_time(
 def remaining_outcomes(state: FleetState) -> Outcome:
     """Return the outcomes still in the slots, [N, K]; ``request_id`` -1 where there is none.
 
-    Together with the evicted ones of every :func:`route` these are all completed requests, each once.
+    Together with the evicted ones of every :func:`route` these are those of all requests that completed or
+    failed, each once.
     """
     outcomes = _slot_outcomes(state.serving)
     return dataclasses.replace(outcomes, request_id=jnp.where(state.serving.live, -1, outcomes.request_id))

@@ -2,7 +2,7 @@
 
 from qos_jax.serving.advance import Progress, advance
 from qos_jax.serving.arrive import SlotAssignment, assign_slot, enqueue, evicted_content, insert
-from qos_jax.serving.profile import DecodeKnot, FleetProfile
+from qos_jax.serving.profile import DecodeKnot, FleetProfile, slowed
 from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ServingState",
     "FleetProfile",
     "DecodeKnot",
+    "slowed",
     "empty_state",
     "advance",
     "Progress",

@@ -94,6 +94,7 @@ def enqueue(
     request_id: jax.Array,
     prompt_tokens: jax.Array,
     output_tokens: jax.Array,
+    age_s: jax.Array | float = 0.0,
 ) -> ServingState:
     """Add the newcomer to the waiting queue of its expert; the state is unchanged if it was not accepted.
 
@@ -103,12 +104,14 @@ def enqueue(
       request_id: [] int32.
       prompt_tokens: [] int32.
       output_tokens: [N] int32, output length at each expert.
+      age_s: [] float32, seconds since it first arrived; above 0 for one that is routed again, whose times
+        still count from then. It queues as the latest all the same.
     """
     newcomer = {
         "request_id": request_id,
         "live": jnp.bool_(True),
         "running": jnp.bool_(False),
-        "age_s": jnp.float32(0.0),
+        "age_s": jnp.asarray(age_s, jnp.float32),
         "context_tokens": prompt_tokens,
         "left_tokens": output_tokens,
         "prefill_left_tokens": jnp.int32(0),

@@ -79,6 +79,32 @@ def decode_law(profile: FleetProfile, batch: Any, xp: ModuleType = jnp) -> tuple
     return fixed_s, per_token_s
 
 
+def slowed(profile: FleetProfile, pace: jax.Array) -> FleetProfile:
+    """Return the profile with every iteration time multiplied by ``pace``; limits and network as they are.
+
+    Args:
+      profile: the fleet, leaves [N].
+      pace: [N] float32, > 0; 1 leaves each bit as it is, more is slower.
+    """
+    times = (
+        "prefill_base_s",
+        "prefill_per_token_s",
+        "prefill_per_token_sq_s",
+        "decode_base_s",
+        "decode_per_seq_s",
+        "decode_per_context_token_s",
+    )
+    knots = tuple(
+        dataclasses.replace(
+            knot, fixed_s=knot.fixed_s * pace, per_context_token_s=knot.per_context_token_s * pace
+        )
+        for knot in profile.decode_knots
+    )
+    return dataclasses.replace(
+        profile, decode_knots=knots, **{name: getattr(profile, name) * pace for name in times}
+    )
+
+
 def affine_between(profile: FleetProfile, batch: jax.Array) -> FleetProfile:
     """Return the profile with decode times affine in the batch, right for 1 request and for ``batch``.
 
