@@ -5,12 +5,15 @@ steps through every one of them, following the rules of README.md in their own o
 disagreement of the two is settled by reading.
 
 One iteration is: queue the arrivals, let the scheduler plan (preempt, admit, price), let the time pass,
-hand out tokens. Only the plan differs between the two schedulers.
+hand out tokens. Only the plan differs between the two schedulers. An outage cuts an iteration off and
+fails every request that the expert holds or is sent while it lasts.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from qos_jax.serving.profile import FleetProfile
 
 COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
-REJECTED_TOO_LONG = "rejected_too_long"
+REJECTED_TOO_LONG, FAILED = "rejected_too_long", "failed"
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class ReferenceOutcome:
     """The outcome of one request."""
 
     request_id: int  # as given, by default the position in routing order
-    # "completed", "rejected" (full queue), "rejected_too_long" (exceeds the KV cache) or "dropped"
+    # "completed", "rejected" (full queue), "rejected_too_long" (exceeds the KV cache), "failed" (outage),
+    # or "dropped"
     status: str
     ttft_s: float | None  # seconds from arrival to the first token, at the server; None unless completed
     latency_s: float | None  # seconds from arrival to the last token + network_rtt_s; None likewise
@@ -102,10 +106,25 @@ class ReferenceRun:
     kv_token_s: float  # token-seconds: sum of duration x context tokens held at the iteration's start
     peak_kv_tokens: int  # most context tokens held at the end of an iteration; never above the capacity
     iterations: int  # number of iterations
-    # Seconds: the smallest difference, other than exactly zero, between any arrival and any start or end of
-    # an iteration; inf if there is none. A float32 simulator may order a pair closer than its own rounding
-    # the other way round, so comparisons discard traces where this is tiny.
+    # Seconds: the smallest difference, other than exactly zero, between any arrival, change of pace or end of
+    # an outage and any start or end of an iteration or failure; inf if there is none. A float32 simulator may
+    # order a pair closer than its own rounding the other way round, so comparisons discard traces where this
+    # is tiny.
     closest_tie_s: float
+
+
+class Outage(NamedTuple):
+    """One outage of an expert, and when its requests are seen to fail."""
+
+    start_s: float  # instants, on the clock of the arrivals
+    end_s: float  # the expert is up again at this very instant
+    failure_s: float  # seconds a request is stuck before it is seen to fail
+    detection_s: float  # seconds after which all there are failed
+
+    def fails_s(self, arrival_s: float) -> float:
+        """Return the instant at which a request fails that is there from ``arrival_s`` or the start on."""
+        noticed_s = max(arrival_s, self.start_s + self.detection_s)
+        return min(arrival_s + self.failure_s, noticed_s, self.end_s)
 
 
 @dataclass
@@ -120,6 +139,7 @@ class _Request:
     first_token_s: float | None = None  # instants, on the clock of the arrivals
     finish_s: float | None = None
     rejected: str | None = None  # REJECTED or REJECTED_TOO_LONG where it was not queued
+    fails_s: float | None = None  # instant at which it fails, of an expert that is down
     preemptions: int = 0
 
     @property
@@ -161,6 +181,27 @@ class _Expert:
             self.running.remove(latest)
             latest.preemptions += 1
             heapq.heappush(self.waiting, (latest.order, latest))
+
+    def fail_until(self, now_s: float) -> None:
+        """Rule 17: let go of those that have failed by now."""
+
+        def stays(request: _Request) -> bool:
+            return request.fails_s is None or request.fails_s > now_s
+
+        self.running = [r for r in self.running if stays(r)]
+        self.waiting = [entry for entry in self.waiting if stays(entry[1])]
+        heapq.heapify(self.waiting)
+
+    def go_down(self, outage: Outage, arriving: Iterable[tuple[float, _Request]]) -> None:
+        """Rule 17: fail all that the expert holds, and all that arrive in [start, end) of the outage."""
+        for request in (*self.running, *(r for _, r in self.waiting)):
+            request.fails_s = outage.fails_s(outage.start_s)
+        for arrival_s, request in arriving:
+            self.fail_until(arrival_s)
+            self.arrive(request)
+            if request.rejected is None:
+                request.fails_s = outage.fails_s(arrival_s)
+        self.fail_until(outage.end_s)
 
 
 class IterationWork(NamedTuple):
@@ -282,8 +323,12 @@ def simulate_expert(
     request_id: Iterable[int] | None = None,
     scheduler: str = "prefill_first",
     clock: Clock | None = None,
+    pace: Sequence[tuple[float, float]] = (),
+    outages: Sequence[tuple[float, float]] = (),
+    failure_delay_s: float = np.inf,
+    detection_delay_s: float = np.inf,
 ) -> ReferenceRun:
-    """Serve a trace on one expert until every request has completed or was rejected.
+    """Serve a trace on one expert until every request has completed, failed or was rejected.
 
     Args:
       profile: the expert.
@@ -293,6 +338,11 @@ def simulate_expert(
       request_id: [T] names for the outcomes; 0 .. T-1 if None.
       scheduler: "prefill_first" (vLLM v0, the paper's) or "chunked_prefill" (vLLM v1).
       clock: gives the end of each iteration, to observe them or to set them right; start + duration if None.
+      pace: (instant in seconds, factor) by rising instants: an iteration takes its duration times the factor
+        in force at its start, 1 before the first.
+      outages: (start, end) in seconds, one after the other; an end of inf is never.
+      failure_delay_s: seconds from the later of its arrival and an outage's start until a request fails.
+      detection_delay_s: seconds from an outage's start until all requests there have failed.
 
     Returns:
       The outcomes in routing order, with the expert's totals.
@@ -304,6 +354,7 @@ def simulate_expert(
     Sarathi-Serve (Agrawal et al., OSDI 2024).
     """
     _check_limits(profile)
+    _check_faults(pace, outages)
     check_one_of("scheduler", scheduler, _SCHEDULERS)
     plan = _SCHEDULERS[scheduler]
     arrivals, prompts, outputs = _check_trace(arrival_s, prompt_tokens, output_tokens)
@@ -315,6 +366,9 @@ def simulate_expert(
         )
 
     expert = _Expert(profile)
+    to_come = [Outage(start, end, failure_delay_s, detection_delay_s) for start, end in outages]
+    changes_s = [from_s for from_s, _ in pace]
+    factors = [1.0, *(factor for _, factor in pace)]
     now_s = -np.inf
     arrived = 0
     iterations, busy_s, kv_token_s, peak_kv_tokens = 0, 0.0, 0.0, 0
@@ -325,6 +379,16 @@ def simulate_expert(
         # iteration that has just ended).
         if not expert.waiting and not expert.running:
             now_s = max(now_s, arrivals[arrived])
+        if to_come and to_come[0].start_s <= now_s:
+            outage = to_come.pop(0)
+            while arrived < len(requests) and arrivals[arrived] < outage.start_s:
+                expert.arrive(requests[arrived])
+                arrived += 1
+            until = bisect.bisect_left(arrivals, outage.end_s)
+            expert.go_down(outage, zip(arrivals[arrived:until], requests[arrived:until], strict=True))
+            arrived = max(arrived, until)
+            now_s = max(now_s, outage.end_s)
+            continue
         # All that arrived up to and including this instant. Those that came during the last iteration are
         # judged only here, but by the same queue: between two starts nothing but arrivals changes it.
         while arrived < len(requests) and arrivals[arrived] <= now_s:
@@ -334,16 +398,20 @@ def simulate_expert(
             continue  # every one of them was rejected
 
         work, gaining = plan(expert)
-        duration_s = iteration_s(profile, work)
+        duration_s = iteration_s(profile, work) * factors[bisect.bisect_right(changes_s, now_s)]
         iterations += 1
-        busy_s += duration_s
         kv_token_s += duration_s * expert.held_tokens()
-        boundaries_s.append(now_s)
+        start_s = now_s
         if clock is None:
             now_s += duration_s
         else:
             now_s = clock(now_s, duration_s, work, [r.order for r in gaining])
-        boundaries_s.append(now_s)
+        boundaries_s += [start_s, now_s]
+        if to_come and to_come[0].start_s < now_s:
+            now_s = to_come[0].start_s  # cut off: nobody gains a token
+            busy_s += now_s - start_s
+            continue
+        busy_s += duration_s
 
         for request in gaining:
             request.generated_tokens += 1
@@ -364,7 +432,10 @@ def simulate_expert(
         kv_token_s=kv_token_s,
         peak_kv_tokens=peak_kv_tokens,
         iterations=iterations,
-        closest_tie_s=_closest_tie_s(arrivals, boundaries_s),
+        closest_tie_s=_closest_tie_s(
+            [*arrivals, *changes_s, *(instant for outage in outages for instant in outage)],
+            sorted([*boundaries_s, *(r.fails_s for r in requests if r.fails_s is not None)]),
+        ),
     )
 
 
@@ -375,6 +446,11 @@ def simulate_fleet(
     output_tokens: ArrayLike,
     expert: ArrayLike,
     scheduler: str = "prefill_first",
+    *,
+    pace: Sequence[Sequence[tuple[float, float]]] | None = None,
+    outages: Sequence[Sequence[tuple[float, float]]] | None = None,
+    failure_delay_s: float = np.inf,
+    detection_delay_s: float = np.inf,
 ) -> tuple[list[ReferenceOutcome], list[ReferenceRun]]:
     """Serve a routed trace on a fleet: each expert serves its own requests, independent of the others.
 
@@ -385,6 +461,10 @@ def simulate_fleet(
       output_tokens: [T, N] integers, the length of the answer that each expert would give.
       expert: [T] integers in 0 .. N-1, or -1 where the router dropped the request.
       scheduler: as in :func:`simulate_expert`, for every expert.
+      pace: [N], as in :func:`simulate_expert` for each expert; None = each at its profile.
+      outages: [N], likewise; None = none.
+      failure_delay_s: as in :func:`simulate_expert`, for every expert.
+      detection_delay_s: likewise.
 
     Returns:
       The outcomes [T] in request order, ``request_id`` being 0 .. T-1, and the runs [N].
@@ -418,6 +498,10 @@ def simulate_fleet(
             outputs[mine, n],
             request_id=mine.tolist(),
             scheduler=scheduler,
+            pace=() if pace is None else pace[n],
+            outages=() if outages is None else outages[n],
+            failure_delay_s=failure_delay_s,
+            detection_delay_s=detection_delay_s,
         )
         run = replace(run, outcomes=[replace(o, expert=n) for o in run.outcomes])
         for outcome in run.outcomes:
@@ -429,6 +513,8 @@ def simulate_fleet(
 def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s: float) -> ReferenceOutcome:
     if request.rejected is not None:
         return ReferenceOutcome(request_id, request.rejected, None, None, 0)
+    if request.fails_s is not None:
+        return ReferenceOutcome(request_id, FAILED, None, None, request.preemptions)
     if request.first_token_s is None or request.finish_s is None:
         raise AssertionError(f"request {request_id} was neither rejected nor served")
     return ReferenceOutcome(
@@ -440,8 +526,9 @@ def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s
     )
 
 
-def _closest_tie_s(arrivals: Sequence[float], boundaries: Sequence[float]) -> float:
-    """Return the least non-zero seconds between any arrival and any boundary (sorted); inf if none."""
+def _closest_tie_s(instants: Sequence[float], boundaries: Sequence[float]) -> float:
+    """Return the least non-zero seconds between any finite instant and any boundary (sorted); inf if none."""
+    arrivals = np.array([instant for instant in instants if np.isfinite(instant)])
     padded = np.concatenate([[-np.inf], boundaries, [np.inf]])
     before = padded[np.searchsorted(padded, arrivals, side="left") - 1]  # the last one strictly before
     after = padded[np.searchsorted(padded, arrivals, side="right")]  # the first one strictly after
@@ -454,6 +541,17 @@ def _check_limits(profile: ReferenceProfile) -> None:
         fault = f"{profile.max_batched_tokens} is below max_running {profile.max_running}"
         remedy = "raise max_batched_tokens or lower max_running"
         raise input_error(fault, remedy=remedy, field="max_batched_tokens")
+
+
+def _check_faults(pace: Sequence[tuple[float, float]], outages: Sequence[tuple[float, float]]) -> None:
+    if any(factor <= 0.0 or not np.isfinite(factor) for _, factor in pace):
+        raise input_error("a factor that is not above 0 and finite", remedy="correct it", field="pace")
+    if any(later < earlier for (earlier, _), (later, _) in itertools.pairwise(pace)):
+        raise input_error("instants that fall", remedy="sort the changes by instant", field="pace")
+    instants = [instant for outage in outages for instant in outage]
+    if any(later < earlier for earlier, later in itertools.pairwise(instants)):
+        fault = "an outage that ends before it starts, or starts before the one it follows has ended"
+        raise input_error(fault, remedy="give (start, end) one after the other", field="outages")
 
 
 def _check_sorted(arrivals: np.ndarray) -> None:
