@@ -130,7 +130,7 @@ def measure_reference(work: Work, name: str, expert: np.ndarray, repeats: int) -
         for outcome in (outcome for outcome in of_run if outcome.latency_s is not None):
             latencies.append(outcome.latency_s)
             index = run, outcome.request_id, outcome.expert
-            if outcome.latency_s / table.output_tokens[index] <= runs.latency_limit_s[run]:
+            if outcome.latency_s / outcome.output_tokens <= runs.latency_limit_s[run]:
                 qos += float(table.quality[index])
     requests = runs.shape[0] * runs.shape[1]
     return Speed(

@@ -19,7 +19,8 @@ from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
-from qos_jax.serving import SCHEDULERS
+from qos_jax.serving import SCHEDULERS, cut_at_limit
+from qos_jax.serving.state import LLAMA_CPP
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import (
     COMPLETED,
@@ -195,9 +196,11 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
 
 def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:
     """Refuse requests of which the fleet can hold none, or whose tokens cannot be counted."""
-    capacity = np.asarray(fleet.profile.kv_capacity_tokens, np.int64)
+    limited = fleet.under(config.scheduler).profile
+    capacity = np.asarray(limited.request_capacity_tokens, np.int64)
     prompt = np.asarray(requests.table.prompt_tokens, np.int64)
-    total = prompt[:, None] + np.asarray(requests.table.output_tokens, np.int64)  # [T, N]
+    served = cut_at_limit(limited, requests.table, np)
+    total = prompt[:, None] + np.asarray(served.output_tokens, np.int64)  # [T, N]
     if not np.any(total <= capacity):
         raise input_error(
             f"the largest is {capacity.max()} tokens, and no expert can hold any of the {len(prompt)} "
@@ -295,7 +298,12 @@ def render_run(summary: Mapping[str, Any]) -> str:
     if s["rejected_too_long"]:
         parts.append(
             f"note: prompt + output of {s['rejected_too_long']:,} requests exceed kv_capacity_tokens of the "
-            "expert chosen, so no queue there can hold them"
+            "expert chosen, or the prompt its context limit, so no queue there can hold them"
+        )
+    if s["rejected"] and s["scheduler"] == LLAMA_CPP:
+        parts.append(
+            f"note: {s['rejected']:,} requests met a full queue, and a llama.cpp server would have let them "
+            "wait: raise max_waiting in the fleet's file until none is rejected"
         )
     return "\n\n".join(parts)
 

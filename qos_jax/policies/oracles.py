@@ -12,9 +12,10 @@ from qos_jax.policies.heuristics import best_of
 from qos_jax.policies.net_gain import latency_margin, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
-from qos_jax.serving import FleetProfile
+from qos_jax.serving import FleetProfile, cut_at_limit, with_context_limit
 from qos_jax.serving.latency import alone_s, prefill_s
 from qos_jax.serving.profile import decode_law
+from qos_jax.serving.scheduler import BY_NAME
 from qos_jax.workload.request_table import RequestTable
 
 
@@ -32,18 +33,20 @@ def upper_bound(
 
     An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations. A
     request that no expert can hold, or answer within L, counts 0. Other requests only slow it, with one
-    exception: under chunked prefill a decoding request that shares its iteration with a prompt is charged
-    the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
+    exception: where prompts come in chunks, a decoding request that shares its iteration with a prompt is
+    charged the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
 
     Args:
       profile: the fleet, leaves [N].
       table: M requests.
       latency_limit_s: [] float32, L, seconds per output token.
-      scheduler: "prefill_first" or "chunked_prefill".
+      scheduler: of every expert, one of ``SCHEDULERS``.
     """
+    profile = with_context_limit(scheduler, profile)
+    table = cut_at_limit(profile, table)
     profile = _cheapest_context(profile)
     saved_s = jnp.zeros_like(profile.decode_base_s)
-    if scheduler == "chunked_prefill":
+    if BY_NAME[scheduler].splits_prompts:
         beside_a_prompt_s = prefill_s(profile, jnp.float32(2.0), jnp.float32(1.0))  # itself + one token
         decode_s, _ = decode_law(profile, jnp.ones_like(profile.decode_base_s))
         saved_s = jnp.maximum(decode_s - beside_a_prompt_s, 0.0)
@@ -54,7 +57,7 @@ def upper_bound(
         per_token_s = (busy_s - saved_s * (output_f - 1.0) + profile.network_rtt_s) / output_f
         # A float32 rounding of the sum must not turn a request that just meets L away.
         quick = per_token_s <= latency_limit_s * (1.0 + 1e-5)
-        return jnp.max(jnp.where(quick & (prompt + output <= profile.kv_capacity_tokens), quality, 0.0))
+        return jnp.max(jnp.where(quick & (prompt + output <= profile.request_capacity_tokens), quality, 0.0))
 
     return jax.vmap(of_one)(table.prompt_tokens, table.output_tokens, table.quality)
 

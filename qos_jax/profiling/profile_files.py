@@ -14,8 +14,8 @@ from qos_jax.errors import input_error
 from qos_jax.files import Path, atomic_write
 from qos_jax.serving import DecodeKnot, FleetProfile
 from qos_jax.workload import Fleet, read_fleet, validate_fleet
-from qos_jax.workload.decode_knots import KNOT_COLUMNS, knot_cells
-from qos_jax.workload.fleet import ALLOWED
+from qos_jax.workload.decode_knots import KNOT_COLUMNS
+from qos_jax.workload.fleet import ALLOWED, OPTIONAL, optional_cells
 
 
 def knot_lists(knots: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
@@ -28,13 +28,15 @@ def fleet_of_one(expert: str, row: Mapping[str, Any]) -> Fleet:
 
     Args:
       expert: its name.
-      row: every other column of a fleet's file, by name; those of ``KNOT_COLUMNS``, if any, as lists.
+      row: every other column of a fleet's file, by name; those of ``KNOT_COLUMNS``, if any, as lists, and
+        those of ``OPTIONAL``, if any.
 
     Raises:
       InputError: a value that no fleet takes, naming its column, which is also the flag's name.
     """
     leaves: dict[str, Any] = {}
-    for name, allowed in ALLOWED.items():
+    present = {name: allowed for name, allowed in OPTIONAL.items() if name in row}
+    for name, allowed in (ALLOWED | present).items():
         if row[name] not in allowed:
             raise input_error(f"{row[name]} is out of range", field=name, remedy=f"give {allowed}")
         leaves[name] = np.array([row[name]], np.int32 if allowed.whole else np.float32)
@@ -56,7 +58,7 @@ def check_new_expert(path: Path, expert: str) -> None:
 def append_expert(path: Path, expert: str, row: Mapping[str, Any], comments: Sequence[str]) -> None:
     """Add a row, comments before it, to a fleet's file; the rest stays as it is, byte for byte.
 
-    But for a row with decode times by batch size: a file without columns for them gets these, empty.
+    But for optional columns that the row has and the file does not: the file gets these, empty.
 
     Raises:
       InputError: as :func:`check_new_expert`; then the file is left as it was.
@@ -64,10 +66,10 @@ def append_expert(path: Path, expert: str, row: Mapping[str, Any], comments: Seq
     check_new_expert(path, expert)
     columns = list(next(text_table.read_chunks(path)).columns)
     fleet = fleet_of_one(expert, row)
-    knots = knot_cells(fleet.profile)
-    added = [name for name in KNOT_COLUMNS if knots and name not in columns]
+    optional = optional_cells(fleet.profile)
+    added = [name for name in optional if name not in columns]
     cells = {"expert": expert} | {name: str(getattr(fleet.profile, name)[0]) for name in ALLOWED}
-    cells |= {name: column[0] for name, column in zip(KNOT_COLUMNS, knots, strict=False)}
+    cells |= {name: column[0] for name, column in optional.items()}
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow([cells.get(name, "") for name in (*columns, *added)])
     with open(path, encoding="utf-8", newline="") as stream:

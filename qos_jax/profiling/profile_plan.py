@@ -84,6 +84,10 @@ class ProfileConfig:
     kv_capacity_tokens: int | None = option(
         None, help="tokens the KV cache holds; none = for a roofline, what --memory_gb leaves"
     )
+    context_limit_tokens: int | None = option(
+        None,
+        help="most prompt + output tokens of a request (vLLM: max_model_len); none = no limit of its own",
+    )
     network_rtt_s: float = 0.0  # for the fleet's row, seconds
     busy_power_w: float = 0.0  # for the fleet's row, watts
     idle_power_w: float = 0.0  # for the fleet's row, watts
@@ -144,7 +148,8 @@ class ProfilePlan:
     def limits(self) -> ServerLimits:
         """How the server batches."""
         c = self.config
-        return ServerLimits(c.scheduler, c.max_running, c.max_batched_tokens, self.kv_capacity_tokens)
+        limits = (c.max_running, c.max_batched_tokens, self.kv_capacity_tokens, c.context_limit_tokens)
+        return ServerLimits(c.scheduler, *limits)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -227,6 +232,8 @@ def profile_row(
     limits = ("max_running", "max_waiting", "max_batched_tokens")
     names = (*limits, "network_rtt_s", "busy_power_w", "idle_power_w")
     given = {name: getattr(config, name) for name in names}
+    if config.context_limit_tokens is not None:
+        given["context_limit_tokens"] = config.context_limit_tokens
     return {**given, "kv_capacity_tokens": kv_capacity_tokens, **coefficients}
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qos_jax.profiling.price_law import AFFINE, PriceLaw
 from qos_jax.profiling.request_log import RequestLog
 from qos_jax.serving.reference import IterationWork, ReferenceProfile, simulate_expert
+from qos_jax.serving.scheduler import BY_NAME
 
 Array = npt.NDArray[np.float64]
 
@@ -19,10 +20,18 @@ Array = npt.NDArray[np.float64]
 class ServerLimits:
     """How the server batches, as it was configured; ``kv_capacity_tokens`` as it logged."""
 
-    scheduler: str  # "prefill_first" or "chunked_prefill"
+    scheduler: str  # one of SCHEDULERS
     max_running: int  # requests
     max_batched_tokens: int  # tokens an iteration
     kv_capacity_tokens: int  # tokens
+    context_limit_tokens: int | None = None  # most prompt + output tokens of a request; None = no limit
+
+    @property
+    def request_capacity_tokens(self) -> int:
+        """Most prompt + output tokens that a request of this server has."""
+        shares = self.max_running if BY_NAME[self.scheduler].splits_memory else 1
+        limit = self.context_limit_tokens
+        return min(self.kv_capacity_tokens // shares, self.kv_capacity_tokens if limit is None else limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +83,7 @@ def replay_requests(
         max_waiting=log.num_requests,  # the log holds answered requests: nobody was turned away
         max_batched_tokens=limits.max_batched_tokens,
         kv_capacity_tokens=limits.kv_capacity_tokens,
+        context_limit_tokens=limits.context_limit_tokens,
         decode_knots=law.knots(theta),
         **law.affine(theta),
     )

@@ -75,10 +75,14 @@ def check_requests(
 def check_capacity(log: RequestLog, limits: ServerLimits) -> None:
     """Raise InputError if the server could not have held the log's largest request."""
     largest = int(np.max(log.prompt_tokens + log.output_tokens))
-    if largest > limits.kv_capacity_tokens:
-        fault = f"{limits.kv_capacity_tokens} tokens hold no request of {largest}, which {log.file} has"
-        remedy = "give the KV capacity that the server logged"
-        raise input_error(fault, field="kv_capacity_tokens", remedy=remedy)
+    most = limits.request_capacity_tokens
+    if largest > most:
+        limited = most == limits.context_limit_tokens
+        field = "context_limit_tokens" if limited else "kv_capacity_tokens"
+        share = "" if limited or most == limits.kv_capacity_tokens else " of a slot (/ max_running)"
+        fault = f"{most} tokens{share} hold no request of {largest}, which {log.file} has"
+        remedy = f"give the {'context limit' if limited else 'KV capacity'} that the server logged"
+        raise input_error(fault, field=field, remedy=remedy)
 
 
 def fit_requests(

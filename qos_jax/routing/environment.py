@@ -15,6 +15,7 @@ from qos_jax.routing.observation import Observation, TrueObservation, observe, r
 from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
 from qos_jax.routing.reward import reward_for
 from qos_jax.routing.spaces import Discrete, Tree, tree_space
+from qos_jax.serving import FleetProfile, cut_at_limit, with_context_limit
 from qos_jax.workload.arrivals import ArrivalState, init_arrivals, next_gap
 
 
@@ -28,7 +29,7 @@ class EnvState:
     arrivals: ArrivalState | None  # where the process stands; None in a replay
     completed: jax.Array  # [] int32, since reset
     rejected: jax.Array  # [] int32, by a full queue
-    rejected_too_long: jax.Array  # [] int32, that an expert's KV cache could never hold
+    rejected_too_long: jax.Array  # [] int32, beyond an expert's KV cache or context limit
     dropped: jax.Array  # [] int32
 
     @property
@@ -74,7 +75,7 @@ class RoutingEnvironment:
         - offered_load: [W] float32, recent arrival rate / capacity.
         - mean_output_tokens: [N] float32, tokens, mean of those predicted recently; 0 before any.
         - mean_quality: [N] float32, mean of those predicted recently; 0 before any.
-        - available: [N] bool, fewer than ``max_waiting`` wait, and the KV cache holds the prompt.
+        - available: [N] bool, fewer than ``max_waiting`` wait, and the expert can hold the prompt.
         - lead_s: [N] float32, seconds to the end of the iteration in progress.
         - live, running: [N, K] bool, the slot's request waits or runs; it runs.
         - age_s: [N, K] float32, seconds since its arrival.
@@ -135,7 +136,7 @@ class RoutingEnvironment:
             gap_s, arrivals = jnp.where(terminated, jnp.inf, episode.gap_after_s[state.step]), None
         fleet, routed, passed = step_fleet(
             config.serving,
-            params.profile,
+            self._profile(params),
             state.fleet,
             state.request,
             state.step,
@@ -180,7 +181,8 @@ class RoutingEnvironment:
 
     def observation(self, params: EnvParams, state: EnvState) -> Observation:
         """What a router may see of ``state``."""
-        return observe(params.known, state.fleet, state.request, state.step)
+        known = dataclasses.replace(params.known, profile=self._profile(params))
+        return observe(known, state.fleet, state.request, state.step)
 
     def true_observation(self, params: EnvParams, state: EnvState) -> TrueObservation:
         """What an oracle may see of ``state``."""
@@ -193,7 +195,11 @@ class RoutingEnvironment:
         else:
             rows = _episode(params).row
             row = rows[jnp.minimum(step, rows.shape[0] - 1)]
-        return request_at(params.table, row)
+        return cut_at_limit(self._profile(params), request_at(params.table, row))
+
+    def _profile(self, params: EnvParams) -> FleetProfile:
+        """Return the profile with the context limits of the scheduler."""
+        return with_context_limit(self.config.serving.scheduler, params.profile)
 
 
 def _episode(params: EnvParams) -> Episode:

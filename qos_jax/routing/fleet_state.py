@@ -70,7 +70,8 @@ class Routed:
 
     accepted: jax.Array  # [] bool
     rejected: jax.Array  # [] bool, by the full queue of the expert it was sent to
-    rejected_too_long: jax.Array  # [] bool, prompt + output exceed that expert's KV cache, whatever its queue
+    # [] bool, that expert's KV cache, or its context limit, can never hold it, whatever its queue
+    rejected_too_long: jax.Array
     dropped: jax.Array  # [] bool, sent to no expert
     # The outcome that the request overwrote: each completed or failed request is reported once, here or by
     # `remaining_outcomes`, so that the records of a run cost one row a step.

@@ -37,7 +37,7 @@ class Observation:
     offered_load: jax.Array  # [W] float32, recent arrival rate / capacity, by the windows of demand.py
     mean_output_tokens: jax.Array  # [N] float32, mean predicted, recent arrivals; 0 before any
     mean_quality: jax.Array  # [N] float32, mean predicted, recent arrivals; 0 before any
-    available: jax.Array  # [N] bool, fewer than max_waiting wait, and the KV cache holds the prompt
+    available: jax.Array  # [N] bool, fewer than max_waiting wait, and the expert can hold the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
     running: jax.Array  # [N, K] bool
@@ -92,7 +92,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
         offered_load=offered_load(profile, state.demand, known.length_log_std),
         mean_output_tokens=mean_output_tokens(state.demand),
         mean_quality=mean_quality(state.demand),
-        available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.kv_capacity_tokens),
+        available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.request_capacity_tokens),
         lead_s=serving.lead_s,
         live=serving.live,
         running=serving.running,

@@ -59,6 +59,9 @@ def predicted_outlook(seen: Observation) -> Outlook:
     """Return the outlook of a router: predicted lengths, given the tokens each request has generated."""
     generated = seen.slot_generated_tokens.astype(jnp.float32)
     left = left_given_survival(seen.slot_predicted_output_tokens, generated, seen.length_log_std[:, None])
+    if seen.profile.context_limit_tokens is not None:  # where the answer ends at the latest
+        room = seen.profile.context_limit_tokens[:, None] - seen.slot_prompt_tokens
+        left = jnp.minimum(left, jnp.maximum(room.astype(jnp.float32) - generated, 0.0))
     return _outlook(seen, left, seen.predicted_output_tokens)
 
 

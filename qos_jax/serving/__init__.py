@@ -2,6 +2,7 @@
 
 from qos_jax.serving.advance import Progress, advance
 from qos_jax.serving.arrive import SlotAssignment, assign_slot, enqueue, evicted_content, insert
+from qos_jax.serving.context_limit import cut_at_limit, served_output_tokens, with_context_limit
 from qos_jax.serving.profile import DecodeKnot, FleetProfile, slowed
 from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
 
@@ -19,5 +20,8 @@ __all__ = [
     "enqueue",
     "insert",
     "evicted_content",
+    "with_context_limit",
+    "served_output_tokens",
+    "cut_at_limit",
     "SCHEDULERS",
 ]

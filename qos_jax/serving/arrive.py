@@ -20,7 +20,7 @@ class SlotAssignment:
     """Whether an expert accepts a newcomer, and which of its slots move up (README.md, rule 11)."""
 
     accepted: jax.Array  # [] bool, False = rejected, or routed to no expert
-    too_long: jax.Array  # [] bool, rejected since the expert's KV cache can never hold it
+    too_long: jax.Array  # [] bool, rejected since the expert's KV cache or context limit can never hold it
     expert: jax.Array  # [] int32, the expert chosen, clipped to 0..N-1
     evicted: jax.Array  # [] int32, the dead slot of that expert to overwrite
     moved: jax.Array  # [K] bool, slots of that expert that take the content of the next slot
@@ -36,11 +36,11 @@ def assign_slot(
     """Accept or reject a request at ``expert``, and choose its slot (see README.md, rules 1 and 11).
 
     Args:
-      profile: the fleet, leaves [N].
+      profile: the fleet, leaves [N], with the context limits that hold (``with_context_limit``).
       state: the experts at the instant of arrival.
       expert: [] int32, 0..N-1; any other number is not accepted (the router dropped the request).
       prompt_tokens: [] int32.
-      output_tokens: [N] int32, output length at each expert.
+      output_tokens: [N] int32, output length at each expert, as ``served_output_tokens`` cuts it.
 
     Returns:
       The assignment, on which :func:`insert`, :func:`evicted_content` and :func:`enqueue` act.
@@ -49,7 +49,7 @@ def assign_slot(
     inside = jnp.clip(expert, 0, num_experts - 1).astype(jnp.int32)
     waiting = jnp.sum(state.waiting[inside], dtype=jnp.int32)
     # Not as a sum: prompt + output of an invalid request may exceed int32.
-    fits = output_tokens[inside] <= profile.kv_capacity_tokens[inside] - prompt_tokens
+    fits = output_tokens[inside] <= profile.request_capacity_tokens[inside] - prompt_tokens
     chosen = expert == inside
     accepted = chosen & (waiting < profile.max_waiting[inside]) & fits
     # The LAST dead slot, so that those in flight stay together at the end.

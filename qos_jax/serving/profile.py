@@ -46,11 +46,21 @@ class FleetProfile:
     busy_power_w: jax.Array  # [N] float32, watts while an iteration runs
     idle_power_w: jax.Array  # [N] float32, watts otherwise
     decode_knots: tuple[DecodeKnot, ...] = ()  # by rising batch size, of all experts or none
+    # [N] int32, most prompt + output tokens of a request (see README.md, rule 16); None = no limit anywhere
+    context_limit_tokens: jax.Array | None = None
 
     @property
     def num_experts(self) -> int:
         """Number of experts N."""
         return int(self.max_running.shape[-1])
+
+    @property
+    def request_capacity_tokens(self) -> Any:
+        """[N] int32, most prompt + output tokens of a request: the KV cache, and the context limit if any."""
+        if self.context_limit_tokens is None:
+            return self.kv_capacity_tokens
+        xp = np if isinstance(self.kv_capacity_tokens, np.ndarray) else jnp
+        return xp.minimum(self.kv_capacity_tokens, self.context_limit_tokens)
 
 
 def decode_law(profile: FleetProfile, batch: Any, xp: ModuleType = jnp) -> tuple[Any, Any]:

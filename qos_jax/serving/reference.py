@@ -5,7 +5,7 @@ steps through every one of them, following the rules of README.md in their own o
 disagreement of the two is settled by reading.
 
 One iteration is: queue the arrivals, let the scheduler plan (preempt, admit, price), let the time pass,
-hand out tokens. Only the plan differs between the two schedulers. An outage cuts an iteration off and
+hand out tokens. Only the plan differs between the schedulers. An outage cuts an iteration off and
 fails every request that the expert holds or is sent while it lasts.
 """
 
@@ -50,6 +50,7 @@ class ReferenceProfile:
     idle_power_w: float = 0.0  # watts otherwise (not used here)
     # Decode times by batch size in place of the affine law: (batch, seconds, seconds / context token) each.
     decode_knots: tuple[tuple[float, float, float], ...] = ()
+    context_limit_tokens: int | None = None  # most prompt + output tokens of a request; None = no limit
 
     @classmethod
     def from_fleet(cls, profile: FleetProfile, n: int) -> ReferenceProfile:
@@ -62,13 +63,15 @@ class ReferenceProfile:
         if not 0 <= n < num_experts:
             fault = f"no expert {n} in a fleet of {num_experts}"
             raise input_error(fault, remedy=f"give an index from 0 to {num_experts - 1}", field="n")
-        names = [f.name for f in fields(cls) if f.name != "decode_knots"]
+        names = [f.name for f in fields(cls) if f.name not in ("decode_knots", "context_limit_tokens")]
         numbers = {name: np.asarray(getattr(profile, name))[n].item() for name in names}
         knots = tuple(
             (float(k.batch[n]), float(k.fixed_s[n]), float(k.per_context_token_s[n]))
             for k in profile.decode_knots
         )
-        return cls(**numbers, decode_knots=knots)
+        limits = profile.context_limit_tokens
+        limit = None if limits is None else int(np.asarray(limits)[n])
+        return cls(**numbers, decode_knots=knots, context_limit_tokens=limit)
 
     def decode_law(self, batch: int) -> tuple[float, float]:
         """Rule 4: return a decode iteration's seconds but for the context, and those per context token."""
@@ -88,13 +91,14 @@ class ReferenceOutcome:
     """The outcome of one request."""
 
     request_id: int  # as given, by default the position in routing order
-    # "completed", "rejected" (full queue), "rejected_too_long" (exceeds the KV cache), "failed" (outage),
-    # or "dropped"
+    # "completed", "rejected" (full queue), "rejected_too_long" (exceeds the KV cache or the context limit),
+    # "failed" (outage), or "dropped"
     status: str
     ttft_s: float | None  # seconds from arrival to the first token, at the server; None unless completed
     latency_s: float | None  # seconds from arrival to the last token + network_rtt_s; None likewise
     preemptions: int  # times it lost its KV cache and had to prefill again
     expert: int | None = None  # index of the expert it was routed to; None if dropped, or outside a fleet
+    output_tokens: int = 0  # tokens generated, fewer than asked for where the context limit cut it
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,12 @@ class _Expert:
     running: list[_Request] = field(default_factory=list)
 
     def arrive(self, request: _Request) -> None:
-        """Rule 1: queue a request or reject it, by the queue as it stands at this instant."""
-        never_fits = request.prompt_tokens + request.output_tokens > self.profile.kv_capacity_tokens
+        """Rules 1 and 16: queue a request, its output cut, or reject it, by the queue at this instant."""
+        limit = self.profile.context_limit_tokens
+        if limit is not None:
+            request.output_tokens = min(request.output_tokens, limit - request.prompt_tokens)
+        tokens = request.prompt_tokens + request.output_tokens
+        never_fits = request.output_tokens < 1 or tokens > self.profile.kv_capacity_tokens
         queue_full = len(self.waiting) >= self.profile.max_waiting
         if never_fits or queue_full:
             request.rejected = REJECTED_TOO_LONG if never_fits else REJECTED
@@ -266,10 +274,11 @@ def _plan_prefill_first(expert: _Expert) -> _Plan:
     return _decode_work(expert.running), list(expert.running)
 
 
-def _plan_chunked_prefill(expert: _Expert) -> _Plan:
+def _plan_chunked_prefill(expert: _Expert, shares_memory: bool = True) -> _Plan:
     """Apply rules 6 to 8: decoding and chunks of prompts share every iteration's token budget."""
     p = expert.profile
-    expert.preempt_until_memory_suffices()
+    if shares_memory:
+        expert.preempt_until_memory_suffices()
     decoding = [r for r in expert.running if r.prefill_left_tokens == 0]
     prefilling = [r for r in expert.running if r.prefill_left_tokens > 0]  # at most one
     # Each of the running may gain a token in the very iteration that admits a newcomer.
@@ -296,7 +305,7 @@ def _plan_chunked_prefill(expert: _Expert) -> _Plan:
         _, head = expert.waiting[0]
         c = head.context_tokens
         slot = len(expert.running) + 1 <= p.max_running
-        memory = held + c + 1 <= p.kv_capacity_tokens
+        memory = not shares_memory or held + c + 1 <= p.kv_capacity_tokens
         if not (slot and memory):
             break
         heapq.heappop(expert.waiting)
@@ -308,9 +317,15 @@ def _plan_chunked_prefill(expert: _Expert) -> _Plan:
     return _decode_work(decoding)._replace(prompt_tokens=prompt_tokens, prompt_tokens_sq=squares), gaining
 
 
+def _plan_llama_cpp(expert: _Expert) -> _Plan:
+    """Apply rule 17: chunks as in rules 7 and 8, and no test of memory, since each slot has its own."""
+    return _plan_chunked_prefill(expert, shares_memory=False)
+
+
 _SCHEDULERS: dict[str, Callable[[_Expert], _Plan]] = {
     "prefill_first": _plan_prefill_first,
     "chunked_prefill": _plan_chunked_prefill,
+    "llama_cpp": _plan_llama_cpp,
 }
 
 
@@ -336,7 +351,7 @@ def simulate_expert(
       prompt_tokens: [T] integers, at least 1.
       output_tokens: [T] integers, at least 1.
       request_id: [T] names for the outcomes; 0 .. T-1 if None.
-      scheduler: "prefill_first" (vLLM v0, the paper's) or "chunked_prefill" (vLLM v1).
+      scheduler: "prefill_first" (vLLM v0, the paper's), "chunked_prefill" (vLLM v1) or "llama_cpp".
       clock: gives the end of each iteration, to observe them or to set them right; start + duration if None.
       pace: (instant in seconds, factor) by rising instants: an iteration takes its duration times the factor
         in force at its start, 1 before the first.
@@ -350,7 +365,7 @@ def simulate_expert(
     Raises:
       InputError: an unknown scheduler, unsorted arrivals, a length below 1, or impossible limits.
 
-    Source: rules 1 to 8 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
+    Source: rules 1 to 8, 16 and 17 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
     Sarathi-Serve (Agrawal et al., OSDI 2024).
     """
     _check_limits(profile)
@@ -365,6 +380,10 @@ def simulate_expert(
             f"{len(ids)} ids for {len(requests)} requests", remedy="give one each", field="request_id"
         )
 
+    if scheduler == "llama_cpp":  # rule 17: the KV cache is divided among the slots
+        share = profile.kv_capacity_tokens // profile.max_running
+        given = profile.context_limit_tokens
+        profile = replace(profile, context_limit_tokens=share if given is None else min(given, share))
     expert = _Expert(profile)
     to_come = [Outage(start, end, failure_delay_s, detection_delay_s) for start, end in outages]
     changes_s = [from_s for from_s, _ in pace]
@@ -523,6 +542,7 @@ def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s
         ttft_s=request.first_token_s - arrival_s,
         latency_s=request.finish_s - arrival_s + network_rtt_s,
         preemptions=request.preemptions,
+        output_tokens=request.generated_tokens,
     )
 
 

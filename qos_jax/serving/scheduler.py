@@ -11,6 +11,7 @@ from flax import struct
 
 from qos_jax.serving.latency import prefill_s
 from qos_jax.serving.profile import FleetProfile, decode_law
+from qos_jax.serving.state import LLAMA_CPP
 
 
 @struct.dataclass
@@ -56,6 +57,8 @@ class Scheduler:
     decide: Callable[[FleetProfile, Batch, jax.Array], PromptPhase]
     # Whether an iteration may leave a prompt partly prefilled.
     splits_prompts: bool
+    # Whether each slot owns an equal share of the KV cache, so that memory never runs out between requests.
+    splits_memory: bool = False
 
 
 def masked_sum(mask: jax.Array, values: jax.Array) -> jax.Array:
@@ -209,4 +212,6 @@ def head_fits(profile: FleetProfile, batch: Batch, phase: PromptPhase) -> jax.Ar
 BY_NAME = {
     "prefill_first": Scheduler(prefill_first, splits_prompts=False),
     "chunked_prefill": Scheduler(chunked_prefill, splits_prompts=True),
+    # Its context limits leave the tests of memory nothing to refuse (see README.md, rule 17).
+    LLAMA_CPP: Scheduler(chunked_prefill, splits_prompts=True, splits_memory=True),
 }

@@ -10,7 +10,8 @@ from flax import struct
 
 from qos_jax.checks import COUNT, check_one_of, check_range
 
-SCHEDULERS = ("prefill_first", "chunked_prefill")
+LLAMA_CPP = "llama_cpp"
+SCHEDULERS = ("prefill_first", "chunked_prefill", LLAMA_CPP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ServingConfig:
     num_experts: int  # N
     running_slots: int  # the fleet's largest max_running
     waiting_slots: int  # the fleet's largest max_waiting
-    scheduler: str = "prefill_first"  # or "chunked_prefill"
+    scheduler: str = "prefill_first"  # one of SCHEDULERS
 
     def __post_init__(self) -> None:
         check_range(self, ("num_experts", "running_slots", "waiting_slots"), COUNT)

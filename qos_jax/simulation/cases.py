@@ -21,6 +21,7 @@ from qos_jax.checks import (
 )
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
+from qos_jax.serving import cut_at_limit
 from qos_jax.simulation.simulate import Runs
 from qos_jax.workload import (
     AddedError,
@@ -231,8 +232,9 @@ def _sample_gaps(keys: jax.Array, process: ArrivalProcess, start_bin: jax.Array,
 
 
 def _check_room(fleet: Fleet, table: RequestTable, workload: str) -> None:
+    table = cut_at_limit(fleet.profile, table, np)
     footprint = np.asarray(table.prompt_tokens)[..., None] + np.asarray(table.output_tokens)
-    if not np.any(footprint <= np.asarray(fleet.profile.kv_capacity_tokens)):
+    if not np.any(footprint <= np.asarray(fleet.profile.request_capacity_tokens)):
         raise input_error(
             f"no expert's KV cache holds any request of workload {workload!r} "
             f"(the smallest needs {int(footprint.min())} tokens)",

@@ -13,7 +13,7 @@ import numpy as np
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.serving import FleetProfile, ServingConfig, cut_at_limit, with_context_limit
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
@@ -116,6 +116,8 @@ def simulate(
     Raises:
       RuntimeError: a request is unaccounted for (a defect: arrived = completed + rejected + dropped).
     """
+    limited = with_context_limit(config.scheduler, runs.profile, np)
+    runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, runs.requests, np))
     num_runs, num_requests = runs.shape
     if block_runs is None:
         block_runs = cpu_block_runs(config) if jax.default_backend() == "cpu" else num_runs

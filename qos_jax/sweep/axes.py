@@ -11,7 +11,7 @@ import numpy as np
 from qos_jax.checks import NON_NEGATIVE, POSITIVE, Interval
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import NUMBERS
-from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS
+from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS, OPTIONAL
 
 FIELD = "sweep"
 PROFILE = "profile."
@@ -29,7 +29,7 @@ SCALARS = {
     **{name: number.allowed for name, number in NUMBERS.items()},
 }
 RENAMED = {"length_log_bias": "length_bias_log"}  # parameters, old name to new
-PROFILE_FIELDS = COLUMNS[1:]
+PROFILE_FIELDS = (*COLUMNS[1:], *OPTIONAL)
 SWEEP_HELP = (
     "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
     f"one of {', '.join(SCALARS)}, or a field of the fleet's profile: profile.FIELD of all experts, "

@@ -13,7 +13,7 @@ import numpy as np
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.serving import FleetProfile, ServingConfig, with_context_limit
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.sweep.axes import Axis, multiply_out
 from qos_jax.sweep.lane import CellNumbers, LaneSource
@@ -29,7 +29,7 @@ from qos_jax.workload import (
 from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.decode_knots import KNOT_COLUMNS, KNOTS_REPLACE
 from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
-from qos_jax.workload.fleet import INTEGER_COLUMNS
+from qos_jax.workload.fleet import INTEGER_COLUMNS, NO_LIMIT
 from qos_jax.workload.named import RECORDED
 from qos_jax.workload.setting import Setting
 
@@ -84,9 +84,9 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
       InputError: an expert that a fleet does not have, a profile that no fleet may have.
     """
     points = multiply_out(axes)
-    parts = [_numbers_of(place, fleet, axes, points, draws) for place, fleet in enumerate(fleets)]
+    parts = [_numbers_of(place, fleet, axes, points, scheduler, draws) for place, fleet in enumerate(fleets)]
     count = len(points)
-    by_shape: dict[ServingConfig, list[int]] = {}
+    by_shape: dict[tuple[ServingConfig, Any], list[int]] = {}
     for place, part in enumerate(parts):
         profile = part.numbers.known.profile
         shape = ServingConfig(
@@ -95,9 +95,9 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
             int(np.max(profile.max_waiting)),
             scheduler,
         )
-        by_shape.setdefault(shape, []).append(place)
+        by_shape.setdefault((shape, jax.tree.structure(profile)), []).append(place)
     groups = []
-    for serving, places in by_shape.items():
+    for (serving, _), places in by_shape.items():
         numbers = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[parts[p].numbers for p in places])
         numbers = dataclasses.replace(numbers, fleet=np.repeat(np.arange(len(places), dtype=np.int32), count))
         cell = np.concatenate([np.arange(count) + place * count for place in places])
@@ -131,7 +131,12 @@ class _Part:
 
 
 def _numbers_of(
-    place: int, swept: Setting, axes: Sequence[Axis], points: np.ndarray, draws: CaseConfig
+    place: int,
+    swept: Setting,
+    axes: Sequence[Axis],
+    points: np.ndarray,
+    scheduler: str,
+    draws: CaseConfig,
 ) -> _Part:
     count = len(points)
     column = {axis.name: points[:, index] for index, axis in enumerate(axes)}
@@ -139,7 +144,7 @@ def _numbers_of(
     def scalar(name: str, default: float) -> Any:
         return np.asarray(column.get(name, np.full(count, default)), np.float32)
 
-    profile = _profiles(swept, axes, points)
+    profile = with_context_limit(scheduler, _profiles(swept, axes, points), np)
     error_level = scalar("error_level", draws.error_level)
     length_log_std: Any = np.zeros((count, swept.fleet.num_experts), np.float32)
     capacity = np.zeros(count)
@@ -197,6 +202,11 @@ def _profiles(swept: Setting, axes: Sequence[Axis], points: np.ndarray) -> Fleet
             fault = f"fleet {swept.name} has no expert {axis.expert!r}{near_match(axis.expert, fleet.names)}"
             raise input_error(fault, field=axis.name, remedy=f"use one of {', '.join(fleet.names)}")
         was = leaves[field]
+        if was is None:  # an optional column that the fleet's file does not have
+            was = leaves[field] = np.full((count, fleet.num_experts), NO_LIMIT, np.int32)
+        if axis.is_scale and np.any(was[:, experts] == NO_LIMIT):
+            fault, remedy = f"fleet {swept.name} has no {field} to scale", "give values, without the *"
+            raise input_error(fault, field=axis.name, remedy=remedy)
         new = was[:, experts] * values if axis.is_scale else np.broadcast_to(values, was[:, experts].shape)
         was[:, experts] = np.rint(new) if field in INTEGER_COLUMNS else new
     swept_profile = FleetProfile(**leaves)

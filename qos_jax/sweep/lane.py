@@ -13,7 +13,7 @@ from flax import struct
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import ServingConfig, cut_at_limit
 from qos_jax.simulation.metrics import METRICS, traced_summarise
 from qos_jax.simulation.records import TracedTotals, traced_records
 from qos_jax.simulation.route import Arriving, Carry, Logged, requests_of, route_requests
@@ -161,7 +161,7 @@ def _route_all(
 
 
 def draw_requests(config: LaneConfig, source: LaneSource, lane: Lane) -> tuple[RequestTable, jax.Array]:
-    """Return the T requests of a run, and the gap before each, [T] float32 seconds."""
+    """Return the T requests of a run, cut at the context limits, and the gap before each, [T] seconds."""
     cell, count = lane.cell, config.num_requests
     key = jax.random.wrap_key_data(lane.key_data)
     if source.table is not None:
@@ -172,6 +172,7 @@ def draw_requests(config: LaneConfig, source: LaneSource, lane: Lane) -> tuple[R
         table = draw_table(key, figures_of(source, cell), source.histogram, count)
     process = arrival_process(config.workload, cell.arrival_rate_per_s, cell, count)
     first = start_bin(config.workload, process, count, lane.seed, config.seeds)
+    table = cut_at_limit(cell.known.profile, table)
     return table, sample_gaps(jax.random.fold_in(key, 1), process, count, first)
 
 

@@ -145,7 +145,6 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     fleets = [
         open_setting(
             name,
-            scheduler=config.scheduler,
             latency_limit_s=limits_s[0] if limits_s else None,
             table=config.table,
             table_split=config.table_split,

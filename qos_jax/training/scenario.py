@@ -172,7 +172,8 @@ def _vary_fleet(key: jax.Array, config: ScenarioConfig, profile: FleetProfile) -
     shape = profile.decode_base_s.shape
     speed = jnp.exp(config.speed_log_std * jax.random.normal(speed_key, shape))
     changed = {}
-    names = sorted(set(vars(profile)) - {"decode_knots"})
+    # The draws go by these names' order: what may be missing is no part of it.
+    names = sorted(set(vars(profile)) - {"decode_knots", "context_limit_tokens"})
     for index, name in enumerate(names):
         if name.endswith("_s") and name != "network_rtt_s":
             part = jax.random.normal(jax.random.fold_in(part_key, index), shape)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qos_jax.serving import cut_at_limit
 from qos_jax.serving.profile import FleetProfile, decode_law
 from qos_jax.workload.request_table import RequestTable
 
@@ -22,7 +23,7 @@ def capacity_per_s(profile: FleetProfile, table: RequestTable) -> np.ndarray:
     which leaves out the latency limit, chunked prefill, and which expert suits which request.
 
     Args:
-      profile: the fleet, leaves [N].
+      profile: the fleet, leaves [N]; outputs count as its context limits cut them.
       table: M requests, of which the mean lengths matter, per expert.
     """
     return _capacity(np, np.float64, profile, table)
@@ -34,6 +35,7 @@ def traced_capacity_per_s(profile: FleetProfile, table: RequestTable) -> jax.Arr
 
 
 def _capacity(xp: ModuleType, dtype: Any, profile: FleetProfile, table: RequestTable) -> Any:
+    table = cut_at_limit(profile, table, xp)
     prompt = xp.asarray(table.prompt_tokens, dtype).reshape(-1)
     output = xp.asarray(table.output_tokens, dtype).reshape(prompt.size, -1).mean(axis=0)
     return capacity_of_means_per_s(profile, prompt.mean(), xp.mean(prompt**2), output, xp=xp, dtype=dtype)

@@ -13,7 +13,7 @@ from qos_jax import text_table
 from qos_jax.checks import Interval
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import Path, write_csv
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.serving import FleetProfile, ServingConfig, with_context_limit
 from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
 from qos_jax.workload.decode_knots import KNOT_COLUMNS, KNOTS_REPLACE, check_knots, knot_cells, read_knots
 
@@ -35,7 +35,10 @@ ALLOWED = {
     "idle_power_w": _NUMBER,
 }
 COLUMNS = ("expert", *ALLOWED)
-INTEGER_COLUMNS = tuple(name for name, allowed in ALLOWED.items() if allowed.whole)
+CONTEXT_LIMIT = "context_limit_tokens"  # an optional column; a cell may be empty: no limit there
+OPTIONAL = {CONTEXT_LIMIT: ALLOWED["kv_capacity_tokens"]}
+NO_LIMIT = MAX_INT32  # what an empty cell stands for
+INTEGER_COLUMNS = tuple(name for name, allowed in (ALLOWED | OPTIONAL).items() if allowed.whole)
 FLOAT_COLUMNS = tuple(name for name, allowed in ALLOWED.items() if not allowed.whole)
 DROP_NAME = "drop"  # the action of refusing a request; no expert may be called so
 
@@ -66,23 +69,28 @@ class Fleet:
         """Return the static sizes of the fleet under a scheduler, one of ``SCHEDULERS``."""
         return ServingConfig(self.num_experts, self.running_slots, self.waiting_slots, scheduler)
 
+    def under(self, scheduler: str) -> Fleet:
+        """Return the fleet with the context limits that hold under a scheduler."""
+        return dataclasses.replace(self, profile=with_context_limit(scheduler, self.profile, np))
+
 
 def read_fleet(path: Path) -> Fleet:
     """Read a fleet from a CSV file with the columns ``COLUMNS``, one row per expert.
 
-    The columns ``KNOT_COLUMNS`` may be there too: decode times by batch size.
+    The columns ``KNOT_COLUMNS`` may be there too: decode times by batch size; and ``CONTEXT_LIMIT``.
 
     Lines that start with ``#`` are comments; units are in the column names (s, tokens, w).
 
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
-    table = text_table.read_small(path, COLUMNS, optional=KNOT_COLUMNS)
+    table = text_table.read_small(path, COLUMNS, optional=(CONTEXT_LIMIT, *KNOT_COLUMNS))
     leaves: dict[str, Any] = {
         field: text_table.leaf(table, field, allowed) for field, allowed in ALLOWED.items()
     }
     knots = read_knots(table, {name: leaves[name] for name in KNOTS_REPLACE})
-    fleet = Fleet(tuple(table.columns["expert"]), FleetProfile(**leaves, decode_knots=knots))
+    profile = FleetProfile(**leaves, decode_knots=knots, context_limit_tokens=_read_limits(table))
+    fleet = Fleet(tuple(table.columns["expert"]), profile)
     _check_rows(fleet, table)
     return fleet
 
@@ -94,15 +102,26 @@ def write_fleet(path: Path, fleet: Fleet, comments: Sequence[str] = ()) -> None:
       InputError: the fleet is not valid.
     """
     validate_fleet(fleet)
-    columns = [map(str, np.asarray(getattr(fleet.profile, field))) for field in ALLOWED]
-    knots = knot_cells(fleet.profile)
-    header = (*COLUMNS, *KNOT_COLUMNS) if knots else COLUMNS
-    write_csv(path, header, zip(fleet.names, *columns, *knots, strict=True), comments)
+    cells = {field: [str(value) for value in np.asarray(getattr(fleet.profile, field))] for field in ALLOWED}
+    cells |= optional_cells(fleet.profile)
+    write_csv(path, ("expert", *cells), zip(fleet.names, *cells.values(), strict=True), comments)
+
+
+def optional_cells(profile: FleetProfile) -> dict[str, list[str]]:
+    """Return the columns that a file of this profile has besides ``COLUMNS``, as text [N] each."""
+    cells = {}
+    if profile.context_limit_tokens is not None:
+        limits = np.asarray(profile.context_limit_tokens).tolist()
+        cells[CONTEXT_LIMIT] = ["" if limit == NO_LIMIT else str(limit) for limit in limits]
+    return cells | dict(zip(KNOT_COLUMNS, knot_cells(profile), strict=False))
 
 
 def validate_fleet(fleet: Fleet) -> None:
-    """Raise InputError unless every rule of :class:`Fleet` and of ``ALLOWED`` holds."""
-    for field, allowed in ALLOWED.items():
+    """Raise InputError unless every rule of :class:`Fleet`, ``ALLOWED`` and ``OPTIONAL`` holds."""
+    present = {
+        name: allowed for name, allowed in OPTIONAL.items() if getattr(fleet.profile, name) is not None
+    }
+    for field, allowed in (ALLOWED | present).items():
         values = np.asarray(getattr(fleet.profile, field))
         if values.shape != (fleet.num_experts,):
             fault = f"has shape {values.shape} for {fleet.num_experts} experts"
@@ -136,6 +155,17 @@ def take(fleet: Fleet, indices: Sequence[int]) -> Fleet:
     taken = Fleet(tuple(names), jax.tree.map(lambda leaf: np.asarray(leaf)[chosen], fleet.profile))
     validate_fleet(taken)
     return taken
+
+
+def _read_limits(table: TextTable) -> Any:
+    """Return the context limits of a fleet's file, [N] int32; None if no expert has one."""
+    cells = table.columns.get(CONTEXT_LIMIT, ())
+    if not any(cells):
+        return None
+    filled = {CONTEXT_LIMIT: [cell or str(NO_LIMIT) for cell in cells]}
+    return text_table.integers(
+        dataclasses.replace(table, columns=filled), CONTEXT_LIMIT, OPTIONAL[CONTEXT_LIMIT]
+    )
 
 
 def _check_rows(fleet: Fleet, table: TextTable | None = None) -> None:

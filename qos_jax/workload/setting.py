@@ -27,7 +27,7 @@ class Setting:
 
     name: str  # of the fleet, as given
     file: pathlib.Path  # the fleet's CSV file
-    fleet: Fleet  # N experts
+    fleet: Fleet  # N experts, with the context limits that hold under the scheduler
     latency_limit_s: float  # L, seconds per output token
     serving: ServingConfig  # static sizes and the scheduler
     figures: SyntheticParams  # of synthetic requests, of the same N experts
@@ -87,7 +87,7 @@ def open_setting(
     return Setting(
         name=fleet,
         file=file,
-        fleet=experts,
+        fleet=experts.under(scheduler),
         latency_limit_s=limit_s,
         serving=experts.serving(scheduler),
         figures=figures,

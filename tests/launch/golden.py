@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qos_jax.serving import SCHEDULERS
 from qos_jax.serving.reference import COMPLETED, DROPPED, simulate_fleet
 from qos_jax.simulation.records import CSV_COLUMNS
 from qos_jax.workload import read_fleet, read_requests
+from tests.serving.replay import SHARED_MEMORY
 
 FOLDER = Path(__file__).parent / "golden"
 LIMIT_S = 0.06
@@ -43,11 +43,12 @@ def reference_records(
             "qos": "0",
         }
         if outcome.status != DROPPED:
-            row |= {"expert": fleet.names[n], "output_tokens": str(table.output_tokens[k, n])}
+            generated = outcome.output_tokens or table.output_tokens[k, n]  # 0 where it was rejected
+            row |= {"expert": fleet.names[n], "output_tokens": str(generated)}
         if outcome.status == COMPLETED:
             assert outcome.ttft_s is not None
             assert outcome.latency_s is not None
-            per_token_s = outcome.latency_s / int(table.output_tokens[k, n])
+            per_token_s = outcome.latency_s / outcome.output_tokens
             quality = float(np.round(table.quality[k, n].astype(float), 6))
             row |= {
                 "ttft_s": f"{outcome.ttft_s:.9g}",
@@ -70,7 +71,7 @@ def read_records(file: Path) -> list[dict[str, str]]:
 
 
 def _write() -> None:
-    for scheduler in SCHEDULERS:
+    for scheduler in SHARED_MEMORY:
         rows = reference_records(FOLDER / "fleet.csv", FOLDER / "requests.csv", scheduler, LIMIT_S)
         with open(FOLDER / f"records_{scheduler}.csv", "w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from qos_jax.evaluation.single_run import SingleRunConfig
-from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation import records
 from qos_jax.simulation.metrics import METRICS
 from tests.launch import golden
+from tests.serving.replay import SHARED_MEMORY
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-4
@@ -53,7 +53,7 @@ def assert_same_records(actual: list[dict[str, str]], expected: list[dict[str, s
                 assert mine[name] == value, where
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_golden(launch, tmp_path, scheduler):
     ended = launch("launch.simulate", *arguments(tmp_path / "run", scheduler=scheduler))
     assert ended.code == 0, ended.err
@@ -88,7 +88,7 @@ def write_requests(file: Path, seed: int, num_requests: int) -> None:
         writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
 
 
-@pytest.mark.parametrize(("scheduler", "seed"), list(itertools.product(SCHEDULERS, range(5))))
+@pytest.mark.parametrize(("scheduler", "seed"), list(itertools.product(SHARED_MEMORY, range(5))))
 def test_assigned_is_the_reference(launch, tmp_path, scheduler, seed):
     requests = tmp_path / "requests.csv"
     write_requests(requests, seed, 700)  # more than a chunk of the simulator
@@ -99,6 +99,38 @@ def test_assigned_is_the_reference(launch, tmp_path, scheduler, seed):
     status = [row["status"] for row in mine]
     assert min(status.count(name) for name in records.STATUS_NAMES) >= 3
     assert sum(int(row["preemptions"]) for row in mine) > 20
+
+
+def test_slots_of_llama_cpp_cut_and_refuse_but_never_preempt(launch, tmp_path):
+    requests, fleet = tmp_path / "requests.csv", tmp_path / "fleet.csv"
+    write_requests(requests, 0, 500)
+    # 96 / 3 = 32 tokens a slot of the large one; the small one's own limit is below its 40 / 2.
+    comment, header, large, small = FLEET.read_text().splitlines()
+    rows = [f"{header},context_limit_tokens", large.replace(",80,", ",96,") + ",", f"{small},19"]
+    fleet.write_text("\n".join([comment, *rows]) + "\n")
+    flags = arguments(tmp_path / "run", scheduler="llama_cpp", requests=requests, fleet=fleet)
+    ended = launch("launch.simulate", *flags)
+    assert ended.code == 0, ended.err
+    mine = golden.read_records(tmp_path / "run" / "records.csv")
+    expected = golden.reference_records(fleet, requests, "llama_cpp", golden.LIMIT_S)
+    for row, wanted in zip(mine, expected, strict=True):
+        if row["status"].startswith("rejected"):  # it says how long it would have been
+            wanted["output_tokens"] = row["output_tokens"]
+    assert_same_records(mine, expected)
+    assert {row["preemptions"] for row in mine} == {"0"}
+    total = {"large": [], "small": []}
+    for row in mine:
+        if row["status"] == "completed":
+            total[row["expert"]].append(int(row["prompt_tokens"]) + int(row["output_tokens"]))
+        elif row["status"] == "rejected_too_long":
+            assert int(row["prompt_tokens"]) >= {"large": 32, "small": 19}[row["expert"]]
+    for name, limit in (("large", 32), ("small", 19)):
+        assert max(total[name]) == limit
+        assert total[name].count(limit) > 10  # cut, nearly all
+    full = sum(row["status"] == "rejected" for row in mine)
+    assert (
+        f"note: {full:,} requests met a full queue, and a llama.cpp server would have let them" in ended.out
+    )
 
 
 def test_summary_follows_from_the_records(launch, tmp_path):

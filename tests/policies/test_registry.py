@@ -8,10 +8,10 @@ import pytest
 from qos_jax.errors import InputError
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, Policy, policy, upper_bound
 from qos_jax.policies.registry import GROUPS, resolve
-from qos_jax.serving import SCHEDULERS
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert
 from qos_jax.simulation.simulate import Runs, simulate
 from tests.routing.scenes import EXPERTS, SERVING, environment, profile, replay_params, table
+from tests.serving.replay import SHARED_MEMORY
 
 T = 40
 SEEDS = 3
@@ -45,7 +45,7 @@ def episodes(scheduler, policies, allow_drop=False):
     return jax.device_get(over_policies(jnp.arange(len(policies)), params, keys))
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_every_policy_runs(scheduler):
     names = (*HEURISTICS, *ORACLES)
     action, reward, routed = episodes(scheduler, [policy(name) for name in names])
@@ -61,7 +61,7 @@ def test_every_policy_runs(scheduler):
 CHEAP_PREFILL = {"prefill_base_s": [2**-9] * 3, "prefill_per_token_s": [2**-14] * 3}
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 @pytest.mark.parametrize("changes", [{}, CHEAP_PREFILL])
 def test_no_request_gets_more_than_its_bound(scheduler, changes):
     fleet, limits_s = profile(**changes), (0.012, 0.016, 0.03, 0.06)
@@ -88,7 +88,7 @@ def test_company_may_speed_a_request_up_under_chunked_prefill():
     """Why the bound asks for the scheduler: beside a prompt, a decoding request saves the decode base."""
     one = ReferenceProfile.from_fleet(profile(**CHEAP_PREFILL), 0)
     last_s = {}
-    for scheduler in SCHEDULERS:
+    for scheduler in SHARED_MEMORY:
         alone = simulate_expert(one, [0.0], [10], [6], scheduler=scheduler)
         beside = simulate_expert(one, [0.0, 0.002, 0.004], [10, 2, 2], [6, 1, 1], scheduler=scheduler)
         last_s[scheduler] = (alone.outcomes[0].latency_s, beside.outcomes[0].latency_s)
@@ -121,6 +121,20 @@ def test_upper_bound_by_hand():
     ):
         # The best of all, on expert 2, never fits its memory.
         np.testing.assert_allclose(upper_bound(profile(), requests, jnp.float32(limit_s)), [best])
+
+
+def test_the_bound_counts_an_answer_as_the_context_limit_cuts_it():
+    requests = table(0, 1)
+    requests.prompt_tokens[:] = 16
+    requests.output_tokens[:] = [[40, 40, 40]]
+    requests.quality[:] = [[0.25, 0.5, 1.0]]
+    fleet = profile(kv_capacity_tokens=[80, 51, 64])  # 20, 17 and 16 tokens a slot
+    decode_s = 3 * (2**-6 + 2**-10) + 2**-16 * (17 + 18 + 19)
+    cut_to_4_s = (2**-6 + 16 * 2**-12 + 256 * 2**-20 + decode_s + 2**-7) / 4
+    cut_to_1_s = 2**-5 + 16 * 2**-11
+    # The best of all refuses the prompt; the second, cut to one token, takes longest per token.
+    for limit_s, best in ((cut_to_4_s * 0.95, 0.0), (cut_to_4_s * 1.001, 0.25), (cut_to_1_s * 1.001, 0.5)):
+        np.testing.assert_allclose(upper_bound(fleet, requests, jnp.float32(limit_s), "llama_cpp"), [best])
 
 
 @pytest.mark.parametrize("allow_drop", [False, True])
@@ -163,7 +177,7 @@ def test_assigned_needs_an_assignment():
         policy("assigned")
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_assigned_replays_and_drops(scheduler):
     given = np.arange(T) % (EXPERTS + 1) - 1  # -1 drops
     action, _, routed = episodes(scheduler, [policy("assigned", assignment=jnp.asarray(given))])

@@ -8,7 +8,7 @@ import pytest
 from qos_jax.errors import InputError
 from qos_jax.profiling.limit_hints import limit_hints
 from qos_jax.profiling.profile_files import append_expert, fleet_of_one
-from qos_jax.profiling.profile_plan import ProfileConfig
+from qos_jax.profiling.profile_plan import ProfileConfig, profile_row
 from qos_jax.profiling.profile_report import Agreement, predicted_against_measured
 from qos_jax.runs import plot_style
 from qos_jax.workload import fleet_path, read_fleet, write_fleet
@@ -59,9 +59,23 @@ def test_columns_keep_the_order_of_the_file(tmp_path):
     np.testing.assert_array_equal(fleet.profile.max_waiting, [9, 7])
 
 
+def test_a_context_limit_becomes_a_column_of_the_fleet(tmp_path):
+    path = tmp_path / "fleet.csv"
+    write_fleet(path, fleet_of_one("one", ROW))
+    config = ProfileConfig("two", requests=("a.csv",), kv_capacity_tokens=4000, context_limit_tokens=1024)
+    append_expert(path, "two", profile_row(config, 4000, ROW), [])
+    np.testing.assert_array_equal(read_fleet(path).profile.context_limit_tokens, [2**31 - 1, 1024])
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
-    [("max_running", 0), ("kv_capacity_tokens", 2**31), ("network_rtt_s", -1.0), ("busy_power_w", 30.0)],
+    [
+        ("max_running", 0),
+        ("context_limit_tokens", 1),
+        ("kv_capacity_tokens", 2**31),
+        ("network_rtt_s", -1.0),
+        ("busy_power_w", 30.0),
+    ],
 )
 def test_a_row_that_no_fleet_takes(column, value):
     with pytest.raises(InputError, match=f"field '{column}'"):

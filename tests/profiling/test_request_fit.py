@@ -186,6 +186,14 @@ def test_all_given_is_a_replay():
 def test_requests_the_server_cannot_have_served():
     with pytest.raises(InputError, match="field 'kv_capacity_tokens': 500 tokens hold no request of"):
         check_requests([requests()], dataclasses.replace(LIMITS, kv_capacity_tokens=500), {})
+    slots = dataclasses.replace(LIMITS, scheduler="llama_cpp", kv_capacity_tokens=8000)
+    with pytest.raises(
+        InputError, match=r"field 'kv_capacity_tokens': 500 tokens of a slot \(/ max_running\) "
+    ):
+        check_requests([requests()], slots, {})
+    limited = dataclasses.replace(LIMITS, context_limit_tokens=400)
+    with pytest.raises(InputError, match="field 'context_limit_tokens': 400 tokens hold no request of"):
+        check_requests([requests()], limited, {})
     with pytest.raises(InputError, match="9 requests to fit are too few"):
         check_requests([requests(count=9)], LIMITS, {})
 

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.routing import EnvConfig, Episode, RoutingEnvironment, make_params
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.serving import SCHEDULERS, FleetProfile, ServingConfig
 from qos_jax.workload import RequestTable
 
 EXPERTS = 3
 SERVING = {
-    name: ServingConfig(EXPERTS, running_slots=4, waiting_slots=4, scheduler=name)
-    for name in ("prefill_first", "chunked_prefill")
+    name: ServingConfig(EXPERTS, running_slots=4, waiting_slots=4, scheduler=name) for name in SCHEDULERS
 }
 LENGTH_LOG_STD = np.array([0.5, 0.6, 0.7], np.float32)
 
@@ -37,9 +36,10 @@ def profile(**changes) -> FleetProfile:
         "busy_power_w": [300.0] * 3,
         "idle_power_w": [50.0] * 3,
     } | changes
+    whole = ("max", "kv", "context")  # names that begin so are of whole numbers
     return FleetProfile(
         **{
-            name: np.asarray(value, np.int32 if "max" in name or "kv" in name else np.float32)
+            name: np.asarray(value, np.int32 if name.split("_")[0] in whole else np.float32)
             for name, value in values.items()
         }
     )

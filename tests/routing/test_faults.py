@@ -22,10 +22,11 @@ from qos_jax.routing.fleet_state import empty_fleet, pass_time, remaining_outcom
 from qos_jax.routing.params import request_at
 from qos_jax.serving.reference import simulate_fleet
 from tests.routing.scenes import EXPERTS, SERVING, profile, random_actions, table
+from tests.serving.replay import SHARED_MEMORY
 
 T = 40
 LIMIT_S = jnp.float32(0.06)
-both_schedulers = pytest.mark.parametrize("scheduler", SERVING)
+both_schedulers = pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 
 
 @functools.partial(jax.jit, static_argnums=0)

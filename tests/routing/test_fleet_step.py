@@ -10,8 +10,9 @@ import pytest
 from qos_jax.routing.fleet_state import empty_fleet, pass_time, route
 from qos_jax.routing.fleet_step import last_slots, occupied_slots, step_fleet, step_widths
 from qos_jax.routing.params import request_at
-from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.serving import ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, table
+from tests.serving.replay import SHARED_MEMORY
 
 WIDTHS = (16, 64, 140)
 RUNNING, WAITING = 20, 120
@@ -56,7 +57,7 @@ def courses(config, requests, actions, gap_s):
     return jax.vmap(lane)(actions, gap_s)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_equals_stepping_all_slots_at_every_width(scheduler):
     config = ServingConfig(EXPERTS, RUNNING, WAITING, scheduler)
     requests = request_at(table(1, T), np.arange(T))

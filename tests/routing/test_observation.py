@@ -10,8 +10,8 @@ import pytest
 
 from qos_jax.policies import HEURISTICS, policy
 from qos_jax.routing import Observation, TrueObservation
-from qos_jax.serving import SCHEDULERS
 from tests.routing.scenes import environment, profile, random_actions, replay_params, rollout
+from tests.serving.replay import SHARED_MEMORY
 
 T = 40
 
@@ -54,7 +54,7 @@ def reached_states(scheduler, seed):
     return env, params, states, hidden
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_truth_can_be_observed(scheduler, seed):
     env, params, states, hidden = reached_states(scheduler, seed)

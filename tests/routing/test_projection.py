@@ -14,8 +14,9 @@ from qos_jax.routing import EnvConfig, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time, route
 from qos_jax.routing.outlook import left_given_survival, true_outlook
 from qos_jax.routing.projection import project
-from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.serving import ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, replay_params, rollout, roomy
+from tests.serving.replay import SHARED_MEMORY
 
 T = 40
 RUNNING = 12
@@ -81,7 +82,7 @@ def test_is_the_course_of_the_simulator_while_all_fits(seed):
         np.testing.assert_allclose(error, 0.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_is_an_estimate_where_requests_wait_for_room(scheduler):
     """Slots short, memory not: batching by iterations and FIFO places are close to the truth."""
     fleet = profile(max_running=[4, 3, 2], kv_capacity_tokens=[5000] * 3)
@@ -98,7 +99,7 @@ def test_is_an_estimate_where_requests_wait_for_room(scheduler):
         assert np.quantile(size, 0.9) < 0.3
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_stays_sane_under_preemption_and_a_tight_budget(scheduler):
     found = [
         np.concatenate(parts)

@@ -17,10 +17,14 @@ from qos_jax.serving import (
     empty_state,
     enqueue,
     evicted_content,
+    served_output_tokens,
+    with_context_limit,
 )
 
 COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
 REJECTED_TOO_LONG = "rejected_too_long"
+# Schedulers under which all requests of an expert share its KV cache, so that it may run out.
+SHARED_MEMORY = ("prefill_first", "chunked_prefill")
 
 
 class Trace(NamedTuple):
@@ -45,6 +49,8 @@ def route_one(config, profile, carry, x):
     """Route one request and let time pass to the next: a step of a scan."""
     state, request_id = carry
     gap_s, expert, prompt, output = x
+    profile = with_context_limit(config.scheduler, profile)
+    output = served_output_tokens(profile, prompt, output)
     assignment = assign_slot(profile, state, expert, prompt, output)
     gone = evicted_content(assignment, _outcome(state))
     gone = (jnp.where(assignment.accepted, gone[0], -1), *gone[1:])

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from qos_jax.serving import SCHEDULERS, DecodeKnot, FleetProfile, ServingConfig, empty_state
 from qos_jax.serving.reference import simulate_fleet
-from tests.serving.replay import Trace, gather, on_device, replay, scan_requests, scan_states
+from tests.serving.replay import SHARED_MEMORY, Trace, gather, on_device, replay, scan_requests, scan_states
 
 EXPERTS, LENGTH, RUNNING, WAITING = 3, 40, 4, 4
 CONFIGS = {name: ServingConfig(EXPERTS, RUNNING, WAITING, name) for name in SCHEDULERS}
-both_schedulers = pytest.mark.parametrize("scheduler", SCHEDULERS)
+both_schedulers = pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 # Below this, float32 may order an arrival and an iteration's end differently from float64.
 TIE_S = 1e-5
 # Cheap to run and the heart of the matter.
@@ -178,6 +178,40 @@ def test_equals_the_reference_with_decode_times_by_batch_size(scheduler, case, s
     knots = tuple(DecodeKnot(*row) for row in np.stack([batch, fixed_s, per_token_s], 1).astype(np.float32))
     profile = dataclasses.replace(profile, decode_knots=knots)
     assert_equals_the_reference(scheduler, profile, trace)
+
+
+@pytest.mark.parametrize("scheduler", ["prefill_first", "llama_cpp"])
+@more_examples
+@given(case=dyadic_cases(), seed=st.integers(0, 2**32 - 1))
+def test_equals_the_reference_to_the_bit_with_context_limits(scheduler, case, seed):
+    profile, trace = case
+    rng = np.random.default_rng(seed)
+    # A prompt of any length, and outputs from uncut to cut to one token; some experts without a limit.
+    limits = rng.integers(2, trace.prompt_tokens.max() + trace.output_tokens.max() + 2, EXPERTS)
+    limits[rng.random(EXPERTS) < 0.2] = np.iinfo(np.int32).max
+    profile = dataclasses.replace(profile, context_limit_tokens=limits.astype(np.int32))
+    if scheduler == "llama_cpp":  # a slot's share, in place of one or two requests in all
+        capacity = profile.kv_capacity_tokens * profile.max_running
+        profile = dataclasses.replace(profile, kv_capacity_tokens=capacity)
+    outcomes, runs = reference(profile, trace, scheduler)
+    got = replay(CONFIGS[scheduler], profile, trace)
+    assert_equal_outcomes(got, outcomes, rtol=0.0)
+    np.testing.assert_array_equal(got["busy_s"], [run.busy_s for run in runs])
+    # Conservation, and what was cut or refused: counted from the rules alone.
+    status = column(outcomes, "status")
+    assert np.isin(status, ["completed", "rejected", "rejected_too_long", "dropped"]).all()
+    assert got["still_live"] == 0
+    share = profile.kv_capacity_tokens // profile.max_running
+    most = np.minimum(limits, share if scheduler == "llama_cpp" else limits)[trace.expert]
+    output = trace.output_tokens[np.arange(LENGTH), trace.expert]
+    cut = np.minimum(output, most - trace.prompt_tokens)
+    refused = (cut < 1) | (trace.prompt_tokens + cut > profile.kv_capacity_tokens[trace.expert])
+    routed = trace.expert >= 0
+    np.testing.assert_array_equal(status == "rejected_too_long", refused & routed)
+    done = status == "completed"
+    np.testing.assert_array_equal(column(outcomes, "output_tokens")[done], cut[done])
+    if scheduler == "llama_cpp":
+        assert not got["preemptions"].any()
 
 
 @both_schedulers

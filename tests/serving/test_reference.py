@@ -279,10 +279,47 @@ class TestChunkedPrefill:
         assert ttft(run) == pytest.approx([3.4, 3.4])
 
 
+class TestContextLimit:
+    @pytest.mark.parametrize("scheduler", ["prefill_first", "chunked_prefill"])
+    def test_an_output_is_cut_where_it_reaches_the_limit(self, scheduler):
+        run = serve([(0.0, 10, 11)], scheduler, context_limit_tokens=15)
+        # Decodes at contexts 11 to 14.
+        assert latency(run) == pytest.approx([3.0 + 0.711 + 0.712 + 0.713 + 0.714])
+        assert run.outcomes[0].output_tokens == 5
+        assert run.peak_kv_tokens == 15
+
+    @pytest.mark.parametrize("scheduler", ["prefill_first", "chunked_prefill"])
+    def test_a_prompt_that_leaves_no_room_is_too_long_whatever_the_queue(self, scheduler):
+        rows = [(0.0, 10, 1), (0.0, 9, 5), (0.0, 9, 1), (0.0, 10, 1)]
+        run = serve(rows, scheduler, context_limit_tokens=10, max_waiting=1)
+        assert status(run) == ["rejected_too_long", "completed", "rejected", "rejected_too_long"]
+        assert [o.output_tokens for o in run.outcomes] == [0, 1, 0, 0]
+
+    @pytest.mark.parametrize(("given", "limit"), [(None, 20), (99, 20), (15, 15)])
+    def test_a_slot_of_llama_cpp_has_its_share_of_the_cache(self, given, limit):
+        run = serve(
+            [(0.0, 10, 99)], "llama_cpp", max_running=2, kv_capacity_tokens=41, context_limit_tokens=given
+        )
+        assert run.outcomes[0].output_tokens == limit - 10
+
+    def test_slots_of_llama_cpp_never_preempt(self):
+        # In one pool of 40 both would outgrow it; with 20 each, the third waits for a slot.
+        rows = [(0.0, 10, 30), (0.0, 10, 30), (0.0, 10, 1)]
+        run = serve(rows, "llama_cpp", max_running=2, kv_capacity_tokens=40)
+        assert preemptions(run) == [0, 0, 0]
+        assert [o.output_tokens for o in run.outcomes] == [10, 10, 1]
+        assert run.peak_kv_tokens == 40
+        # Both prompts, 1 + 2 + 2; nine decodes of two; then the third's prompt, 1 + 1 + 1.
+        decodes = sum(0.9 + 0.001 * 2 * (11 + k) for k in range(9))
+        assert ttft(run) == pytest.approx([5.0, 5.0, 5.0 + decodes + 3.0])
+        pooled = serve(rows, "chunked_prefill", max_running=2, kv_capacity_tokens=40)
+        assert sum(preemptions(pooled)) > 0
+
+
 class TestFleet:
     FLEET = FleetProfile(
         **{name: np.asarray([value, value]) for name, value in vars(BASE).items()}
-        | {"decode_knots": ()}
+        | {"decode_knots": (), "context_limit_tokens": None}
         | {"decode_base_s": np.asarray([0.5, 1.5], np.float32), "network_rtt_s": np.asarray([0.0, 0.25])}
     )
 

@@ -58,7 +58,7 @@ def with_closed_form(profile, arrival_s, prompt_tokens, output_tokens):
         **{
             name: np.asarray([value], np.int32 if isinstance(value, int) else np.float32)
             for name, value in vars(profile).items()
-            if name != "decode_knots"
+            if name not in ("decode_knots", "context_limit_tokens")
         }
     )
     config = ServingConfig(1, profile.max_running, profile.max_waiting, "chunked_prefill")

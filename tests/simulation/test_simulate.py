@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from qos_jax.policies import policy
-from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.serving import ServingConfig
 from qos_jax.serving.reference import simulate_fleet
 from qos_jax.simulation.records import COMPLETED, STATUS_NAMES
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
 from tests.routing.scenes import EXPERTS, LENGTH_LOG_STD, profile, table
+from tests.serving.replay import SHARED_MEMORY
 
 R, T = 5, 45
 LIMIT_S = 0.06
@@ -56,7 +57,7 @@ def random_result():
     return simulate(config(), policy("random"), runs(), block_runs=5, chunk_requests=16)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_records_are_the_references(scheduler):
     given = np.random.default_rng(1).integers(-1, EXPERTS, T)
     what = runs(fleet=profile(kv_capacity_tokens=[60, 200, 110]))  # expert 0 can't hold the longest

@@ -30,9 +30,9 @@ def figures(fleet):
     return experts_named(load_calibration(), fleet.names)
 
 
-def grid_of(*texts, fleets=None, draws=DRAWS):
+def grid_of(*texts, fleets=None, draws=DRAWS, scheduler="prefill_first"):
     axes = [parse_axis(text) for text in texts]
-    return build_grid(fleets or [swept()], axes, "prefill_first", draws)
+    return build_grid(fleets or [swept()], axes, scheduler, draws)
 
 
 def in_order(group, leaf):
@@ -97,6 +97,27 @@ def test_profile_fields_of_all_and_of_one():
     halved = grid_of(f"profile.{name}.max_running*=0.3").groups[0].numbers.known.profile.max_running
     assert halved[0, 2] == round(0.3 * int(fleet.profile.max_running[2]))
     assert halved.dtype == np.int32
+
+
+def test_context_limits_are_swept_and_follow_the_slots_of_llama_cpp():
+    fleet = swept().fleet
+    name = fleet.names[2]
+    plain, limited = grid_of("load=0.5"), grid_of("load=0.5", f"profile.{name}.context_limit_tokens=100,900")
+    assert plain.groups[0].numbers.known.profile.context_limit_tokens is None
+    limits = in_order(limited.groups[0], limited.groups[0].numbers.known.profile.context_limit_tokens)
+    np.testing.assert_array_equal(limits[:, 2], [100, 900])
+    assert np.all(np.delete(limits, 2, axis=1) == np.iinfo(np.int32).max)
+    # Outputs that are cut sooner leave room for more requests.
+    assert np.all(np.diff([*limited.capacity_per_s, plain.capacity_per_s[0]]) < 0)
+    (group,) = grid_of("profile.kv_capacity_tokens=16000,32000", scheduler="llama_cpp").groups
+    shares = in_order(group, group.numbers.known.profile.context_limit_tokens)
+    np.testing.assert_array_equal(shares, np.outer([16000, 32000], 1 / fleet.profile.max_running).astype(int))
+    # Fleets with and without a limit are programs of their own.
+    with_limit = dataclasses.replace(fleet, profile=fleet.under("llama_cpp").profile)
+    pair = [swept("a"), dataclasses.replace(swept("b"), fleet=with_limit)]
+    assert len(grid_of("load=0.5", fleets=pair).groups) == 2
+    with pytest.raises(InputError, match="fleet all has no context_limit_tokens to scale; give values"):
+        grid_of("profile.context_limit_tokens*=0.5")
 
 
 def test_groups_by_experts_and_slots():

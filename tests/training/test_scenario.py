@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.training.scenario import Scenario, recorded_of, sample_params
+from qos_jax.training.scenario import Scenario, _vary_fleet, recorded_of, sample_params
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.workload import Trace, experts_named, fleet_path, load_calibration, read_fleet
 from qos_jax.workload.capacity import capacity_per_s
@@ -67,6 +67,18 @@ def test_the_rate_is_the_load_times_the_capacity(drawn):
         profile, table = jax.tree.map(lambda leaf, lane=lane: leaf[lane], (drawn.profile, drawn.table))
         load = drawn.process.rate_per_s[lane] / capacity_per_s(profile, table).sum()
         assert 0.999 * CONFIG.load[0] <= load <= 1.001 * CONFIG.load[1]
+
+
+def test_a_context_limit_leaves_every_draw_of_the_times_as_it_is():
+    plain, limited = (
+        _vary_fleet(jax.random.key(0), CONFIG, fleet)
+        for fleet in (scenes.profile(), scenes.profile(context_limit_tokens=[900] * 3))
+    )
+    np.testing.assert_array_equal(limited.context_limit_tokens, 900)
+    assert not np.array_equal(plain.decode_base_s, scenes.profile().decode_base_s)
+    for name, value in vars(plain).items():
+        if name != "context_limit_tokens":
+            np.testing.assert_array_equal(getattr(limited, name), value)
 
 
 def test_fleets_vary_about_the_given_one(drawn, scenario):

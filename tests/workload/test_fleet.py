@@ -112,6 +112,26 @@ def test_round_trip_is_exact(tmp_path_factory, values, slots):
         np.testing.assert_array_equal(getattr(back.profile, field), getattr(profile, field))
 
 
+def test_context_limits_are_optional_and_survive_a_round_trip(tmp_path):
+    header = (*COLUMNS, "context_limit_tokens")
+    rows = [[*GOOD.values(), "512"], [*{**GOOD, "expert": "b"}.values(), ""]]
+    fleet = read_fleet(write(tmp_path / "f.csv", *rows, header=header))
+    np.testing.assert_array_equal(fleet.profile.context_limit_tokens, [512, 2**31 - 1])
+    write_fleet(tmp_path / "again.csv", take(fleet, [1, 0]))
+    again = read_fleet(tmp_path / "again.csv").profile
+    np.testing.assert_array_equal(again.context_limit_tokens, [2**31 - 1, 512])
+    # A slot's share of the cache, 9000 / 4, unless its own limit is less.
+    np.testing.assert_array_equal(fleet.under("llama_cpp").profile.request_capacity_tokens, [512, 2250])
+    np.testing.assert_array_equal(fleet.under("chunked_prefill").profile.request_capacity_tokens, [512, 9000])
+    # All empty is as if the column were missing.
+    rows = [[*GOOD.values(), ""]]
+    assert read_fleet(write(tmp_path / "f.csv", *rows, header=header)).profile.context_limit_tokens is None
+    for cell, fault in (("1", "out of range"), ("many", "not a number"), ("10.5", "not an integer")):
+        with pytest.raises(InputError, match=fault) as error:
+            read_fleet(write(tmp_path / "f.csv", [*GOOD.values(), cell], header=header))
+        assert "f.csv, row 3, field 'context_limit_tokens'" in str(error.value)
+
+
 def test_take_names_repeats_and_keeps_rows():
     fleet = read_fleet(fleet_path("edge6"))
     taken = take(fleet, [3, 0, 3, 3])
