@@ -152,6 +152,7 @@ _COLUMNS = (
     ("rejected_share", "reject", "%", 100, 1),
     ("rejected_too_long_share", "too long", "%", 100, 1),
     ("dropped_share", "drop", "%", 100, 1),
+    ("failed_share", "fail", "%", 100, 1),
     ("qos_per_busy_s", "QoS", "/busy s", 1, 2),
     ("qos_per_joule", "QoS", "/kJ", 1000, 2),
 )
@@ -162,7 +163,7 @@ def _case_table(
 ) -> str:
     """Return the table of one workload, rate and limit."""
     columns = [column for column in _COLUMNS if any(column[0] in metrics for metrics in case.values())]
-    for name in ("rejected_too_long_share", "dropped_share"):  # shown where there are any
+    for name in ("rejected_too_long_share", "dropped_share", "failed_share"):  # shown where there are any
         if not any(metrics[name].mean > 0 for metrics in case.values() if name in metrics):
             columns = [column for column in columns if column[0] != name]
     lines = [

@@ -10,7 +10,7 @@ import numpy as np
 from qos_jax.runs import plot_style
 from qos_jax.runs.statistics import mean_ci
 from qos_jax.simulation.policy_runs import PolicyResult
-from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, REJECTED_TOO_LONG, RequestRecords
+from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG, RequestRecords
 
 _LEGEND_BESIDE = {"loc": "outside right center", "frameon": False}
 _MAX_POINTS = 2000  # of a curve: more than the pixels it is drawn on
@@ -97,7 +97,7 @@ def latency_cdf(records: Mapping[str, RequestRecords], latency_limit_s: float) -
 
 
 def expert_shares(records: Mapping[str, RequestRecords], expert_names: Sequence[str]) -> Any:
-    """Return a figure of where each policy's requests went: completed per expert, rejected, dropped.
+    """Return a figure of where each policy's requests went: completed per expert, rejected, dropped, failed.
 
     Rejected ones are shown apart by cause: a full queue, or too long for the expert's KV cache.
 
@@ -107,11 +107,12 @@ def expert_shares(records: Mapping[str, RequestRecords], expert_names: Sequence[
     """
     experts = plot_style.expert_styles(expert_names)
     parts = [(name, style.colour, style.hatch) for name, style in zip(expert_names, experts, strict=True)]
-    shares = np.array([_shares(run, len(expert_names)) for run in records.values()])  # [P, N + 3]
+    shares = np.array([_shares(run, len(expert_names)) for run in records.values()])  # [P, N + 4]
     parts += [
         ("rejected", plot_style.REJECTED_COLOUR, "///"),
         ("too long", plot_style.TOO_LONG_COLOUR, "xxx"),
         ("dropped", plot_style.DROPPED_COLOUR, "..."),
+        ("failed", plot_style.FAILED_COLOUR, "ooo"),
     ]
     figure = plot_style.new_figure(8.6, 1.3 + 0.34 * len(records))
     axes = figure.subplots()
@@ -230,9 +231,9 @@ def _qos_interval(result: PolicyResult) -> tuple[float, float, float]:
 
 
 def _shares(run: RequestRecords, experts: int) -> np.ndarray:
-    """Return the shares of arrived requests: completed at each expert, then lost by cause; [N + 3]."""
+    """Return the shares of arrived requests: completed at each expert, then lost by cause; [N + 4]."""
     served = np.bincount(run.expert[run.status == COMPLETED], minlength=experts)
-    lost = [(run.status == cause).sum() for cause in (REJECTED, REJECTED_TOO_LONG, DROPPED)]
+    lost = [(run.status == cause).sum() for cause in (REJECTED, REJECTED_TOO_LONG, DROPPED, FAILED)]
     return np.append(served, lost) / max(run.status.size, 1)
 
 

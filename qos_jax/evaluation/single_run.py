@@ -24,6 +24,7 @@ from qos_jax.serving.state import LLAMA_CPP
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import (
     COMPLETED,
+    FAILED,
     REJECTED,
     REJECTED_TOO_LONG,
     RequestRecords,
@@ -187,6 +188,7 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
                 "completed": int(np.sum(status == COMPLETED)),
                 "rejected": int(np.sum(status == REJECTED)),
                 "rejected_too_long": int(np.sum(status == REJECTED_TOO_LONG)),
+                "failed": int(np.sum(status == FAILED)),
                 "busy_share": _share(result.totals.busy_s[0, index], makespan_s),
                 "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
             }
@@ -261,6 +263,7 @@ _COUNTS = (
     ("rejected (full queue)", "rejected"),
     ("rejected (too long)", "rejected_too_long"),
     ("dropped", "dropped"),
+    ("failed", "failed"),
 )
 
 
@@ -275,7 +278,7 @@ def render_run(summary: Mapping[str, Any]) -> str:
         ["average QoS", _number(s["average_qos"], 4)],
         ["within L", _percent(s["share_within_limit"])],
         ["mean quality", _number(s["mean_quality"], 4)],
-        *([label, f"{s[count]:,}"] for label, count in _COUNTS),
+        *([label, f"{s[count]:,}"] for label, count in _COUNTS if s[count] or count != "failed"),
         ["preemptions per request", _number(s["preemptions_per_request"], 3)],
         ["busy share", _percent(s["busy_share"])],
         ["KV utilisation", _percent(s["kv_utilisation"])],
@@ -287,13 +290,16 @@ def render_run(summary: Mapping[str, Any]) -> str:
         + [_number(factor * s[f"{name}_{part}_s"], digits) for part in ("mean", "p50", "p95", "p99")]
         for label, name, unit, factor, digits in _LATENCIES
     ]
+    lost = {"rejected": "rejected", "too long": "rejected_too_long"} | (
+        {"failed": "failed"} if s["failed"] else {}
+    )
     experts = [
-        [each["expert"], *(f"{each[count]:,}" for count in ("routed", "rejected", "rejected_too_long"))]
+        [each["expert"], *(f"{each[count]:,}" for count in ("routed", *lost.values()))]
         + [_percent(each[share]) for share in ("busy_share", "kv_utilisation")]
         for each in s["experts"]
     ]
     latency_table = _table(["", "mean", "p50", "p95", "p99"], latencies)
-    expert_table = _table(["expert", "routed", "rejected", "too long", "busy", "KV used"], experts)
+    expert_table = _table(["expert", "routed", *lost, "busy", "KV used"], experts)
     parts = [head, _table([], figures), latency_table, expert_table]
     if s["rejected_too_long"]:
         parts.append(

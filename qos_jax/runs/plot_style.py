@@ -20,6 +20,7 @@ _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _HATCHES = ("", "///", "...", "xxx")
 
 REJECTED_COLOUR, TOO_LONG_COLOUR, DROPPED_COLOUR = "#BDBDBD", "#D2D2D2", "#E8E8E8"
+FAILED_COLOUR = "#9E9E9E"
 
 
 class Style(NamedTuple):

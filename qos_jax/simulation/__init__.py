@@ -6,6 +6,7 @@ from qos_jax.simulation.policy_runs import Compared, PolicyResult, PolicyRun, co
 from qos_jax.simulation.records import (
     COMPLETED,
     DROPPED,
+    FAILED,
     REJECTED,
     REJECTED_TOO_LONG,
     RequestRecords,
@@ -35,4 +36,5 @@ __all__ = [
     "REJECTED",
     "REJECTED_TOO_LONG",
     "DROPPED",
+    "FAILED",
 ]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from qos_jax.routing.fleet_state import Outcome
-from qos_jax.simulation.records import COMPLETED, DROPPED, RequestRecords, RunTotals
+from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, RequestRecords, RunTotals
 from qos_jax.workload.request_table import RequestTable
 
 
@@ -56,6 +56,7 @@ class Ledger:
         self._ttft_s[at] = flat.ttft_s[lane, place]
         self._latency_s[at] = flat.latency_s[lane, place]
         self._preemptions[at] = flat.preemptions[lane, place]
+        self._expert[at] = flat.expert[lane, place]  # not the first it went to, if it was routed again
         np.add.at(self._outcomes, at, 1)
 
     def records(self, arrival_s: np.ndarray, requests: RequestTable) -> RequestRecords:
@@ -71,25 +72,30 @@ class Ledger:
         wrong = int(np.sum(self._outcomes != (self._status == COMPLETED)))
         if wrong:
             raise RuntimeError(f"{wrong} requests are unaccounted for: this is a defect, please report it")
-        dropped = self._status == DROPPED
+        dropped, failed = self._status == DROPPED, self._failed()
         chosen = np.where(dropped, 0, self._expert)[..., None]
         output = np.take_along_axis(np.asarray(requests.output_tokens), chosen, axis=-1)[..., 0]
         quality = np.take_along_axis(np.asarray(requests.quality), chosen, axis=-1)[..., 0]
         return RequestRecords(
-            status=self._status,
+            status=np.where(failed, FAILED, self._status),
             expert=np.where(dropped, -1, self._expert),
             arrival_s=arrival_s,
             prompt_tokens=np.asarray(requests.prompt_tokens),
             output_tokens=output,
-            ttft_s=self._ttft_s,
-            latency_s=self._latency_s,
+            ttft_s=np.where(failed, np.nan, self._ttft_s),
+            latency_s=np.where(failed, np.nan, self._latency_s),
             preemptions=self._preemptions,
             quality=np.where(dropped, np.nan, quality),
         )
 
     def totals(self, arrival_s: np.ndarray) -> RunTotals:
         """Return the totals of all runs; a run lasts to its last completion or arrival."""
-        end_s = arrival_s + np.nan_to_num(self._latency_s.astype(np.float64))
+        latency_s = np.where(self._failed(), 0.0, self._latency_s.astype(np.float64))
+        end_s = arrival_s + np.nan_to_num(latency_s)
         return RunTotals(
             busy_s=self._busy_s, kv_token_s=self._kv_token_s, makespan_s=end_s.max(axis=1) - arrival_s[:, 0]
         )
+
+    def _failed(self) -> np.ndarray:
+        """Return which requests failed at a server that was down, [R, T] bool."""
+        return self._latency_s < 0.0

@@ -13,6 +13,7 @@ from qos_jax.serving.profile import FleetProfile
 from qos_jax.simulation.records import (
     COMPLETED,
     DROPPED,
+    FAILED,
     REJECTED,
     REJECTED_TOO_LONG,
     RequestRecords,
@@ -64,7 +65,9 @@ METRICS: dict[str, Metric] = {
     ),
     "mean_quality": Metric("mean quality", "", "higher", "mean true quality of completed requests"),
     **_latency_metrics(),
-    "arrived": Metric("arrived", "requests", "neither", "completed + rejected + rejected_too_long + dropped"),
+    "arrived": Metric(
+        "arrived", "requests", "neither", "completed + rejected + rejected_too_long + dropped + failed"
+    ),
     "completed": Metric("completed", "requests", "higher", "requests that got all their output tokens"),
     "rejected": Metric("rejected", "requests", "lower", "requests refused by the full queue of their expert"),
     "rejected_too_long": Metric(
@@ -74,10 +77,12 @@ METRICS: dict[str, Metric] = {
         "requests whose prompt + output exceed the KV capacity of their expert, whatever its queue",
     ),
     "dropped": Metric("dropped", "requests", "neither", "requests the router sent to no expert"),
+    "failed": Metric("failed", "requests", "lower", "requests lost at a server that was down"),
     "completed_share": Metric("completed share", "", "higher", "completed / arrived"),
     "rejected_share": Metric("rejected share", "", "lower", "rejected / arrived"),
     "rejected_too_long_share": Metric("too long share", "", "lower", "rejected_too_long / arrived"),
     "dropped_share": Metric("dropped share", "", "neither", "dropped / arrived"),
+    "failed_share": Metric("failed share", "", "lower", "failed / arrived"),
     "preemptions_per_request": Metric(
         "preemptions per request", "", "lower", "preemptions of all requests / arrived"
     ),
@@ -149,6 +154,7 @@ def _figures(
         "rejected": (records.status == REJECTED).sum(-1),
         "rejected_too_long": (records.status == REJECTED_TOO_LONG).sum(-1),
         "dropped": (records.status == DROPPED).sum(-1),
+        "failed": (records.status == FAILED).sum(-1),
     }
     arrived = xp.full(done.shape[:-1], done.shape[-1])
     output_tokens = xp.maximum(records.output_tokens, 1).astype(dtype)

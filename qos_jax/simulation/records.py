@@ -17,8 +17,8 @@ from qos_jax.files import atomic_write
 from qos_jax.routing.fleet_state import Outcome
 from qos_jax.workload.request_table import RequestTable
 
-COMPLETED, REJECTED, DROPPED, REJECTED_TOO_LONG = 0, 1, 2, 3
-STATUS_NAMES = ("completed", "rejected", "dropped", "rejected_too_long")
+COMPLETED, REJECTED, DROPPED, REJECTED_TOO_LONG, FAILED = 0, 1, 2, 3, 4
+STATUS_NAMES = ("completed", "rejected", "dropped", "rejected_too_long", "failed")
 
 CSV_COLUMNS = (
     "request_id",
@@ -46,7 +46,7 @@ class RequestRecords:
       ValueError: if the shapes differ.
     """
 
-    status: np.ndarray  # [..., T] int8: COMPLETED, REJECTED (full queue), DROPPED or REJECTED_TOO_LONG
+    status: np.ndarray  # [..., T] int8: an index into STATUS_NAMES
     expert: np.ndarray  # [..., T] int32: index of the expert chosen; -1 where dropped
     arrival_s: np.ndarray  # [..., T] float64: seconds since the start of the run
     prompt_tokens: np.ndarray  # [..., T] int32
@@ -134,7 +134,7 @@ def traced_records(
 
     Args:
       table: T requests.
-      expert: [T] int32, the actions.
+      expert: [T] int32, the actions; where a request has an outcome, the expert of that counts.
       status: [T] int32; COMPLETED = accepted.
       evicted: leaves [E], outcomes that left their slots on the way; ``request_id`` -1 = none.
       remaining: leaves [N, K], outcomes still in their slots.
@@ -143,7 +143,9 @@ def traced_records(
       records: of all requests.
       unaccounted: [] int32, requests without exactly one end: a defect if above 0.
     """
-    outcome = jax.tree.map(lambda early, late: jnp.concatenate([early, late.reshape(-1)]), evicted, remaining)
+    outcome: Outcome = jax.tree.map(
+        lambda early, late: jnp.concatenate([early, late.reshape(-1)]), evicted, remaining
+    )
     count = status.shape[0]
     index = jnp.where(outcome.request_id >= 0, outcome.request_id, count)  # past the end: dropped
 
@@ -152,14 +154,17 @@ def traced_records(
 
     ends = jnp.zeros((count,), jnp.int32).at[index].add(1, mode="drop")
     accepted = status == COMPLETED
+    latency_s = enter(jnp.nan, outcome.latency_s)
+    failed = latency_s < 0.0
+    expert = expert.at[index].set(outcome.expert, mode="drop")
     chosen = jnp.where(status == DROPPED, 0, expert)[:, None]
     records = TracedRecords(
-        status=status,
+        status=jnp.where(failed, FAILED, status),
         expert=expert,
         output_tokens=jnp.take_along_axis(table.output_tokens, chosen, axis=-1)[:, 0],
         quality=jnp.take_along_axis(table.quality, chosen, axis=-1)[:, 0],
-        ttft_s=enter(jnp.nan, outcome.ttft_s),
-        latency_s=enter(jnp.nan, outcome.latency_s),
+        ttft_s=jnp.where(failed, jnp.nan, enter(jnp.nan, outcome.ttft_s)),
+        latency_s=jnp.where(failed, jnp.nan, latency_s),
         preemptions=enter(0, outcome.preemptions),
     )
     return records, jnp.sum(ends != accepted.astype(jnp.int32), dtype=jnp.int32)

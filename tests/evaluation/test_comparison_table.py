@@ -53,11 +53,14 @@ def test_every_case_has_its_table(results):
     assert "0.100 [-, -]" in text
 
 
-def test_requests_that_are_too_long_have_a_column_where_there_are_any():
+@pytest.mark.parametrize(
+    ("metric", "heading"), [("rejected_too_long_share", "too long"), ("failed_share", "fail")]
+)
+def test_rare_ends_have_a_column_where_there_are_any(metric, heading):
     for share, shown in ((0.125, True), (0.0, False)):
-        result = _result("greedy", [0.5], rejected_share=0.25, rejected_too_long_share=share)
+        result = _result("greedy", [0.5], rejected_share=0.25, **{metric: share})
         text = render_text(comparison_table([result], baseline="greedy"))
-        assert ("too long" in text and "12.5" in text) is shown
+        assert (heading in text and "12.5" in text) is shown
         assert "reject" in text
 
 

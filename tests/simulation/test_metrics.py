@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qos_jax.simulation.metrics import METRICS, summarise
-from qos_jax.simulation.records import REJECTED_TOO_LONG, STATUS_NAMES, RequestRecords, RunTotals
+from qos_jax.simulation.records import FAILED, REJECTED_TOO_LONG, STATUS_NAMES, RequestRecords, RunTotals
 
 
 def test_hand_worked_run(records, totals, profile, limit_s):
@@ -59,7 +59,7 @@ def test_every_metric_is_documented():
 def _runs(draw):
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 40)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    status = rng.choice(4, size=shape, p=rng.dirichlet((1, 1, 1, 1)))
+    status = rng.choice(len(STATUS_NAMES), size=shape, p=rng.dirichlet([1] * len(STATUS_NAMES)))
     output = rng.integers(1, 30, shape)
     ttft = rng.random(shape) * 2
     latency = ttft + 0.5 + output * rng.random(shape) * 0.2
@@ -88,6 +88,7 @@ def test_identities(profile, run):
     np.testing.assert_allclose(sum(figures[name] for name in STATUS_NAMES), figures["arrived"])
     np.testing.assert_allclose(sum(figures[f"{name}_share"] for name in STATUS_NAMES), 1)
     np.testing.assert_array_equal(figures["rejected_too_long"], (records.status == REJECTED_TOO_LONG).sum(-1))
+    np.testing.assert_array_equal(figures["failed"], (records.status == FAILED).sum(-1))
     assert (figures["average_qos"] <= figures["share_within_limit"] + 1e-12).all()
     assert (figures["share_within_limit"] <= figures["completed_share"] + 1e-12).all()
     some = figures["completed"] > 0

@@ -4,10 +4,15 @@ import csv
 import dataclasses
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.simulation.records import RequestRecords, write_records_csv
+from qos_jax.routing.fleet_state import Outcome
+from qos_jax.simulation.ledger import Ledger
+from qos_jax.simulation.records import COMPLETED, FAILED, RequestRecords, traced_records, write_records_csv
+from qos_jax.workload import RequestTable
 
 GOLDEN = """\
 request_id,arrival_s,expert,status,prompt_tokens,output_tokens,ttft_s,latency_s,preemptions,latency_per_token_s,quality,qos
@@ -83,6 +88,47 @@ def test_at_picks_one_run(records):
     np.testing.assert_array_equal(both.at(0, 1).prompt_tokens, records.prompt_tokens[::-1])
     with pytest.raises(ValueError, match="leading axes"):
         records.at(0)
+
+
+def test_an_outcome_without_a_latency_failed_at_its_last_expert(tmp_path):
+    """Request 1 went to expert 0, was routed again, and failed at expert 1, by ledger and program."""
+    ids = np.array([0, 1, -1], np.int32)
+    outcome = Outcome(
+        request_id=ids,
+        expert=np.array([0, 1, 0], np.int32),
+        ttft_s=np.array([0.5, -1.0, 0.0], np.float32),
+        latency_s=np.array([1.0, -1.0, 0.0], np.float32),
+        preemptions=np.array([0, 2, 0], np.int32),
+    )
+    early, late = (jax.tree.map(lambda leaf, at=at: leaf[at], outcome) for at in (slice(1), slice(1, 3)))
+    table = RequestTable(
+        prompt_tokens=np.array([7, 8], np.int32),
+        quality=np.array([[0.5, 0.25], [0.75, 1.0]], np.float32),
+        output_tokens=np.array([[10, 20], [30, 40]], np.int32),
+        predicted_quality=np.zeros((2, 2), np.float32),
+        predicted_output_tokens=np.ones((2, 2), np.float32),
+    )
+    routed, accepted = np.zeros((1, 2), np.int32), np.full((1, 2), COMPLETED, np.int32)
+    arrival_s = np.array([[0.0, 0.75]])
+    ledger = Ledger(1, 2, 2)
+    ledger.enter_decisions(routed, accepted, slice(0, 1), slice(0, 2))
+    ledger.enter_outcomes(jax.tree.map(lambda leaf: leaf[None], outcome), slice(0, 1))
+    kept = ledger.records(arrival_s, jax.tree.map(lambda leaf: leaf[None], table)).at(0)
+    assert ledger.totals(arrival_s).makespan_s == [1.0]
+    traced, unaccounted = traced_records(
+        jax.tree.map(jnp.asarray, table), *jax.tree.map(jnp.asarray, (routed[0], accepted[0], early, late))
+    )
+    assert unaccounted == 0
+    for got in (kept, traced):
+        np.testing.assert_array_equal(got.status, [COMPLETED, FAILED])
+        np.testing.assert_array_equal(got.expert, [0, 1])
+        np.testing.assert_array_equal(got.output_tokens, [10, 40])
+        np.testing.assert_array_equal(got.quality, np.float32([0.5, 1.0]))
+        np.testing.assert_array_equal(got.ttft_s, np.float32([0.5, np.nan]))
+        np.testing.assert_array_equal(got.latency_s, np.float32([1.0, np.nan]))
+        np.testing.assert_array_equal(got.preemptions, [0, 2])
+    write_records_csv(tmp_path / "records.csv", kept, ["a", "b"], 0.1)
+    assert (tmp_path / "records.csv").read_text().splitlines()[2] == "1,0.75,b,failed,8,40,,,2,,,0"
 
 
 def test_differing_shapes_are_refused(records):

@@ -65,7 +65,7 @@ def test_records_are_the_references(scheduler):
         config(scheduler), policy("assigned", assignment=jnp.asarray(given)), what, chunk_requests=16
     )
     records = result.records
-    assert set(np.unique(records.status)) == set(STATUS.values())
+    assert set(np.unique(records.status)) == set(STATUS.values()) - {STATUS["failed"]}
     assert records.preemptions.sum() > 0
     for r in range(R):
         requests = jax.tree.map(lambda x, r=r: x[r], what.requests)
