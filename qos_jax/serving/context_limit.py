@@ -1,4 +1,4 @@
-"""The context limit of a request: how long it may get at each expert, and outputs cut there (rule 16)."""
+"""The context limit of a request: how long it may get at each expert, and outputs cut there (rule 18)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Requests = TypeVar("Requests", bound=_Requests)
 
 
 def with_context_limit(scheduler: str, profile: FleetProfile, xp: ModuleType = jnp) -> FleetProfile:
-    """Return the profile with the context limits that hold under a scheduler (see README.md, rule 16).
+    """Return the profile with the context limits that hold under a scheduler (see README.md, rules 18, 19).
 
     Applied to its own result it changes nothing.
 

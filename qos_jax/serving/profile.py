@@ -46,7 +46,7 @@ class FleetProfile:
     busy_power_w: jax.Array  # [N] float32, watts while an iteration runs
     idle_power_w: jax.Array  # [N] float32, watts otherwise
     decode_knots: tuple[DecodeKnot, ...] = ()  # by rising batch size, of all experts or none
-    # [N] int32, most prompt + output tokens of a request (see README.md, rule 16); None = no limit anywhere
+    # [N] int32, most prompt + output tokens of a request (see README.md, rule 18); None = no limit anywhere
     context_limit_tokens: jax.Array | None = None
 
     @property

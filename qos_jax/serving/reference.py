@@ -163,7 +163,7 @@ class _Expert:
     running: list[_Request] = field(default_factory=list)
 
     def arrive(self, request: _Request) -> None:
-        """Rules 1 and 16: queue a request, its output cut, or reject it, by the queue at this instant."""
+        """Rules 1 and 18: queue a request, its output cut, or reject it, by the queue at this instant."""
         limit = self.profile.context_limit_tokens
         if limit is not None:
             request.output_tokens = min(request.output_tokens, limit - request.prompt_tokens)
@@ -318,7 +318,7 @@ def _plan_chunked_prefill(expert: _Expert, shares_memory: bool = True) -> _Plan:
 
 
 def _plan_llama_cpp(expert: _Expert) -> _Plan:
-    """Apply rule 17: chunks as in rules 7 and 8, and no test of memory, since each slot has its own."""
+    """Apply rule 19: chunks as in rules 7 and 8, and no test of memory, since each slot has its own."""
     return _plan_chunked_prefill(expert, shares_memory=False)
 
 
@@ -365,7 +365,7 @@ def simulate_expert(
     Raises:
       InputError: an unknown scheduler, unsorted arrivals, a length below 1, or impossible limits.
 
-    Source: rules 1 to 8, 16 and 17 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
+    Source: rules 1 to 8 and 16 to 19 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
     Sarathi-Serve (Agrawal et al., OSDI 2024).
     """
     _check_limits(profile)
@@ -380,7 +380,7 @@ def simulate_expert(
             f"{len(ids)} ids for {len(requests)} requests", remedy="give one each", field="request_id"
         )
 
-    if scheduler == "llama_cpp":  # rule 17: the KV cache is divided among the slots
+    if scheduler == "llama_cpp":  # rule 19: the KV cache is divided among the slots
         share = profile.kv_capacity_tokens // profile.max_running
         given = profile.context_limit_tokens
         profile = replace(profile, context_limit_tokens=share if given is None else min(given, share))

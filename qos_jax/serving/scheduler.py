@@ -212,6 +212,6 @@ def head_fits(profile: FleetProfile, batch: Batch, phase: PromptPhase) -> jax.Ar
 BY_NAME = {
     "prefill_first": Scheduler(prefill_first, splits_prompts=False),
     "chunked_prefill": Scheduler(chunked_prefill, splits_prompts=True),
-    # Its context limits leave the tests of memory nothing to refuse (see README.md, rule 17).
+    # Its context limits leave the tests of memory nothing to refuse (see README.md, rule 19).
     LLAMA_CPP: Scheduler(chunked_prefill, splits_prompts=True, splits_memory=True),
 }
