@@ -1,12 +1,15 @@
 """Closed forms of iteration times against the sums they stand for."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qos_jax.serving import FleetProfile
+from qos_jax.serving import DecodeKnot, FleetProfile, slowed
 from qos_jax.serving.latency import (
     alone_s,
     decode_iterations_until,
@@ -98,6 +101,25 @@ def test_one_request_alone():
     expected_s = 0.01 + 1e-4 * 100 + 1e-7 * 100**2 + decode_s.sum()
     np.testing.assert_allclose(alone_s(p, jnp.float32(100), tokens)[lane], expected_s, rtol=1e-5)
     np.testing.assert_allclose(alone_s(p, jnp.float32(100), tokens)[0], 0.021, rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_knots", [False, True])
+def test_a_slowed_profile_takes_so_many_times_as_long(with_knots):
+    rng = np.random.default_rng(0)
+    draw = [jnp.asarray(rng.uniform(1e-3, 0.03, LANES), jnp.float32) for _ in range(8)]
+    nominal = profile(*draw[:3], prefill=draw[3:6])
+    if with_knots:
+        knots = tuple(
+            DecodeKnot(jnp.full(LANES, batch), *part) for batch, part in ((1.0, draw[:2]), (9.0, draw[6:]))
+        )
+        nominal = dataclasses.replace(nominal, decode_knots=knots)
+    pace = jnp.asarray(rng.uniform(0.3, 3.0, LANES), jnp.float32)
+
+    def lone_s(profile):
+        return alone_s(profile, jnp.full(LANES, 40.0), jnp.full(LANES, 30.0))
+
+    np.testing.assert_allclose(lone_s(slowed(nominal, pace)), lone_s(nominal) * pace, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, slowed(nominal, jnp.ones(LANES)), nominal)
 
 
 def test_no_iterations_take_no_time():

@@ -316,6 +316,66 @@ class TestContextLimit:
         assert sum(preemptions(pooled)) > 0
 
 
+class TestServerThatErrs:
+    def run(self, requests, **options):
+        return simulate_expert(BASE, *zip(*requests, strict=True), **options)
+
+    def test_an_iteration_keeps_the_pace_at_its_start(self):
+        run = self.run([(2.0, 10, 3)], pace=[(1.0, 2.0), (5.0, 3.0), (8.0, 0.5)])
+        # Prefill 3 at twice that until 8, where the next begins at half of 0.711, then half of 0.712.
+        assert ttft(run) == pytest.approx([6.0])
+        assert latency(run) == pytest.approx([6.0 + 0.3555 + 0.356])
+        assert run.busy_s == pytest.approx(6.7115)
+
+    def test_an_outage_cuts_the_iteration_off_and_takes_everybody(self):
+        rows = [(0.0, 10, 1), (1.0, 10, 9), (3.5, 10, 9), (4.0, 10, 1), (5.0, 10, 1)]
+        run = self.run(rows, outages=[(3.25, 5.0)])
+        assert status(run) == ["completed", "failed", "failed", "failed", "completed"]
+        assert latency(run) == [pytest.approx(3.0), None, None, None, pytest.approx(3.0)]
+        assert run.busy_s == pytest.approx(3.0 + 0.25 + 3.0)
+        assert run.kv_token_s == pytest.approx(3 * (3.0 * 10))  # whole iterations
+
+    def test_an_iteration_that_ends_as_the_outage_starts_has_ended(self):
+        rows = [(0.0, 10, 1), (3.0, 10, 1)]
+        assert status(self.run(rows, outages=[(3.0, 4.0)])) == ["completed", "failed"]
+        assert status(self.run(rows, outages=[(2.9, 3.0)])) == ["failed", "completed"]
+        assert status(self.run(rows, outages=[(7.0, np.inf)])) == ["completed", "completed"]
+
+    @pytest.mark.parametrize(
+        ("delays", "last"),
+        [
+            ({}, "rejected"),
+            ({"failure_delay_s": 1.0}, "failed"),  # the second failed at 3.0
+            ({"failure_delay_s": 1.5}, "rejected"),
+            ({"detection_delay_s": 2.0}, "failed"),
+            ({"detection_delay_s": 2.5}, "rejected"),
+        ],
+    )
+    def test_who_has_failed_makes_room(self, delays, last):
+        rows = [(0.5, 10, 9), (2.0, 10, 9), (3.0, 10, 9)]
+        run = simulate_expert(
+            ReferenceProfile(**{**vars(BASE), "max_waiting": 1}),
+            *zip(*rows, strict=True),
+            outages=[(1.0, 9.0)],
+            **delays,
+        )
+        assert status(run) == ["failed", "failed", last]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"pace": [(0.0, 0.0)]}, "not above 0"),
+            ({"pace": [(0.0, np.inf)]}, "not above 0"),
+            ({"pace": [(2.0, 1.0), (1.0, 1.0)]}, "sort the changes"),
+            ({"outages": [(2.0, 1.0)]}, "ends before it starts"),
+            ({"outages": [(0.0, 2.0), (1.0, 3.0)]}, "starts before the one it follows"),
+        ],
+    )
+    def test_bad_input(self, options, message):
+        with pytest.raises(InputError, match=message):
+            self.run([(0.0, 10, 1)], **options)
+
+
 class TestFleet:
     FLEET = FleetProfile(
         **{name: np.asarray([value, value]) for name, value in vars(BASE).items()}
