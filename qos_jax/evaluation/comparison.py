@@ -19,8 +19,10 @@ from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.serving import SCHEDULERS
+from qos_jax.serving.state import LLAMA_CPP
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
+from qos_jax.simulation.records import WOULD_WAIT
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
@@ -219,6 +221,12 @@ def execute_comparison(
     if plot:
         write_plots(folder, compared, first, parts[0][0], plan.setting.serving, plan.setting.fleet.names)
     return comparison
+
+
+def notes(scheduler: str, result: Comparison) -> list[str]:
+    """Return remarks on what a comparison under a scheduler came to, for the user."""
+    rejected = any(row.metric == "rejected_share" and row.mean > 0 for row in result.rows)
+    return [f"some {WOULD_WAIT}"] if rejected and scheduler == LLAMA_CPP else []
 
 
 def evaluate(**settings: Any) -> Comparison:

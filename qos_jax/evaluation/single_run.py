@@ -27,6 +27,7 @@ from qos_jax.simulation.records import (
     FAILED,
     REJECTED,
     REJECTED_TOO_LONG,
+    WOULD_WAIT,
     RequestRecords,
     write_records_csv,
 )
@@ -307,10 +308,7 @@ def render_run(summary: Mapping[str, Any]) -> str:
             "expert chosen, or the prompt its context limit, so no queue there can hold them"
         )
     if s["rejected"] and s["scheduler"] == LLAMA_CPP:
-        parts.append(
-            f"note: {s['rejected']:,} requests met a full queue, and a llama.cpp server would have let them "
-            "wait: raise max_waiting in the fleet's file until none is rejected"
-        )
+        parts.append(f"note: {s['rejected']:,} {WOULD_WAIT}")
     return "\n\n".join(parts)
 
 

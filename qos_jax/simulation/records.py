@@ -19,6 +19,11 @@ from qos_jax.workload.request_table import RequestTable
 
 COMPLETED, REJECTED, DROPPED, REJECTED_TOO_LONG, FAILED = 0, 1, 2, 3, 4
 STATUS_NAMES = ("completed", "rejected", "dropped", "rejected_too_long", "failed")
+# The real line has no end, and slots are arrays of a fixed size (see serving/README.md, rule 19).
+WOULD_WAIT = (
+    "requests met a full queue, and a llama.cpp server would have let them wait: raise max_waiting in the "
+    "fleet's file until none is rejected"
+)
 
 CSV_COLUMNS = (
     "request_id",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.evaluation.comparison import notes
 from qos_jax.evaluation.comparison_table import (
     comparison_table,
     render_text,
@@ -62,6 +63,15 @@ def test_rare_ends_have_a_column_where_there_are_any(metric, heading):
         text = render_text(comparison_table([result], baseline="greedy"))
         assert (heading in text and "12.5" in text) is shown
         assert "reject" in text
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "share", "noted"),
+    [("llama_cpp", 0.25, True), ("llama_cpp", 0.0, False), ("chunked_prefill", 0.25, False)],
+)
+def test_a_full_queue_is_noted_where_the_real_one_has_no_end(scheduler, share, noted):
+    table = comparison_table([_result("greedy", [0.5], rejected_share=share)], baseline="greedy")
+    assert any("raise max_waiting" in note for note in notes(scheduler, table)) is noted
 
 
 CSV = """\

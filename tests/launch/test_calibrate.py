@@ -102,6 +102,25 @@ def quick_search(monkeypatch):
     monkeypatch.setattr("qos_jax.profiling.profile_plan.SearchConfig", quick)
 
 
+def test_a_server_of_slots_with_a_context_limit(launch, tmp_path, quick_search):
+    """The limits go into the replay and into the fleet's row; all coefficients are given."""
+    log, out = request_file(tmp_path / "log.jsonl"), tmp_path / "out"
+    given = [f"--fix={name}={value}" for name, value in zip(COEFFICIENTS, TRUE, strict=True)]
+    flags = ROW | {"requests": log, "scheduler": "llama_cpp", "context_limit_tokens": 1500, "out": out}
+    flags["kv_capacity_tokens"] = 2000 * LIMITS.max_running
+    ended = launch("launch.calibrate", *arguments("--noplots", *given, **flags))
+    assert ended.code == 0, ended.err
+    summary = json.loads((out / "profile.json").read_text())
+    assert summary["notes"].partition(" by replay, ")[2].startswith("llama_cpp")
+    # The log is of the same server without slots, whose cache was never full.
+    assert summary["quality"]["latency"]["worst_relative_error"] < 1e-6
+    np.testing.assert_array_equal(read_fleet(out / "profile.csv").profile.context_limit_tokens, [1500])
+    flags |= {"kv_capacity_tokens": 50 * LIMITS.max_running, "out": tmp_path / "other"}
+    ended = launch("launch.calibrate", *arguments("--noplots", *given, **flags))
+    assert ended.code == 2
+    assert "field 'kv_capacity_tokens': 50 tokens of a slot (/ max_running) hold no request of" in ended.err
+
+
 def test_requests_by_replay_and_resumed(launch, tmp_path, quick_search):
     log, out = request_file(tmp_path / "log.jsonl", noise=0.03), tmp_path / "out"
     given = [f"--fix=prefill_per_token_sq_s={TRUE[2]}", f"--fix=decode_per_seq_s={TRUE[4]}"]
