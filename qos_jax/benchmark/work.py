@@ -21,7 +21,7 @@ from qos_jax.routing import (
     RoutingEnvironment,
     make_params,
 )
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import ServiceLimits, ServingConfig
 from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.simulate import Runs, cpu_block_runs
 from qos_jax.workload import Fleet, Trace, gaps_s, select_experts, take
@@ -45,7 +45,7 @@ class Lane:
     """What one environment replays."""
 
     episode: Episode
-    latency_limit_s: jax.Array  # [] float32
+    limits: ServiceLimits  # leaves [] float32
     length_log_std: jax.Array  # [N] float32
     seed: jax.Array  # [] uint32, of the policy's own randomness
 
@@ -83,7 +83,7 @@ def draw_work(
         seed=seed,
     )
     figures = select_experts(setting.figures, (0,) * experts)
-    (case,) = build_cases(config, fleet, figures, setting.latency_limit_s, trace)
+    (case,) = build_cases(config, fleet, figures, setting.limits, trace)
     runs = case.runs if trace is None else cut_stretches(case.runs, _STRETCHES, num_requests)
     return Work(fleet.serving(scheduler), runs)
 
@@ -123,20 +123,21 @@ def lanes_of(runs: Runs, environments: int, block: int) -> tuple[Lane, EnvParams
         episode=Episode(
             gap_after_s=blocks(gap_after_s[lanes], jnp.float32), row=blocks(row.astype(np.int32), jnp.int32)
         ),
-        latency_limit_s=blocks(runs.latency_limit_s[lanes], jnp.float32),
+        limits=jax.tree.map(lambda limit_s: blocks(limit_s[lanes], jnp.float32), runs.limits),
         length_log_std=blocks(runs.length_log_std[lanes], jnp.float32),
         seed=blocks(runs.seed[lanes], jnp.uint32),
     )
     table = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), runs.requests)
     first = jax.tree.map(lambda x: x[0, 0], lane.episode)
-    params = make_params(runs.profile, table, runs.latency_limit_s[0], runs.length_log_std[0], episode=first)
+    limits = jax.tree.map(lambda limit_s: limit_s[0], runs.limits)
+    params = make_params(runs.profile, table, limits, runs.length_log_std[0], episode=first)
     return lane, params
 
 
 def own_params(params: EnvParams, lane: Lane) -> EnvParams:
     """Return the parameters of one lane."""
     return dataclasses.replace(
-        params, episode=lane.episode, latency_limit_s=lane.latency_limit_s, length_log_std=lane.length_log_std
+        params, episode=lane.episode, limits=lane.limits, length_log_std=lane.length_log_std
     )
 
 

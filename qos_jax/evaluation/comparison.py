@@ -26,9 +26,10 @@ from qos_jax.simulation.records import WOULD_WAIT
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
+from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named import TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
-from qos_jax.workload.setting import Setting, open_setting
+from qos_jax.workload.setting import Setting, limit_record, limit_settings, open_setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,13 @@ class ComparisonConfig:
     stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
     baseline: str = "shortest_queue"  # policy that differences are taken to
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
-    latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
+    latency_limit_s: float | None = (
+        None  # L, s per output token; none = the preset's or fleet's; inf = no limit
+    )
+    ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
+    tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
+    e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
+    limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     allow_drop: bool = False  # let greedy and learned routers drop requests
     trace: str | None = None  # trace or request log of a known layout; adds workload trace
     trace_start_s: float = 0.0  # first second of the trace to use
@@ -105,7 +112,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     setting = open_setting(
         config.fleet,
         scheduler=config.scheduler,
-        latency_limit_s=config.latency_limit_s,
+        **limit_settings(config),
         table=config.table,
         table_split=config.table_split,
         trace=config.trace or None,
@@ -128,7 +135,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
             fleet=str(setting.file),
             policies=chosen.names,
             checkpoint={name: router.record for name, router in learned.items()},
-            latency_limit_s=setting.latency_limit_s,
+            **limit_record(setting.limits),
         ),
         cases=cases,
         setting=setting,
@@ -167,7 +174,7 @@ def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
             plan.cases,
             setting.fleet,
             source,
-            setting.latency_limit_s,
+            setting.limits,
             setting.trace,
             shuffled=kind == SHUFFLED,
         )

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tabulate import SEPARATING_LINE, tabulate
@@ -16,8 +16,14 @@ from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
 from qos_jax.runs.folder import to_json
 from qos_jax.runs.statistics import mean_ci, paired_difference
-from qos_jax.simulation.metrics import METRICS
+from qos_jax.serving import LIMITS
+from qos_jax.simulation.metrics import METRICS, WITHIN
 from qos_jax.simulation.policy_runs import PolicyResult
+
+OTHER_LIMITS = LIMITS[1:]  # besides L
+
+Case = tuple[str, float, tuple[float | None, ...]]
+"""Workload, arrival rate (requests / s) and limits, in the order of ``LIMITS``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,9 @@ class ComparisonRow:
     diff_low: float  # 95% bootstrap interval of the difference
     diff_high: float
     n: int  # seeds
+    ttft_limit_s: float | None = None  # seconds, as the two below; None = not set
+    tpot_limit_s: float | None = None
+    e2e_limit_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +78,7 @@ def comparison_table(
     """
     held = [result.metrics for result in results]
     names = tuple(metrics or (name for name in METRICS if all(name in each for each in held)))
-    by_case: dict[tuple[str, float, float], dict[str, np.ndarray]] = {}
+    by_case: dict[Case, dict[str, np.ndarray]] = {}
     for result in results:
         case = by_case.setdefault(_case(result), {})
         if result.policy in case:
@@ -92,22 +101,28 @@ def comparison_table(
         mean = mean_ci(values, resamples=resamples, seed=seed)
         difference = paired_difference(values, base, resamples=resamples, seed=seed)
         parts = (mean.mean, mean.low, mean.high, difference.mean, difference.low, difference.high)
-        case_of = (result.policy, *_case(result))
+        case_of = (result.policy, result.workload, float(result.arrival_rate_per_s), result.latency_limit_s)
+        others = {name: getattr(result, name) for name in OTHER_LIMITS}
         figures = np.stack(parts, axis=-1).tolist()  # [metrics, 6]
         rows += [
-            ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n)
+            ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n, **others)
             for name, (value, low, high, diff, diff_low, diff_high) in zip(names, figures, strict=True)
         ]
     return Comparison(baseline, tuple(rows))
 
 
 def write_comparison_csv(path: str | os.PathLike[str], comparison: Comparison) -> None:
-    """Write one line per policy, workload, rate, limit and metric; what is undefined is empty."""
+    """Write one line per policy, workload, rate, limits and metric; what is undefined is empty.
+
+    A limit besides L that no row has set has no column.
+    """
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*(field.name for field in dataclasses.fields(ComparisonRow)), "unit", "baseline"])
+        unset = {name for name in OTHER_LIMITS if all(getattr(row, name) is None for row in comparison.rows)}
+        columns = [field.name for field in dataclasses.fields(ComparisonRow) if field.name not in unset]
+        writer.writerow([*columns, "unit", "baseline"])
         for row in comparison.rows:
-            values = dataclasses.astuple(row)
+            values = [getattr(row, name) for name in columns]
             shown = ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
             writer.writerow([*shown, METRICS[row.metric].unit, comparison.baseline])
 
@@ -119,15 +134,29 @@ def write_comparison_json(path: str | os.PathLike[str], comparison: Comparison) 
         stream.write("\n")
 
 
-def _case(result: PolicyResult) -> tuple[str, float, float]:
+def _case(of: PolicyResult | ComparisonRow) -> Case:
     """Return what must be equal for two policies to be compared."""
-    return result.workload, float(result.arrival_rate_per_s), float(result.latency_limit_s)
+    limits = tuple(getattr(of, name) for name in LIMITS)
+    return of.workload, float(of.arrival_rate_per_s), limits
 
 
-def case_text(case: tuple[str, float, float]) -> str:
+def case_text(case: Case) -> str:
     """Return a case as people read it."""
-    workload, rate, limit = case
-    return f"{workload}, {rate:.4g} requests/s, L = {limit:.4g} s/token"
+    workload, rate, limits = case
+    return f"{workload}, {rate:.4g} requests/s, {limits_text(dict(zip(LIMITS, limits, strict=True)))}"
+
+
+def limits_text(limits: Mapping[str, float | None]) -> str:
+    """Return the limits that are set as people read them; L alone where it is finite or the only one."""
+    words = {"latency_limit_s": ("L", "s/token"), "tpot_limit_s": ("TPOT", "s/token")}
+    words |= {"ttft_limit_s": ("TTFT", "s"), "e2e_limit_s": ("E2E", "s")}
+    shown = {name: limit_s for name, limit_s in limits.items() if limit_s is not None}
+    if not math.isfinite(shown["latency_limit_s"]) and len(shown) > 1:
+        del shown["latency_limit_s"]
+    return ", ".join(
+        f"{words[name][0]} {'=' if name == 'latency_limit_s' else '<='} {limit_s:.4g} {words[name][1]}"
+        for name, limit_s in shown.items()
+    )
 
 
 def render_text(comparison: Comparison) -> str:
@@ -136,16 +165,20 @@ def render_text(comparison: Comparison) -> str:
     Args:
       comparison: must hold ``average_qos``; of the other key metrics, those it holds are shown.
     """
-    cases: dict[tuple[str, float, float], dict[str, dict[str, ComparisonRow]]] = {}
+    cases: dict[Case, dict[str, dict[str, ComparisonRow]]] = {}
     for row in comparison.rows:
-        case = cases.setdefault((row.workload, row.arrival_rate_per_s, row.latency_limit_s), {})
+        case = cases.setdefault(_case(row), {})
         case.setdefault(row.policy, {})[row.metric] = row
     return "\n\n".join(_case_table(key, case, comparison.baseline) for key, case in cases.items())
 
 
 # Columns after the average QoS and its difference: metric, two lines of heading, factor, digits.
-_COLUMNS = (
-    ("share_within_limit", "in L", "%", 100, 1),
+_COLUMNS: tuple[tuple[str, str, str, int, int], ...] = (
+    ("share_within_limit", "in all", "%", 100, 1),
+    ("share_within_latency_per_token", "in L", "%", 100, 1),
+    ("share_within_ttft", "in TTFT", "%", 100, 1),
+    ("share_within_tpot", "in TPOT", "%", 100, 1),
+    ("share_within_e2e", "in E2E", "%", 100, 1),
     ("mean_quality", "quality", "mean", 1, 3),
     ("latency_per_token_p95_s", "ms/token", "p95", 1000, 1),
     ("ttft_p95_s", "TTFT s", "p95", 1, 2),
@@ -158,11 +191,14 @@ _COLUMNS = (
 )
 
 
-def _case_table(
-    key: tuple[str, float, float], case: dict[str, dict[str, ComparisonRow]], baseline: str
-) -> str:
+def _case_table(key: Case, case: dict[str, dict[str, ComparisonRow]], baseline: str) -> str:
     """Return the table of one workload, rate and limit."""
-    columns = [column for column in _COLUMNS if any(column[0] in metrics for metrics in case.values())]
+    limits = dict(zip(LIMITS, key[2], strict=True))
+    hidden = _hidden_shares(limits)
+    held = {name for metrics in case.values() for name in metrics}
+    columns = [column for column in _COLUMNS if column[0] in held - hidden]
+    if all(limits[name] is None for name in OTHER_LIMITS):
+        columns = [(c[0], c[1].replace("in all", "in L"), *c[2:]) for c in columns]
     for name in ("rejected_too_long_share", "dropped_share", "failed_share"):  # shown where there are any
         if not any(metrics[name].mean > 0 for metrics in case.values() if name in metrics):
             columns = [column for column in columns if column[0] != name]
@@ -183,6 +219,15 @@ def _case_table(
     table = tabulate(lines, tablefmt="simple", colalign=align, disable_numparse=True)
     seeds = next(iter(case.values()))["average_qos"].n
     return f"{case_text(key)}, {seeds} {'seed' if seeds == 1 else 'seeds'}\n{table}"
+
+
+def _hidden_shares(limits: Mapping[str, float | None]) -> set[str]:
+    """Return the shares that say nothing: within limits not set, or within L where it is alone."""
+    plain = all(limits[name] is None for name in OTHER_LIMITS)
+    hidden = {f"share_within_{name}" for name, (_, limit) in WITHIN.items() if limits[limit] is None}
+    if plain or not math.isfinite(limits["latency_limit_s"] or math.inf):
+        hidden.add("share_within_latency_per_token")
+    return hidden
 
 
 def _interval(mean: float, low: float, high: float, sign: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -67,7 +68,8 @@ def _result(line: Mapping[str, Any] | None) -> PolicyResult | None:
     if line is None or line["metrics"].keys() != METRICS.keys():
         return None
     numbers = {name: np.array(values, np.float64) for name, values in line["metrics"].items()}  # null: NaN
-    return PolicyResult(**{**line, "metrics": numbers})
+    limit_s = math.inf if line["latency_limit_s"] is None else line["latency_limit_s"]
+    return PolicyResult(**{**line, "latency_limit_s": limit_s, "metrics": numbers})
 
 
 def _load_records(

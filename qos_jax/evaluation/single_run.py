@@ -19,7 +19,7 @@ from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
-from qos_jax.serving import SCHEDULERS, cut_at_limit
+from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
 from qos_jax.serving.state import LLAMA_CPP
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import (
@@ -31,9 +31,10 @@ from qos_jax.simulation.records import (
     RequestRecords,
     write_records_csv,
 )
-from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
+from qos_jax.simulation.simulate import Runs, SimulationResult, repeated_limits, simulate
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
-from qos_jax.workload.setting import check_latency_limit, open_fleet
+from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
+from qos_jax.workload.setting import limit_record, limit_settings, limits_of, open_fleet
 
 CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
 
@@ -53,7 +54,11 @@ class SingleRunConfig:
         "policy 'assigned' also expert"
     )
     policy: str = option(help=f"who routes: one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}")
-    latency_limit_s: float = option()  # L, seconds of E2E latency per output token
+    latency_limit_s: float | None = None  # L, seconds of E2E latency per output token; inf = no limit
+    ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
+    tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
+    e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
+    limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     seed: int = 0  # of the policy's own randomness
     allow_drop: bool = False  # let greedy policies drop what no expert gains from
@@ -62,8 +67,13 @@ class SingleRunConfig:
         check_options(self)
         if not self.requests:
             raise input_error("is empty", field="requests", remedy="give the path of a CSV file")
-        check_latency_limit(self.latency_limit_s)
+        _ = self.service_limits  # checks them
         check_range(self, ("seed",), SEED)
+
+    @property
+    def service_limits(self) -> ServiceLimits:
+        """The limits given, or else those of the preset."""
+        return limits_of(None, limit_settings(self), self.limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +105,15 @@ def load_run(config: SingleRunConfig) -> SingleRun:
         router = policy(config.policy, assignment=jnp.asarray(requests.expert))
     _check_capacity(config, fleet, requests)
     files: dict[str, Any] = {"fleet": file, "requests": config.requests}
-    return SingleRun(config, settings_of("simulate", config, files=files), fleet, requests, router)
+    settings = settings_of("simulate", config, files=files, **limit_record(config.service_limits))
+    return SingleRun(config, settings, fleet, requests, router)
 
 
 def simulate_requests(
     fleet: Fleet,
     requests: Requests,
     router: Policy,
-    latency_limit_s: float,
+    limits: ServiceLimits | float,
     *,
     scheduler: str = "prefill_first",
     seed: int = 0,
@@ -117,7 +128,7 @@ def simulate_requests(
       fleet: the experts.
       requests: what arrives, and when.
       router: who routes.
-      latency_limit_s: L, seconds per output token.
+      limits: the service levels; a number is L alone, seconds per output token.
       scheduler: of every expert, one of ``serving.SCHEDULERS``.
       seed: of the policy's own randomness, 0 to 2**32 - 1.
       keep_snapshots: also return the experts' load before each arrival.
@@ -128,7 +139,7 @@ def simulate_requests(
     """
     runs = Runs(
         profile=fleet.profile,
-        latency_limit_s=np.array([latency_limit_s], np.float32),
+        limits=repeated_limits(limits, 1),
         length_log_std=np.asarray(measure_length_log_std(requests.table))[None],
         arrival_s=requests.arrival_s[None],
         requests=jax.tree.map(lambda x: np.asarray(x)[None], requests.table),
@@ -154,7 +165,7 @@ def execute_run(
         run.fleet,
         run.requests,
         run.policy,
-        config.latency_limit_s,
+        config.service_limits,
         scheduler=config.scheduler,
         seed=config.seed,
         keep_snapshots=plot,
@@ -162,7 +173,9 @@ def execute_run(
     )
     records = result.records.at(0)
     summary = summarise_run(run, result)
-    write_records_csv(folder.file("records.csv"), _chunks(records), run.fleet.names, config.latency_limit_s)
+    rtt_s = run.fleet.profile.network_rtt_s
+    limits = config.service_limits
+    write_records_csv(folder.file("records.csv"), _chunks(records), run.fleet.names, limits, rtt_s)
     if plot:
         for name, figure in _figures(run, result):
             plot_style.save_figure(figure, folder.file(f"plots/{name}.png"))
@@ -172,7 +185,7 @@ def execute_run(
 
 def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
     """Return the configuration of a run, its metrics by name, and what each expert did."""
-    figures = summarise(result.records, result.totals, run.fleet.profile, run.config.latency_limit_s)
+    figures = summarise(result.records, result.totals, run.fleet.profile, run.config.service_limits)
     counts = {name for name, metric in METRICS.items() if metric.unit == "requests"}
     metrics = {
         name: int(values[0]) if name in counts else float(values[0]) for name, values in figures.items()
@@ -194,7 +207,8 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
                 "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
             }
         )
-    return {**dataclasses.asdict(run.config), **metrics, "makespan_s": makespan_s, "experts": experts}
+    config = dataclasses.asdict(run.config) | limit_record(run.config.service_limits)
+    return {**config, **metrics, "makespan_s": makespan_s, "experts": experts}
 
 
 def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:
@@ -242,7 +256,7 @@ def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, An
         ),
     )
     records = {run.config.policy: result.records.at(0)}
-    yield "latency_cdf", plots.latency_cdf(records, run.config.latency_limit_s)
+    yield "latency_cdf", plots.latency_cdf(records, float(run.config.service_limits.latency_limit_s))
 
 
 def _share(part: float, whole: float) -> float:

@@ -204,6 +204,6 @@ def episode_qos(
 
     (state, _, total), _ = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
     _, drained = pass_time(
-        env.config.serving, params.profile, state.fleet, jnp.float32(jnp.inf), params.latency_limit_s
+        env.config.serving, params.profile, state.fleet, jnp.float32(jnp.inf), params.limits
     )
     return (total + jnp.sum(drained.qos)) / steps

@@ -64,7 +64,7 @@ def action_values(
         if later is not None:
             return total + later(plain.observation(params, reached))
         _, drained = pass_time(
-            plain.config.serving, params.profile, reached.fleet, jnp.float32(jnp.inf), params.latency_limit_s
+            plain.config.serving, params.profile, reached.fleet, jnp.float32(jnp.inf), params.limits
         )
         return total + jnp.sum(drained.qos)
 

@@ -57,10 +57,10 @@ def best_quality(params: None, key: jax.Array, seen: Observation) -> jax.Array:
 
 
 def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax.Array:
-    """Route to the highest predicted quality among those projected to meet L, else to the quickest."""
+    """Route to the highest predicted quality of those projected to keep the limits, else to the quickest."""
     impact = projected_impact(seen, jnp.float32(0.0))
     per_token_s = impact.latency_per_token_s
-    meets = (per_token_s <= seen.latency_limit_s) & seen.available
+    meets = impact.keeps_limits & seen.available
     by_quality = jnp.argmax(jnp.where(meets, seen.predicted_quality, -1.0))
     quickest = jnp.argmin(jnp.where(seen.available, per_token_s, jnp.inf))
     return jnp.where(jnp.any(meets), by_quality, quickest).astype(jnp.int32)

@@ -167,7 +167,7 @@ def _log_slot(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax
     fleet = (_mean(_occupancy(seen), expert_mask) + 0.01) / _TYPICAL_OCCUPANCY
     return {
         "pace": jnp.log(pace_s / jnp.maximum(_mean(pace_s, expert_mask), 1e-9)),
-        "slowness": jnp.log(pace_s / (_TYPICAL_PACE * seen.latency_limit_s)),
+        "slowness": jnp.log(pace_s / (_TYPICAL_PACE * seen.limits.pace_s)),
         "fleet": jnp.log(fleet),
     }
 

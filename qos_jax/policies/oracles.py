@@ -12,8 +12,9 @@ from qos_jax.policies.heuristics import best_of
 from qos_jax.policies.net_gain import latency_margin, net_gain
 from qos_jax.routing.impact import true_impact
 from qos_jax.routing.observation import TrueObservation
-from qos_jax.serving import FleetProfile, cut_at_limit, with_context_limit
+from qos_jax.serving import FleetProfile, ServiceLimits, as_limits, cut_at_limit, with_context_limit
 from qos_jax.serving.latency import alone_s, prefill_s
+from qos_jax.serving.limits import all_kept, limits_kept
 from qos_jax.serving.profile import decode_law
 from qos_jax.serving.scheduler import BY_NAME
 from qos_jax.workload.request_table import RequestTable
@@ -27,19 +28,22 @@ def clairvoyant_greedy(params: GreedyParams, key: jax.Array, truth: TrueObservat
 
 
 def upper_bound(
-    profile: FleetProfile, table: RequestTable, latency_limit_s: jax.Array, scheduler: str = "prefill_first"
+    profile: FleetProfile,
+    table: RequestTable,
+    limits: ServiceLimits | jax.Array,
+    scheduler: str = "prefill_first",
 ) -> jax.Array:
     """Return the best QoS an empty fleet could give each request, [M] float32: no policy can exceed it.
 
     An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations. A
-    request that no expert can hold, or answer within L, counts 0. Other requests only slow it, with one
-    exception: where prompts come in chunks, a decoding request that shares its iteration with a prompt is
-    charged the prefill's base instead of the decode's, so there each token takes the cheaper of the two.
+    request that no expert can hold, or answer within every limit, counts 0. Other requests only slow it,
+    with one exception: where prompts come in chunks, a decoding request that shares its iteration with a
+    prompt is charged the prefill's base instead of the decode's, so there each token takes the cheaper one.
 
     Args:
       profile: the fleet, leaves [N].
       table: M requests.
-      latency_limit_s: [] float32, L, seconds per output token.
+      limits: the service levels; an array is L alone, [] float32 seconds per output token.
       scheduler: of every expert, one of ``SCHEDULERS``.
     """
     profile = with_context_limit(scheduler, profile)
@@ -51,12 +55,18 @@ def upper_bound(
         decode_s, _ = decode_law(profile, jnp.ones_like(profile.decode_base_s))
         saved_s = jnp.maximum(decode_s - beside_a_prompt_s, 0.0)
 
+    # A float32 rounding of a sum must not turn a request that just meets a limit away; TPOT is a difference.
+    loose = as_limits(limits)
+    loose = jax.tree.map(lambda limit_s: limit_s * (1.0 + 1e-5), loose)
+    if loose.tpot_limit_s is not None:
+        loose = dataclasses.replace(loose, tpot_limit_s=loose.tpot_limit_s * (1.0 + 1e-4))
+
     def of_one(prompt: jax.Array, output: jax.Array, quality: jax.Array) -> jax.Array:
         prompt_f, output_f = prompt.astype(jnp.float32), output.astype(jnp.float32)
         busy_s = alone_s(profile, prompt_f, output_f)
-        per_token_s = (busy_s - saved_s * (output_f - 1.0) + profile.network_rtt_s) / output_f
-        # A float32 rounding of the sum must not turn a request that just meets L away.
-        quick = per_token_s <= latency_limit_s * (1.0 + 1e-5)
+        latency_s = busy_s - saved_s * (output_f - 1.0) + profile.network_rtt_s
+        ttft_s = prefill_s(profile, prompt_f, jnp.square(prompt_f))
+        quick = all_kept(limits_kept(loose, latency_s, ttft_s, output_f, profile.network_rtt_s))
         return jnp.max(jnp.where(quick & (prompt + output <= profile.request_capacity_tokens), quality, 0.0))
 
     return jax.vmap(of_one)(table.prompt_tokens, table.output_tokens, table.quality)

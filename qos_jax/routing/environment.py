@@ -69,7 +69,7 @@ class RoutingEnvironment:
         - prompt_tokens: [] int32, tokens of the arrived request.
         - predicted_output_tokens: [N] float32, tokens, the median the predictor says for it.
         - predicted_quality: [N] float32 in [0, 1], of its answer.
-        - latency_limit_s: [] float32, seconds per output token.
+        - limits: :class:`ServiceLimits`, leaves [] float32, seconds; None where not set.
         - length_log_std: [N] float32, std of log(true) - log(predicted) output tokens.
         - profile: :class:`FleetProfile`, leaves [N] int32 (requests, tokens) or float32 (seconds, watts).
         - offered_load: [W] float32, recent arrival rate / capacity.
@@ -82,6 +82,7 @@ class RoutingEnvironment:
         - slot_prompt_tokens, slot_generated_tokens, slot_prefill_left_tokens: [N, K] int32, tokens.
         - slot_predicted_output_tokens: [N, K] float32, tokens.
         - slot_predicted_quality: [N, K] float32 in [0, 1].
+        - slot_ttft_s: [N, K] float32, seconds to its first token; -1 = none yet.
     - action: [] int32, 0..N-1 the expert; N drops the request where ``allow_drop``. Other numbers drop too.
     - reward: [] float32, quality (no unit); see ``reward.py``. By default the QoS of the requests completed
       since the last decision.
@@ -142,7 +143,7 @@ class RoutingEnvironment:
             state.step,
             action,
             gap_s,
-            params.latency_limit_s,
+            params.limits,
         )
         reached = EnvState(
             fleet=fleet,

@@ -12,16 +12,17 @@ from qos_jax.routing.faults import Faults, FaultState
 from qos_jax.routing.fleet_state import FleetState, Outcome, Passed, Request, Routed
 from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation
 from qos_jax.routing.params import EnvParams, Episode
-from qos_jax.serving import DecodeKnot, FleetProfile, ServingState
+from qos_jax.serving import DecodeKnot, FleetProfile, ServiceLimits, ServingState
 from qos_jax.workload.arrivals import ArrivalProcess, ArrivalState, Recording
 from qos_jax.workload.request_table import RequestTable
 
 _STATES = (EnvState, FleetState, ServingState, Demand, Request, ArrivalState, FaultState)
-_PARAMETERS = (EnvParams, FleetProfile, DecodeKnot, RequestTable, ArrivalProcess, Recording, Episode, Faults)
+_FLEETS = (FleetProfile, DecodeKnot, ServiceLimits, Faults)
+_PARAMETERS = (EnvParams, RequestTable, ArrivalProcess, Recording, Episode)
 _RESULTS = (TimeStep, StepInfo, Routed, Passed, Outcome, Observation, TrueObservation, KnownFleet)
 
 # Static fields are numbers and None, which JSON keeps. Names are stored in files: without the module.
-for _kind in (*_STATES, *_PARAMETERS, *_RESULTS):
+for _kind in (*_STATES, *_FLEETS, *_PARAMETERS, *_RESULTS):
     export.register_pytree_node_serialization(
         _kind,
         serialized_name=f"qos_jax.{_kind.__name__}",

@@ -11,15 +11,18 @@ from flax import struct
 from qos_jax.routing.demand import Demand, after_gap, after_request, no_demand
 from qos_jax.serving import (
     FleetProfile,
+    ServiceLimits,
     ServingConfig,
     ServingState,
     advance,
+    as_limits,
     assign_slot,
     empty_state,
     enqueue,
     evicted_content,
     insert,
 )
+from qos_jax.serving.limits import all_kept, limits_kept
 
 
 @struct.dataclass
@@ -84,7 +87,7 @@ class Passed:
 
     completed: jax.Array  # [N, K] bool, slots whose request completed
     completed_count: jax.Array  # [N] int32
-    within_limit: jax.Array  # [N] int32, of these, latency per token <= L
+    within_limit: jax.Array  # [N] int32, of these, all limits kept
     qos: jax.Array  # [N] float32, sum of their QoS
     busy_s: jax.Array  # [N] float32, seconds
     kv_token_s: jax.Array  # [N] float32, tokens x seconds
@@ -157,23 +160,29 @@ def pass_time(
     profile: FleetProfile,
     state: FleetState,
     gap_s: jax.Array,
-    latency_limit_s: jax.Array,
+    limits: ServiceLimits | jax.Array,
 ) -> tuple[FleetState, Passed]:
-    """Let ``gap_s`` seconds pass (``inf`` drains) and score what completed against the limit L.
+    """Let ``gap_s`` seconds pass (``inf`` drains) and score what completed against the limits.
 
     Args:
       config: static sizes and the scheduler.
       profile: the fleet, leaves [N].
       state: the edge now.
       gap_s: [] float32, seconds.
-      latency_limit_s: [] float32, L, seconds per output token.
+      limits: the service levels; an array is L alone, [] float32 seconds per output token.
 
     Returns:
       The edge ``gap_s`` later, and the events and totals of the time that passed.
     """
     serving, progress = advance(config, profile, state.serving, gap_s)
-    per_token_s = serving.latency_s / state.output_tokens.astype(jnp.float32)
-    good = progress.completed & (per_token_s <= latency_limit_s)
+    kept = limits_kept(
+        as_limits(limits),
+        serving.latency_s,
+        serving.ttft_s,
+        state.output_tokens.astype(jnp.float32),
+        profile.network_rtt_s[:, None],
+    )
+    good = progress.completed & all_kept(kept)
     reached = dataclasses.replace(state, serving=serving, demand=after_gap(state.demand, gap_s))
     return reached, Passed(
         completed=progress.completed,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pass_time, route
 from qos_jax.routing.whole_batch import max_over_batch
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig
 
 Tree = TypeVar("Tree")
 
@@ -30,7 +30,7 @@ def step_fleet(
     request_id: jax.Array,
     action: jax.Array,
     gap_s: jax.Array,
-    latency_limit_s: jax.Array,
+    limits: ServiceLimits,
 ) -> tuple[FleetState, Routed, Passed]:
     """Route a request, then let time pass to the next: :func:`route` and :func:`pass_time`, to the bit.
 
@@ -47,7 +47,7 @@ def step_fleet(
       request_id: [] int32, counts up with arrivals.
       action: [] int32, the expert; anything but 0..N-1 drops the request.
       gap_s: [] float32, seconds to the next arrival; ``inf`` drains.
-      latency_limit_s: [] float32, L, seconds per output token.
+      limits: what a completed request must keep to count.
 
     Returns:
       The edge at the next arrival, the result of the decision, and the totals of the time that passed.
@@ -55,13 +55,13 @@ def step_fleet(
 
     def stepped(state: FleetState) -> tuple[FleetState, Routed, Passed]:
         routed_state, routed = route(profile, state, request, request_id, action)
-        reached, passed = pass_time(config, profile, routed_state, gap_s, latency_limit_s)
+        reached, passed = pass_time(config, profile, routed_state, gap_s, limits)
         return reached, routed, passed
 
     widths = step_widths(config.slots)
     if len(widths) == 1:
         return stepped(state)
-    given = (profile, request, request_id, action, gap_s, latency_limit_s)
+    given = (profile, request, request_id, action, gap_s, limits)
     # One more, free for the newcomer at any expert.
     needed = max_over_batch(jnp.minimum(occupied_slots(state) + 1, config.slots))
     shapes = jax.eval_shape(stepped, state)

@@ -11,9 +11,10 @@ from qos_jax.routing.observation import Observation, relative_length
 from qos_jax.routing.outlook import left_given_survival
 from qos_jax.serving.profile import decode_law
 
-# What each column holds. l1p(x) = log(1 + x); L the latency limit; p the prompt and d[n] the predicted
-# output tokens of the arrived request. Every quantity is a pure number: tokens over tokens, seconds over
-# seconds; only where a token count itself matters is it l1p(tokens) / 8, which is 1 at 3,000 tokens.
+# What each column holds. l1p(x) = log(1 + x); L the latency limit, or where it is infinite the pace that
+# other limits allow; p the prompt and d[n] the predicted output tokens of the arrived request. Every quantity
+# is a pure number: tokens over tokens, seconds over seconds; only where a token count itself matters is it
+# l1p(tokens) / 8, which is 1 at 3,000 tokens.
 ARRIVED_FEATURES = (
     "prompt",  # l1p(p) / 8
     "mean_output",  # l1p(mean of d over the experts) / 8
@@ -55,9 +56,9 @@ PAIR_FEATURES = (
     "quality",  # predicted quality
     "output",  # l1p(d) / 8
     "length",  # log(d / mean of d over recent arrivals), clipped to [-3, 3]; 0 before any arrived
-    "own_chance",  # chance to meet L, projected
+    "own_chance",  # chance to keep the limits, projected
     "own_qos",  # predicted quality x that chance
-    "pushed",  # l1p(expected number of requests pushed past L)
+    "pushed",  # l1p(expected number of requests pushed past a limit)
     "penalty",  # l1p(expected QoS those lose)
     "net",  # own_qos - expected QoS those lose, clipped to [-4, 4]
     "latency",  # log(projected latency per token / L), clipped to [-4, 4]
@@ -146,7 +147,7 @@ def _arrived_features(seen: Observation, exists: jax.Array, live: jax.Array) -> 
 
 def _expert_features(seen: Observation, running: jax.Array, waiting: jax.Array, left: jax.Array) -> jax.Array:
     profile = seen.profile
-    limit_s = seen.latency_limit_s
+    limit_s = seen.limits.pace_s
     prompt = seen.prompt_tokens.astype(jnp.float32)
     output = jnp.maximum(seen.predicted_output_tokens, 1.0)
     capacity = profile.kv_capacity_tokens.astype(jnp.float32)
@@ -190,8 +191,8 @@ def _expert_features(seen: Observation, running: jax.Array, waiting: jax.Array, 
 
 
 def _slot_features(seen: Observation, generated: jax.Array, left: jax.Array) -> jax.Array:
-    budget_s = seen.latency_limit_s * (generated + left)
-    slack = (budget_s - seen.age_s) / (seen.latency_limit_s * left)
+    budget_s = seen.limits.pace_s * (generated + left)
+    slack = (budget_s - seen.age_s) / (seen.limits.pace_s * left)
     prompt = seen.slot_prompt_tokens.astype(jnp.float32)
     capacity = seen.profile.kv_capacity_tokens.astype(jnp.float32)
     columns = {
@@ -199,7 +200,7 @@ def _slot_features(seen: Observation, generated: jax.Array, left: jax.Array) -> 
         "done": generated / (generated + left),
         "spent": jnp.log1p(seen.age_s / budget_s),
         "slack": slack / (1.0 + jnp.abs(slack)),
-        "age": jnp.log1p(seen.age_s / seen.latency_limit_s) / 8.0,
+        "age": jnp.log1p(seen.age_s / seen.limits.pace_s) / 8.0,
         "prompt": _tokens(prompt),
         "kv_share": (prompt + generated) / capacity[:, None],
         "prefill_left": seen.slot_prefill_left_tokens.astype(jnp.float32) / jnp.maximum(prompt, 1.0),
@@ -209,7 +210,7 @@ def _slot_features(seen: Observation, generated: jax.Array, left: jax.Array) -> 
 
 
 def _pair_features(seen: Observation, impact: Impact) -> jax.Array:
-    ratio = jnp.maximum(impact.latency_per_token_s, 1e-9) / seen.latency_limit_s
+    ratio = jnp.maximum(impact.latency_per_token_s, 1e-9) / seen.limits.pace_s
     columns = {
         "quality": seen.predicted_quality,
         "output": _tokens(seen.predicted_output_tokens),

@@ -23,6 +23,10 @@ def make(
     load: float | None = None,
     arrival_rate: float | None = None,
     latency_limit_s: float | None = None,
+    ttft_limit_s: float | None = None,
+    tpot_limit_s: float | None = None,
+    e2e_limit_s: float | None = None,
+    limits: str | None = None,
     scheduler: str = "prefill_first",
     reward: str = "qos",
     max_steps: int = 1000,
@@ -36,7 +40,11 @@ def make(
       fleet: name of a shipped fleet, or the path of a fleet CSV.
       load: arrival rate as a share of the fleet's capacity; 0.75 if no ``arrival_rate`` is given.
       arrival_rate: requests per second, in place of ``load``.
-      latency_limit_s: L, seconds per output token; None = the shipped fleet's.
+      latency_limit_s: L, seconds per output token; None = the preset's, or else the shipped fleet's.
+      ttft_limit_s: seconds to the first token, at the server; None = the preset's, or else no limit.
+      tpot_limit_s: seconds per output token after the first, at the server; likewise.
+      e2e_limit_s: seconds to the last token, network included; likewise.
+      limits: name in ``workload.limit_presets.LIMIT_PRESETS`` of the limits that are not given.
       scheduler: of every expert, one of ``serving.SCHEDULERS``.
       reward: one of ``REWARDS``, see ``reward.py``.
       max_steps: decisions until the time limit.
@@ -55,7 +63,16 @@ def make(
     for field, (value, interval) in checked.items():
         if value is not None and value not in interval:
             raise input_error(f"{value!r} is out of range", field=field, remedy=f"give {interval}")
-    setting = open_setting(fleet, scheduler=scheduler, latency_limit_s=latency_limit_s, seed=seed)
+    setting = open_setting(
+        fleet,
+        scheduler=scheduler,
+        latency_limit_s=latency_limit_s,
+        ttft_limit_s=ttft_limit_s,
+        tpot_limit_s=tpot_limit_s,
+        e2e_limit_s=e2e_limit_s,
+        limits=limits,
+        seed=seed,
+    )
     draw = jax.jit(draw_table, static_argnums=(2, 3))
     table = draw(jax.random.key(seed), setting.figures, None, num_requests)
     if arrival_rate is None:
@@ -65,7 +82,7 @@ def make(
     params = make_params(
         setting.fleet.profile,
         table,
-        setting.latency_limit_s,
+        setting.limits,
         jnp.asarray(known_length_log_std(setting.figures, runs)),
         process=poisson(arrival_rate),
     )

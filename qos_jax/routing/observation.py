@@ -8,7 +8,7 @@ from flax import struct
 
 from qos_jax.routing.demand import mean_output_tokens, mean_quality, offered_load
 from qos_jax.routing.fleet_state import FleetState, Request
-from qos_jax.serving import FleetProfile
+from qos_jax.serving import FleetProfile, ServiceLimits
 
 
 @struct.dataclass
@@ -16,7 +16,7 @@ class KnownFleet:
     """What is known of a fleet of N experts beforehand, the same at every decision."""
 
     profile: FleetProfile  # leaves [N]
-    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    limits: ServiceLimits  # leaves [] float32, seconds
     length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
 
 
@@ -31,7 +31,7 @@ class Observation:
     prompt_tokens: jax.Array  # [] int32, of the arrived request
     predicted_output_tokens: jax.Array  # [N] float32, the predictor's median
     predicted_quality: jax.Array  # [N] float32 in [0, 1]
-    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    limits: ServiceLimits  # leaves [] float32, seconds
     length_log_std: jax.Array  # [N] float32, std of log(true) - log(predicted) output tokens
     profile: FleetProfile  # leaves [N]
     offered_load: jax.Array  # [W] float32, recent arrival rate / capacity, by the windows of demand.py
@@ -47,6 +47,12 @@ class Observation:
     slot_prefill_left_tokens: jax.Array  # [N, K] int32, of a partly prefilled prompt
     slot_predicted_output_tokens: jax.Array  # [N, K] float32
     slot_predicted_quality: jax.Array  # [N, K] float32
+    slot_ttft_s: jax.Array  # [N, K] float32, seconds from arrival to first token; -1 = none yet
+
+    @property
+    def latency_limit_s(self) -> jax.Array:
+        """[] float32, L, seconds per output token."""
+        return self.limits.latency_limit_s
 
     @property
     def num_experts(self) -> int:
@@ -74,7 +80,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
     """Return what the router sees of ``state`` when ``request`` arrives as number ``step``.
 
     Args:
-      known: profile, latency limit and length error of the fleet.
+      known: profile, limits and length error of the fleet.
       state: the fleet at the instant of arrival.
       request: the arrived request.
       step: [] int32, requests that arrived before.
@@ -86,7 +92,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
         prompt_tokens=request.prompt_tokens,
         predicted_output_tokens=request.predicted_output_tokens,
         predicted_quality=request.predicted_quality,
-        latency_limit_s=known.latency_limit_s,
+        limits=known.limits,
         length_log_std=known.length_log_std,
         profile=profile,
         offered_load=offered_load(profile, state.demand, known.length_log_std),
@@ -102,6 +108,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
         slot_prefill_left_tokens=serving.prefill_left_tokens,
         slot_predicted_output_tokens=state.predicted_output_tokens,
         slot_predicted_quality=state.predicted_quality,
+        slot_ttft_s=jnp.where(serving.live, serving.ttft_s, -1.0),
     )
 
 

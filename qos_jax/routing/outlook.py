@@ -24,6 +24,7 @@ class Outlook:
     prefill_left_tokens: jax.Array  # [N, K] float32, of a partly prefilled prompt
     left_tokens: jax.Array  # [N, K] float32, output tokens still to come
     output_tokens: jax.Array  # [N, K] float32, generated + left
+    ttft_s: jax.Array  # [N, K] float32, seconds to its first token; -1 = none yet
     new_prompt_tokens: jax.Array  # [] float32
     new_output_tokens: jax.Array  # [N] float32
 
@@ -85,6 +86,7 @@ def _outlook(seen: Observation, left: jax.Array, new_output: jax.Array) -> Outlo
         prefill_left_tokens=seen.slot_prefill_left_tokens.astype(jnp.float32),
         left_tokens=left,
         output_tokens=generated + left,
+        ttft_s=seen.slot_ttft_s,
         new_prompt_tokens=seen.prompt_tokens.astype(jnp.float32),
         new_output_tokens=new_output,
     )

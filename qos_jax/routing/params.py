@@ -12,7 +12,7 @@ from flax import struct
 from qos_jax.routing.believed_quality import expected_quality, quality_fit
 from qos_jax.routing.fleet_state import Request
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.serving import FleetProfile, ServingConfig
+from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, as_limits
 from qos_jax.workload.arrivals import ArrivalProcess
 from qos_jax.workload.request_table import RequestTable
 
@@ -62,7 +62,7 @@ class EnvParams:
 
     profile: FleetProfile  # leaves [N]
     table: RequestTable  # leaves [M] and [M, N], what requests are about
-    latency_limit_s: jax.Array  # [] float32, L, seconds per output token
+    limits: ServiceLimits  # leaves [] float32, seconds
     length_log_std: jax.Array  # [N] float32, known std of log(true) - log(predicted) output tokens
     impact_weight: jax.Array  # [] float32, weight of the paper's impact penalty
     discount: jax.Array  # [] float32, gamma of the potential-based reward
@@ -74,13 +74,18 @@ class EnvParams:
     @property
     def known(self) -> KnownFleet:
         """What a router knows of the fleet beforehand."""
-        return KnownFleet(self.profile, self.latency_limit_s, self.length_log_std)
+        return KnownFleet(self.profile, self.limits, self.length_log_std)
+
+    @property
+    def latency_limit_s(self) -> jax.Array:
+        """[] float32, L, seconds per output token."""
+        return self.limits.latency_limit_s
 
 
 def make_params(
     profile: FleetProfile,
     table: RequestTable,
-    latency_limit_s: float | jax.Array,
+    latency_limit_s: float | jax.Array | ServiceLimits,
     length_log_std: jax.Array,
     *,
     process: ArrivalProcess | None = None,
@@ -89,6 +94,16 @@ def make_params(
     discount: float | jax.Array = 0.99,
 ) -> EnvParams:
     """Return :class:`EnvParams` on device, numbers as float32.
+
+    Args:
+      profile: the fleet, leaves [N].
+      table: what requests are about, leaves [M] and [M, N].
+      latency_limit_s: L, seconds per output token, or all limits as :class:`ServiceLimits`.
+      length_log_std: [N] known std of log(true) - log(predicted) output tokens.
+      process: draws arrivals without end.
+      episode: arrivals to replay.
+      impact_weight: weight of the paper's impact penalty.
+      discount: gamma of the potential-based reward.
 
     Raises:
       ValueError: neither or both of ``process`` and ``episode``, or a table for another number of experts.
@@ -101,7 +116,7 @@ def make_params(
     return EnvParams(
         profile=jax.tree.map(_as_32_bits, profile),
         table=jax.tree.map(_as_32_bits, table),
-        latency_limit_s=jnp.asarray(latency_limit_s, jnp.float32),
+        limits=jax.tree.map(_as_32_bits, as_limits(latency_limit_s)),
         length_log_std=jnp.asarray(length_log_std, jnp.float32),
         impact_weight=jnp.asarray(impact_weight, jnp.float32),
         discount=jnp.asarray(discount, jnp.float32),

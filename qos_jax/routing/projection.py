@@ -23,6 +23,11 @@ class Projection:
     decode_s: jax.Array  # [N, K] float32, seconds of `latency_s` that scale with the tokens left
     new_latency_s: jax.Array  # [N] float32, seconds, of the newcomer at each expert
     new_decode_s: jax.Array  # [N] float32, seconds of it that scale with its own length
+    # Times to first token at the server, where asked for; who has its first token keeps the time it took.
+    ttft_s: jax.Array | None = None  # [N, K] float32, seconds, without the newcomer
+    delayed_ttft_s: jax.Array | None = None  # [N, K] float32, seconds, with the newcomer at that expert
+    to_first_s: jax.Array | None = None  # [N, K] float32, seconds of `ttft_s` still to come
+    new_ttft_s: jax.Array | None = None  # [N] float32, seconds, of the newcomer at each expert
 
 
 class _Admission(NamedTuple):
@@ -46,13 +51,17 @@ class _Schedule(NamedTuple):
     new_queued_s: jax.Array  # [N] float32 seconds, prefill of the newcomer in an iteration of its own
 
 
-def project(outlook: Outlook) -> Projection:
+def project(outlook: Outlook, first_tokens: bool = False) -> Projection:
     """Project completions by the closed form over a whole queue at once (see README.md, rule 11).
 
     Waiting requests that fit at the next boundary are prefilled in one iteration; each of the others
     enters the batch when the next request of it ends, FIFO. This is exact while all fit in the batch
     (``prefill_first``). Where requests wait for room it is an estimate: KV growth, preemption and the
     token budget are left out, and batching is by iterations.
+
+    Args:
+      outlook: the queues, and the lengths to project by.
+      first_tokens: whether to project times to first token too.
     """
     admission = _admission(outlook)
     schedule = _waiting(outlook, admission)
@@ -64,6 +73,7 @@ def project(outlook: Outlook) -> Projection:
         decode_s=decode_s,
         new_latency_s=new_latency_s,
         new_decode_s=new_decode_s,
+        **(_first_tokens(outlook, admission, schedule) if first_tokens else {}),
     )
 
 
@@ -172,6 +182,62 @@ def _newcomer(
     joins_s = jnp.where(admission.new_joins[:, None], schedule.new_joins_s[:, None], queued_s)
     delay_s = _presence_s(column, overlap, context) + joins_s
     return latency_s, decode_s + own_s, jnp.where(_leaves(outlook), 0.0, delay_s)
+
+
+def _first_tokens(outlook: Outlook, admission: _Admission, schedule: _Schedule) -> dict[str, jax.Array]:
+    """Return the times to first token of a :class:`Projection`.
+
+    The newcomer is the last in order, so it delays the first tokens of those alone whose prefill it shares.
+    """
+    profile, joins = outlook.profile, admission.joins
+    column = _column(profile)
+    partial_s = profile.prefill_per_token_s * jnp.sum(
+        jnp.where(outlook.running, outlook.prefill_left_tokens, 0.0), axis=-1
+    )
+    joins_s = schedule.committed_s[:, None]
+    queued_s = joins_s + column.decode_base_s * schedule.start + _wait_s(outlook, admission, schedule)
+    partial_s = (outlook.lead_s + partial_s)[:, None]
+    to_come_s = jnp.where(admission.queued, queued_s, jnp.where(joins, joins_s, partial_s))
+    known = outlook.ttft_s >= 0.0
+    ttft_s = jnp.where(known, outlook.ttft_s, outlook.age_s + to_come_s)
+    shared = ~known & joins & admission.new_joins[:, None]
+
+    new_start = schedule.new_start[:, None]
+    present = jnp.where(outlook.live, jnp.clip(new_start - schedule.start, 0.0, schedule.needs), 0.0)
+    shared_s = jnp.sum(_presence_s(column, present, _decode_context(outlook)), axis=-1)
+    held_up_s = jnp.sum(jnp.where(admission.queued, schedule.alone_s, 0.0), axis=-1)
+    entry_s = jnp.where(admission.new_joins, schedule.new_joins_s, schedule.new_queued_s)
+    new_ttft_s = schedule.committed_s + profile.decode_base_s * schedule.new_start + shared_s + held_up_s
+    return {
+        "ttft_s": ttft_s,
+        "delayed_ttft_s": ttft_s + jnp.where(shared, schedule.new_joins_s[:, None], 0.0),
+        "to_first_s": jnp.where(known, 0.0, to_come_s),
+        "new_ttft_s": new_ttft_s + entry_s,
+    }
+
+
+@whole_batch
+def _wait_s(outlook: Outlook, admission: _Admission, schedule: _Schedule) -> jax.Array:
+    """Return what others and its own prefill add to the wait of each queued request, [N, K] seconds.
+
+    Summed one after another as in :func:`_company`, and not at all where nobody is queued. All arguments may
+    have further leading axes.
+    """
+    column, live, queued = _column(outlook.profile), outlook.live, admission.queued
+    start, context = schedule.start, _decode_context(outlook)
+    slots = live.shape[-1]
+    slot = jnp.arange(slots, dtype=jnp.int32).reshape((1,) * (live.ndim - 1) + (-1,))
+
+    def body(j: jax.Array, sum_s: jax.Array) -> jax.Array:
+        def of(leaf: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(leaf, j, 1, axis=-1)
+
+        present = jnp.where(of(live), jnp.clip(start - of(start), 0.0, of(schedule.needs)), 0.0)
+        prefill_s = jnp.where(of(queued) & (j <= slot), of(schedule.alone_s), 0.0)
+        return sum_s + _presence_s(column, present, of(context)) + prefill_s
+
+    first = jnp.where(jnp.any(queued), jnp.min(jnp.where(live, slot, slots)), slots)
+    return jax.lax.fori_loop(first, jnp.int32(slots), body, jnp.zeros_like(start))
 
 
 def _decode_context(outlook: Outlook) -> jax.Array:

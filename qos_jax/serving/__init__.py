@@ -3,6 +3,7 @@
 from qos_jax.serving.advance import Progress, advance
 from qos_jax.serving.arrive import SlotAssignment, assign_slot, enqueue, evicted_content, insert
 from qos_jax.serving.context_limit import cut_at_limit, served_output_tokens, with_context_limit
+from qos_jax.serving.limits import LIMITS, ServiceLimits, as_limits
 from qos_jax.serving.profile import DecodeKnot, FleetProfile, slowed
 from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
 
@@ -12,6 +13,9 @@ __all__ = [
     "FleetProfile",
     "DecodeKnot",
     "slowed",
+    "ServiceLimits",
+    "LIMITS",
+    "as_limits",
     "empty_state",
     "advance",
     "Progress",

@@ -21,8 +21,8 @@ from qos_jax.checks import (
 )
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
-from qos_jax.serving import cut_at_limit
-from qos_jax.simulation.simulate import Runs
+from qos_jax.serving import ServiceLimits, cut_at_limit
+from qos_jax.simulation.simulate import Runs, repeated_limits
 from qos_jax.workload import (
     AddedError,
     ArrivalProcess,
@@ -127,7 +127,7 @@ def build_cases(
     config: CaseConfig,
     fleet: Fleet,
     source: Source,
-    latency_limit_s: float,
+    limits: ServiceLimits | float,
     trace: Trace | None = None,
     *,
     shuffled: bool = False,
@@ -149,7 +149,7 @@ def build_cases(
       config: which cases; ``error_level`` is of figures alone, the error added of any predictions.
       fleet: N experts.
       source: figures or a table of the same N experts.
-      latency_limit_s: L, seconds per output token.
+      limits: the service levels; a number is L alone, seconds per output token.
       trace: for the workload ``trace``.
       shuffled: whether each request gets the predictions of another, drawn anew in every run.
 
@@ -194,7 +194,7 @@ def build_cases(
                 arrival_s = draw_arrivals(workload, rate_per_s, config)
             runs = Runs(
                 profile=fleet.profile,
-                latency_limit_s=np.full(config.seeds, latency_limit_s, np.float32),
+                limits=repeated_limits(limits, config.seeds),
                 length_log_std=np.broadcast_to(length_log_std, (config.seeds, fleet.num_experts)),
                 arrival_s=arrival_s,
                 requests=table,

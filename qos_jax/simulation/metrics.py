@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qos_jax.serving.limits import ServiceLimits, all_kept, as_limits, limits_kept
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.simulation.records import (
     COMPLETED,
@@ -18,6 +19,7 @@ from qos_jax.simulation.records import (
     REJECTED_TOO_LONG,
     RequestRecords,
     RunTotals,
+    network_rtt_of,
 )
 
 
@@ -28,6 +30,15 @@ class Metric(NamedTuple):
     unit: str  # "" where dimensionless
     better: Literal["higher", "lower", "neither"]
     description: str  # the formula, in the words of the project
+
+
+# What each limit is on: the name in ``share_within_NAME``, the words for it, and the limit's name.
+WITHIN = {
+    "latency_per_token": ("latency per token", "latency_limit_s"),
+    "ttft": ("TTFT", "ttft_limit_s"),
+    "tpot": ("TPOT", "tpot_limit_s"),
+    "e2e": ("E2E latency", "e2e_limit_s"),
+}
 
 
 def _latency_metrics() -> dict[str, Metric]:
@@ -58,11 +69,17 @@ METRICS: dict[str, Metric] = {
         "average QoS",
         "",
         "higher",
-        "sum of QoS / arrived; QoS = quality where completed with latency per token <= L, else 0",
+        "sum of QoS / arrived; QoS = quality where completed within every limit that is set, else 0",
     ),
     "share_within_limit": Metric(
-        "share within L", "", "higher", "requests completed with latency per token <= L / arrived"
+        "share within limits", "", "higher", "requests completed within every limit that is set / arrived"
     ),
+    **{
+        f"share_within_{name}": Metric(
+            f"share within {label}", "", "higher", f"requests completed within the limit on {label} / arrived"
+        )
+        for name, (label, _) in WITHIN.items()
+    },
     "mean_quality": Metric("mean quality", "", "higher", "mean true quality of completed requests"),
     **_latency_metrics(),
     "arrived": Metric(
@@ -105,13 +122,13 @@ METRICS: dict[str, Metric] = {
         "sum of QoS / sum over experts of (busy s x busy W + (makespan - busy s) x idle W)",
     ),
     "goodput_per_s": Metric(
-        "goodput", "requests/s", "higher", "requests completed with latency per token <= L / makespan"
+        "goodput", "requests/s", "higher", "requests completed within every limit that is set / makespan"
     ),
 }
 
 
 def summarise(
-    records: RequestRecords, totals: RunTotals, profile: FleetProfile, latency_limit_s: Any
+    records: RequestRecords, totals: RunTotals, profile: FleetProfile, limits: ServiceLimits | Any
 ) -> dict[str, np.ndarray]:
     """Return every metric of ``METRICS`` for each run.
 
@@ -119,18 +136,18 @@ def summarise(
       records: the requests of the runs, [..., T].
       totals: what the experts did in the same runs, [..., N].
       profile: the fleet, leaves [N] (or [..., N], where runs differ in it).
-      latency_limit_s: latency limit L in s/token; a scalar, or [...].
+      limits: the service levels, leaves [] or [...]; a number or an array is L alone, s/token.
 
     Returns:
       For each name in ``METRICS`` an array [...] float64. A figure without a denominator (the mean
       latency where nothing completed, say) is NaN.
     """
-    figures = _figures(np, np.float64, records, totals, profile, latency_limit_s)
+    figures = _figures(np, np.float64, records, totals, profile, limits)
     return {name: np.asarray(figures[name], np.float64) for name in METRICS}
 
 
 def traced_summarise(
-    records: Any, totals: Any, profile: FleetProfile, latency_limit_s: jax.Array
+    records: Any, totals: Any, profile: FleetProfile, limits: ServiceLimits | jax.Array
 ) -> dict[str, jax.Array]:
     """Return the same in float32, for use inside a jitted function.
 
@@ -138,14 +155,14 @@ def traced_summarise(
       records: anything with the fields of :class:`RequestRecords` but ``arrival_s`` and ``prompt_tokens``.
       totals: anything with the fields of :class:`RunTotals`.
       profile: as in :func:`summarise`.
-      latency_limit_s: as in :func:`summarise`.
+      limits: as in :func:`summarise`.
     """
-    figures = _figures(jnp, jnp.float32, records, totals, profile, latency_limit_s)
+    figures = _figures(jnp, jnp.float32, records, totals, profile, limits)
     return {name: jnp.asarray(figures[name], jnp.float32) for name in METRICS}
 
 
 def _figures(
-    xp: ModuleType, dtype: Any, records: Any, totals: Any, profile: FleetProfile, latency_limit_s: Any
+    xp: ModuleType, dtype: Any, records: Any, totals: Any, profile: FleetProfile, limits: Any
 ) -> dict[str, Any]:
     """Work out every metric with NumPy or jax.numpy, in arithmetic of ``dtype``."""
     done = records.status == COMPLETED
@@ -159,7 +176,16 @@ def _figures(
     arrived = xp.full(done.shape[:-1], done.shape[-1])
     output_tokens = xp.maximum(records.output_tokens, 1).astype(dtype)
     per_token_s = records.latency_s.astype(dtype) / output_tokens
-    in_limit = done & (per_token_s <= xp.asarray(latency_limit_s, dtype)[..., None])
+    rtt_s = xp.asarray(profile.network_rtt_s, dtype)
+    kept = limits_kept(
+        jax.tree.map(lambda limit_s: xp.asarray(limit_s, dtype)[..., None], as_limits(limits)),
+        records.latency_s.astype(dtype),
+        records.ttft_s.astype(dtype),
+        output_tokens,
+        network_rtt_of(xp, rtt_s, records.expert),
+        xp,
+    )
+    in_limit = done & all_kept(kept)
     qos_sum = _sum_where(xp, dtype, records.quality, in_limit)
     within = in_limit.sum(-1)
 
@@ -173,10 +199,13 @@ def _figures(
         mean = ratio(_sum_where(xp, dtype, values, counted), count)
         return {f"{name}_mean_s": mean} | _percentiles(xp, dtype, name, values, counted)
 
-    rtt_s = xp.asarray(profile.network_rtt_s, dtype)
     figures = {
         "average_qos": ratio(qos_sum, arrived),
         "share_within_limit": ratio(within, arrived),
+        **{
+            f"share_within_{name}": ratio((done & kept.get(limit, True)).sum(-1), arrived)
+            for name, (_, limit) in WITHIN.items()
+        },
         "mean_quality": ratio(_sum_where(xp, dtype, records.quality, done), counts["completed"]),
         **distribution("latency_per_token", per_token_s, done),
         **distribution("ttft", records.ttft_s, done),
@@ -203,9 +232,7 @@ def _figures(
 
 def _tpot(xp: ModuleType, dtype: Any, records: Any, network_rtt_s: Any) -> tuple[Any, Any]:
     """Return TPOT [..., T] in s/token and where it is defined: completed with more than one output token."""
-    expert = xp.maximum(records.expert, 0)
-    shape = (*expert.shape[:-1], network_rtt_s.shape[-1])
-    rtt_s = xp.take_along_axis(xp.broadcast_to(network_rtt_s, shape), expert, axis=-1)
+    rtt_s = network_rtt_of(xp, network_rtt_s, records.expert)
     decode_s = records.latency_s.astype(dtype) - rtt_s - records.ttft_s.astype(dtype)
     counted = (records.status == COMPLETED) & (records.output_tokens > 1)
     return decode_s / xp.maximum(records.output_tokens - 1, 1).astype(dtype), counted

@@ -19,6 +19,7 @@ from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
+from qos_jax.workload.setting import limit_record
 
 UPPER_BOUND = "upper_bound"
 
@@ -145,7 +146,7 @@ def _run_policy(
         # crowded case does not hold up the others.
         block = -(-seeds // -(-seeds // cpu_block_runs(config))) if jax.default_backend() == "cpu" else None
         done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
-        metrics = summarise(done.records, done.totals, runs.profile, runs.latency_limit_s)
+        metrics = summarise(done.records, done.totals, runs.profile, runs.limits)
         for place, index in enumerate(group):
             case, part = cases[index], slice(place * seeds, (place + 1) * seeds)
             results[index] = _result(policy.name, case, {k: v[part] for k, v in metrics.items()})
@@ -170,7 +171,7 @@ def _result(policy: str, case: Case, metrics: dict[str, np.ndarray]) -> PolicyRe
         policy=policy,
         workload=case.workload,
         arrival_rate_per_s=case.arrival_rate_per_s,
-        latency_limit_s=float(case.runs.latency_limit_s[0]),
+        **{name: float(limit_s[0]) for name, limit_s in limit_record(case.runs.limits).items()},
         metrics=metrics,
     )
 
@@ -180,7 +181,7 @@ _upper_bounds = jax.jit(jax.vmap(upper_bound, in_axes=(None, 0, 0, None)), stati
 
 def _bound(case: Case, scheduler: str) -> PolicyResult:
     runs = case.runs
-    qos = _upper_bounds(runs.profile, runs.requests, runs.latency_limit_s, scheduler)
+    qos = _upper_bounds(runs.profile, runs.requests, runs.limits, scheduler)
     metrics = {name: np.full(runs.shape[0], np.nan) for name in METRICS}
     metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
     metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))
@@ -196,3 +197,6 @@ class PolicyResult:
     arrival_rate_per_s: float  # mean arrival rate of the whole fleet, requests / s
     latency_limit_s: float  # latency limit L, s/token
     metrics: dict[str, np.ndarray]  # name in METRICS -> [S], by seed; the same seeds for all policies
+    ttft_limit_s: float | None = None  # seconds, as the two below; None = not set
+    tpot_limit_s: float | None = None
+    e2e_limit_s: float | None = None

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from flax import struct
 
 from qos_jax.files import atomic_write
 from qos_jax.routing.fleet_state import Outcome
+from qos_jax.serving.limits import ServiceLimits, all_kept, as_limits, limits_kept
 from qos_jax.workload.request_table import RequestTable
 
 COMPLETED, REJECTED, DROPPED, REJECTED_TOO_LONG, FAILED = 0, 1, 2, 3, 4
@@ -39,6 +41,19 @@ CSV_COLUMNS = (
     "quality",
     "qos",
 )
+
+
+def network_rtt_of(xp: ModuleType, network_rtt_s: Any, expert: Any) -> Any:
+    """Return the network round trip of each request's expert, [..., T] seconds; the first's where dropped.
+
+    Args:
+      xp: ``numpy`` or ``jax.numpy``.
+      network_rtt_s: [..., N] seconds, or [1] where all experts have the same.
+      expert: [..., T] index of the expert, -1 where dropped.
+    """
+    shape = (*expert.shape[:-1], network_rtt_s.shape[-1])
+    index = xp.clip(expert, 0, network_rtt_s.shape[-1] - 1)
+    return xp.take_along_axis(xp.broadcast_to(network_rtt_s, shape), index, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +94,31 @@ class RequestRecords:
         """Return E2E latency / output tokens, [..., T] float64 s/token; NaN where not completed."""
         return self.latency_s.astype(np.float64) / np.maximum(self.output_tokens, 1)
 
-    def within_limit(self, latency_limit_s: Any) -> np.ndarray:
-        """Return which requests completed within the limit, [..., T] bool.
+    def kept(self, limits: ServiceLimits | Any, network_rtt_s: Any = 0.0) -> dict[str, np.ndarray]:
+        """Return which requests completed within each limit that is set, by its name, [..., T] bool.
 
         Args:
-          latency_limit_s: latency limit L in s/token; a scalar, or [...] as the leading axes.
+          limits: the service levels, leaves [] or [...] as the leading axes; a number is L alone, s/token.
+          network_rtt_s: of each expert, [N] seconds, which a limit on TPOT needs.
         """
-        limit = np.asarray(latency_limit_s, np.float64)[..., None]
-        return (self.status == COMPLETED) & (self.latency_per_token_s() <= limit)
+        of_each = network_rtt_of(np, np.atleast_1d(np.asarray(network_rtt_s, np.float64)), self.expert)
+        kept = limits_kept(
+            jax.tree.map(lambda limit_s: np.asarray(limit_s, np.float64)[..., None], as_limits(limits)),
+            self.latency_s.astype(np.float64),
+            self.ttft_s.astype(np.float64),
+            np.maximum(self.output_tokens, 1).astype(np.float64),
+            of_each,
+            np,
+        )
+        return {name: (self.status == COMPLETED) & within for name, within in kept.items()}
 
-    def qos(self, latency_limit_s: Any) -> np.ndarray:
-        """Return each request's QoS, [..., T] float64: its quality if within the limit, else 0."""
-        return np.where(self.within_limit(latency_limit_s), self.quality, 0.0).astype(np.float64)
+    def within_limit(self, limits: ServiceLimits | Any, network_rtt_s: Any = 0.0) -> np.ndarray:
+        """Return which requests completed within every limit that is set, [..., T] bool; see :meth:`kept`."""
+        return np.asarray(all_kept(self.kept(limits, network_rtt_s)))
+
+    def qos(self, limits: ServiceLimits | Any, network_rtt_s: Any = 0.0) -> np.ndarray:
+        """Return each request's QoS, [..., T] float64: its quality if within the limits, else 0."""
+        return np.where(self.within_limit(limits, network_rtt_s), self.quality, 0.0).astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +207,13 @@ def write_records_csv(
     path: str | os.PathLike[str],
     records: RequestRecords | Iterable[RequestRecords],
     expert_names: Sequence[str],
-    latency_limit_s: float,
+    limits: ServiceLimits | float,
+    network_rtt_s: Any = 0.0,
 ) -> int:
-    """Write one run's records, whole or not at all, with exactly the columns ``CSV_COLUMNS``.
+    """Write one run's records, whole or not at all, with the columns ``CSV_COLUMNS``.
+
+    Where another limit than L is set a column ``within_NAME`` follows for each, 1 if the request completed
+    within it, else 0.
 
     The times and the quality of a request that did not complete are empty and its QoS is 0; a dropped
     one has no expert and no output tokens either. ``request_id`` counts rows from 0.
@@ -191,7 +223,8 @@ def write_records_csv(
       records: records of shape [T], or an iterable of such chunks in order (a generator streams them
         with one chunk in memory).
       expert_names: the N experts' names, by index.
-      latency_limit_s: latency limit L, s/token.
+      limits: the service levels of the run; a number is L alone, s/token.
+      network_rtt_s: of each expert, [N] seconds, which a limit on TPOT needs.
 
     Returns:
       The number of rows written.
@@ -202,17 +235,23 @@ def write_records_csv(
     rows = 0
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
+        plain = as_limits(limits).is_plain
+        set_limits = [name for name, limit_s in vars(as_limits(limits)).items() if limit_s is not None]
+        within = [] if plain else [f"within_{name.removesuffix('_limit_s')}" for name in set_limits]
+        writer.writerow([*CSV_COLUMNS, *within])
         for chunk in (records,) if isinstance(records, RequestRecords) else records:
             if chunk.status.ndim != 1:
                 raise ValueError(f"a CSV file holds one run of shape [T], got {chunk.status.shape}")
-            writer.writerows(zip(*_csv_columns(chunk, expert_names, latency_limit_s, rows), strict=True))
+            columns = _csv_columns(chunk, expert_names, chunk.qos(limits, network_rtt_s), rows)
+            if not plain:
+                columns += [kept.astype(int).tolist() for kept in chunk.kept(limits, network_rtt_s).values()]
+            writer.writerows(zip(*columns, strict=True))
             rows += chunk.status.size
     return rows
 
 
 def _csv_columns(
-    chunk: RequestRecords, names: Sequence[str], limit_s: float, first_id: int
+    chunk: RequestRecords, names: Sequence[str], qos: np.ndarray, first_id: int
 ) -> list[Iterable[Any]]:
     """Return the columns in the order of ``CSV_COLUMNS``, as values that ``csv`` writes as they are."""
     done = chunk.status == COMPLETED
@@ -230,7 +269,7 @@ def _csv_columns(
         chunk.preemptions.tolist(),
         _texts(chunk.latency_per_token_s(), done),
         _texts(chunk.quality, done),
-        _texts(chunk.qos(limit_s), np.ones_like(done)),
+        _texts(qos, np.ones_like(done)),
     ]
 
 

@@ -77,7 +77,7 @@ def route_requests(
       policy_function: of (parameters, key, :class:`TrueObservation`), see ``Policy.act_function``.
       keep_snapshots: whether to return the experts' load before each arrival.
       policy_params: of the policy.
-      known: profile, latency limit and length error of N experts.
+      known: profile, limits and length error of N experts.
       seed: [] uint32, of the policy's own randomness; request i draws by key i of the run.
       fleet: the experts right before the first arrival.
       arriving: the requests, and the gaps after them.
@@ -103,7 +103,7 @@ def route_requests(
             arrival.request_id,
             action,
             arrival.gap_after_s,
-            known.latency_limit_s,
+            known.limits,
         )
         status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
         status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)

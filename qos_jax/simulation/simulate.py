@@ -13,7 +13,14 @@ import numpy as np
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.serving import FleetProfile, ServingConfig, cut_at_limit, with_context_limit
+from qos_jax.serving import (
+    FleetProfile,
+    ServiceLimits,
+    ServingConfig,
+    as_limits,
+    cut_at_limit,
+    with_context_limit,
+)
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
@@ -37,7 +44,7 @@ class Runs:
     """
 
     profile: FleetProfile  # leaves [N], the same fleet for all runs
-    latency_limit_s: np.ndarray  # [R] float32, L, seconds per output token
+    limits: ServiceLimits  # leaves [R] float32, seconds
     length_log_std: np.ndarray  # [R, N] float32, known error of predicted lengths
     arrival_s: np.ndarray  # [R, T] float64, never decreasing
     requests: RequestTable  # leaves [R, T] and [R, T, N]
@@ -48,6 +55,11 @@ class Runs:
         """(R, T)."""
         return self.arrival_s.shape[0], self.arrival_s.shape[1]
 
+    @property
+    def latency_limit_s(self) -> np.ndarray:
+        """[R] float32, L, seconds per output token."""
+        return np.asarray(self.limits.latency_limit_s)
+
     def take(self, index: slice | np.ndarray) -> Runs:
         """Return the runs at ``index``, in that order, repeats included."""
         taken: dict[str, Any] = jax.tree.map(lambda leaf: np.asarray(leaf)[index], self.by_run())
@@ -56,6 +68,11 @@ class Runs:
     def by_run(self) -> dict[str, Any]:
         """Return the fields with a leading axis [R]: all but the profile."""
         return {name: value for name, value in vars(self).items() if name != "profile"}
+
+
+def repeated_limits(limits: ServiceLimits | float, runs: int) -> ServiceLimits:
+    """Return limits of one run, or L alone as a number, for each of R runs: leaves [R] float32."""
+    return jax.tree.map(lambda limit_s: np.full(runs, limit_s, np.float32), as_limits(limits))
 
 
 def cpu_block_runs(config: ServingConfig) -> int:
@@ -68,7 +85,7 @@ def cpu_block_runs(config: ServingConfig) -> int:
 
 
 # The axis of runs of what is known of a fleet: the profile is the same for all.
-_KNOWN_BY_RUN: Any = KnownFleet(profile=None, latency_limit_s=0, length_log_std=0)  # type: ignore[arg-type]
+_KNOWN_BY_RUN: Any = KnownFleet(profile=None, limits=0, length_log_std=0)  # type: ignore[arg-type]
 
 
 # Routes a chunk of requests of each run of a block: a leading axis on all but the profile.
@@ -134,7 +151,7 @@ def simulate(
         real = slice(first, min(first + block_runs, num_runs))
         known = KnownFleet(
             profile=profile,
-            latency_limit_s=jnp.asarray(runs.latency_limit_s[lanes], jnp.float32),
+            limits=jax.tree.map(lambda each, at=lanes: jnp.asarray(each[at], jnp.float32), runs.limits),
             length_log_std=jnp.asarray(runs.length_log_std[lanes], jnp.float32),
         )
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)

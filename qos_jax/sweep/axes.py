@@ -11,6 +11,7 @@ import numpy as np
 from qos_jax.checks import NON_NEGATIVE, POSITIVE, Interval
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import NUMBERS
+from qos_jax.serving import LIMITS
 from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS, OPTIONAL
 
 FIELD = "sweep"
@@ -20,7 +21,7 @@ MAX_CELLS = 10_000_000
 
 # Every parameter with one number per cell; those of the fleet's profile come on top.
 SCALARS = {
-    **dict.fromkeys(("load", "arrival_rate", "latency_limit_s", "gap_cv"), POSITIVE),
+    **dict.fromkeys(("load", "arrival_rate", *LIMITS, "gap_cv"), POSITIVE),
     **dict.fromkeys(("burst_factor", "burst_mean_s", "calm_mean_s"), POSITIVE),
     "diurnal_swing": Interval(0.0, 1.0, below=True),
     "error_level": NON_NEGATIVE,

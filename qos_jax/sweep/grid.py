@@ -13,7 +13,7 @@ import numpy as np
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.serving import FleetProfile, ServingConfig, with_context_limit
+from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_context_limit
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.sweep.axes import Axis, multiply_out
 from qos_jax.sweep.lane import CellNumbers, LaneSource
@@ -62,7 +62,7 @@ class Grid:
     fleet: np.ndarray  # [C] int64, index of the cell's fleet
     arrival_rate_per_s: np.ndarray  # [C] float64, as swept, or from the load
     capacity_per_s: np.ndarray  # [C] float64, requests / s, of the cell's fleet on its own requests
-    latency_limit_s: np.ndarray  # [C] float64
+    limits: ServiceLimits  # leaves [C] float64
     groups: tuple[CellGroup, ...]
 
     @property
@@ -108,7 +108,8 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
         groups.append(
             CellGroup(serving, source, cell[order], jax.tree.map(lambda leaf, o=order: leaf[o], numbers))
         )
-    limits_s = np.concatenate([part.numbers.known.latency_limit_s for part in parts])
+    levels = [part.numbers.known.limits for part in parts]
+    limits = jax.tree.map(lambda *leaves: np.concatenate(leaves).astype(np.float64), *levels)
     return Grid(
         fleets=tuple(fleets),
         axes=tuple(axes),
@@ -116,7 +117,7 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
         fleet=np.repeat(np.arange(len(fleets)), count),
         arrival_rate_per_s=np.concatenate([part.rate_per_s for part in parts]),
         capacity_per_s=np.concatenate([part.capacity_per_s for part in parts]),
-        latency_limit_s=limits_s.astype(np.float64),
+        limits=limits,
         groups=tuple(groups),
     )
 
@@ -141,7 +142,7 @@ def _numbers_of(
     count = len(points)
     column = {axis.name: points[:, index] for index, axis in enumerate(axes)}
 
-    def scalar(name: str, default: float) -> Any:
+    def scalar(name: str, default: float | None) -> Any:
         return np.asarray(column.get(name, np.full(count, default)), np.float32)
 
     profile = with_context_limit(scheduler, _profiles(swept, axes, points), np)
@@ -161,12 +162,13 @@ def _numbers_of(
             rate = np.full(count, load_rate_profile(workload).mean_rate_per_s)
         else:
             rate = (DEFAULT_LOAD if load is None else load) * capacity
-    limit_s: Any = column.get("latency_limit_s")
-    if limit_s is None:
-        limit_s = np.full(count, swept.latency_limit_s, np.float64)
+    levels: dict[str, Any] = {
+        name: None if name not in column and default_s is None else scalar(name, default_s)
+        for name, default_s in vars(swept.limits).items()
+    }
     numbers = CellNumbers(
         fleet=scalar("fleet", place).astype(np.int32),
-        known=KnownFleet(profile, limit_s.astype(np.float32), length_log_std),
+        known=KnownFleet(profile, ServiceLimits(**levels), length_log_std),
         arrival_rate_per_s=rate.astype(np.float32),
         **{name: scalar(name, getattr(draws, name)) for name in OF_WORKLOAD},
         error_level=error_level,

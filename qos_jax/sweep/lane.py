@@ -46,7 +46,7 @@ class CellNumbers:
     """Every number of a cell of the grid; a leading axis [C] on the host, none within a run."""
 
     fleet: jax.Array  # [] int32, index of the F fleets of the source
-    known: KnownFleet  # profile, latency limit and length error
+    known: KnownFleet  # profile, limits and length error
     arrival_rate_per_s: jax.Array  # [] float32, requests / s
     gap_cv: jax.Array  # [] float32, of workload "gamma"
     burst_factor: jax.Array  # [] float32, of "mmpp"
@@ -100,7 +100,7 @@ def run_lane(
         kv_token_s=carry.kv_token_s,
         makespan_s=jnp.max(arrival_s + jnp.nan_to_num(records.latency_s)),
     )
-    metrics = traced_summarise(records, totals, cell.known.profile, cell.known.latency_limit_s)
+    metrics = traced_summarise(records, totals, cell.known.profile, cell.known.limits)
     return LaneResult(jnp.stack([metrics[name] for name in METRICS]), unaccounted)
 
 

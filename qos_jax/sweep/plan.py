@@ -26,6 +26,7 @@ from qos_jax.sweep.capacity import Search, parse_search
 from qos_jax.sweep.grid import OF_WORKLOAD, CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
+from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named import RECORDED, SYNTHETIC, TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import open_setting
@@ -58,6 +59,7 @@ class SweepConfig:
     allow_drop: bool = False  # let greedy and learned routers drop requests
     sweep: tuple[str, ...] = option((), help=SWEEP_HELP, repeatable=True)
     workload: str = option("poisson", known=DRAWN)  # how requests arrive
+    limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     table: str | None = None  # request table (.npz) whose rows are the requests, drawn evenly
     table_split: str = option(ALL_ROWS, known=(ALL_ROWS, *SPLITS))  # which rows of the table
     seeds: int = 4  # independent draws of requests and arrivals, the same for every cell and policy
@@ -146,6 +148,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         open_setting(
             name,
             latency_limit_s=limits_s[0] if limits_s else None,
+            limits=config.limits,
             table=config.table,
             table_split=config.table_split,
             seed=config.seed,

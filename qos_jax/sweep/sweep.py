@@ -19,9 +19,9 @@ from qos_jax.sweep.plan import SweepPlan
 from qos_jax.sweep.plots import CAPACITY, sweep_figures
 from qos_jax.sweep.program import ChunkPlan, LaneProgram
 from qos_jax.sweep.results import RESULTS, ResultsFile, SweepTable
+from qos_jax.workload.setting import limit_record
 
 _PLACE = ("cell", "policy", "fleet")
-_AT = ("arrival_rate_per_s", "latency_limit_s", "load")
 
 
 def execute_sweep(
@@ -148,8 +148,9 @@ def _columns(plan: SweepPlan) -> list[str]:
 
 
 def _derived(plan: SweepPlan) -> list[str]:
-    """Return which of the columns ``_AT`` are no axis of their own."""
-    return [name for name in _AT if name not in {axis.name for axis in plan.grid.axes}]
+    """Return the columns of rate, limits that are set, and load, but those that are an axis of their own."""
+    names = ("arrival_rate_per_s", *limit_record(plan.grid.limits), "load")
+    return [name for name in names if name not in {axis.name for axis in plan.grid.axes}]
 
 
 def _rows(
@@ -158,7 +159,7 @@ def _rows(
     grid = plan.grid
     at = {
         "arrival_rate_per_s": rate_per_s,
-        "latency_limit_s": grid.latency_limit_s[cells],
+        **{name: limit_s[cells] for name, limit_s in limit_record(grid.limits).items()},
         "load": rate_per_s / grid.capacity_per_s[cells],
     }
     shown = [at[name].tolist() for name in _derived(plan)]

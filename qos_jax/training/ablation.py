@@ -31,6 +31,7 @@ from qos_jax.training.presets import PRESETS
 from qos_jax.training.run import execute_training, open_training
 from qos_jax.training.train_config import TrainConfig
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
+from qos_jax.workload.setting import limit_settings
 
 COMPARED = "comparison"  # folder of the comparison, beside those of the variants
 FULL = "full"  # the run itself, which the others are variants of
@@ -181,7 +182,7 @@ def run_ablation(
         policies=config.policies,
         baseline=config.baseline,
         scheduler=train.scheduler,
-        latency_limit_s=train.latency_limit_s,
+        **limit_settings(train),
         allow_drop=train.network.allow_drop,
         table=train.table,
         table_split=ALL_ROWS if train.table is None else SPLITS[2],

@@ -81,7 +81,7 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
     same = {name: getattr(config, name) for name in names}
     workloads = config.workloads if setting.trace is None else (*config.workloads, TRACE)
     cases = CaseConfig(workloads=workloads, table_match="even", **same)  # rows matched as in training
-    return build_cases(cases, setting.fleet, plan.held_out, setting.latency_limit_s, setting.trace)
+    return build_cases(cases, setting.fleet, plan.held_out, setting.limits, setting.trace)
 
 
 def judgements(lines: Sequence[Mapping[str, Any]]) -> list[Judgement]:

@@ -23,7 +23,7 @@ from qos_jax.training.scenario import Scenario, recorded_of, sample_params
 from qos_jax.training.train_config import TrainConfig
 from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS, split_rows
-from qos_jax.workload.setting import Setting, open_setting
+from qos_jax.workload.setting import Setting, limit_settings, open_setting
 
 # Of the experts drawn for a fleet without figures: the models must not change with the seed of training, and
 # are those that a comparison draws by default.
@@ -67,7 +67,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
     setting = open_setting(
         config.fleet,
         scheduler=config.scheduler,
-        latency_limit_s=config.latency_limit_s,
+        **limit_settings(config),
         table=config.table,
         table_split=ALL_ROWS if config.table is None else config.table_split,
         trace=config.trace,
@@ -81,7 +81,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
             held_out = split_rows(setting.table, SPLITS[1])
     scenario = Scenario(
         profile=jax.tree.map(jnp.asarray, setting.fleet.profile),
-        latency_limit_s=jnp.float32(setting.latency_limit_s),
+        limits=jax.tree.map(jnp.float32, setting.limits),
         calibration=setting.figures,
         table=None if setting.rows is None else setting.rows.table,
         recorded=None if setting.trace is None else recorded_of(setting.trace),

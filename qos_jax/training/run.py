@@ -24,6 +24,7 @@ from qos_jax.training.hyper import Together
 from qos_jax.training.judge import Judge
 from qos_jax.training.log import TrainingLog
 from qos_jax.training.plan import TrainPlan
+from qos_jax.workload.setting import limit_record
 
 
 def open_training(
@@ -108,7 +109,7 @@ def training_settings(plan: TrainPlan, together: Together | None = None) -> dict
         "train",
         config_dict(loop.checkpoint_config(plan, together)),
         files={"fleet": setting.file, "table": config.table, "trace": config.trace},
-        latency_limit_s=setting.latency_limit_s,
+        **limit_record(setting.limits),
     )
 
 

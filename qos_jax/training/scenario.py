@@ -12,7 +12,7 @@ from flax import struct
 
 from qos_jax import workload
 from qos_jax.routing.params import EnvParams, make_params
-from qos_jax.serving import FleetProfile
+from qos_jax.serving import FleetProfile, ServiceLimits
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.workload.capacity import traced_capacity_per_s
 
@@ -50,7 +50,7 @@ class Scenario:
     """What is randomised: a fleet, its models' figures or a table of real requests, and L."""
 
     profile: FleetProfile  # leaves [N]
-    latency_limit_s: jax.Array  # [] float32, seconds per output token
+    limits: ServiceLimits  # leaves [] float32, seconds
     calibration: workload.SyntheticParams  # figures of N experts, for synthetic requests
     table: workload.RequestTable | None = None  # [M'], real requests: drawn from instead, where given
     recorded: Recorded | None = None  # whose arrivals are replayed, and lengths drawn for synthetic requests
@@ -96,7 +96,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     )
     if replay is not None and scenario.recorded is not None:
         process = workload.with_recording(process, scenario.recorded.gap_s, replay.happens)
-    latency_limit_s = scenario.latency_limit_s * log_uniform(config.limit_scale)
+    latency_limit_s = scenario.limits.latency_limit_s * log_uniform(config.limit_scale)
     length_log_std = workload.measure_length_log_std(scenario.table if scenario.table is not None else table)
     if config.adds_error:
         draw_key, miss_key = jax.random.split(jax.random.fold_in(key, _ADDED_ERROR_DRAW))
@@ -106,7 +106,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     return make_params(
         profile,
         table,
-        latency_limit_s,
+        dataclasses.replace(scenario.limits, latency_limit_s=latency_limit_s),
         length_log_std,
         process=process,
         impact_weight=scenario.impact_weight,

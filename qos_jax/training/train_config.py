@@ -16,6 +16,7 @@ from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.training.scenario_config import ScenarioConfig
+from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 AGENTS = ("ppo", "sac", "none")
@@ -61,7 +62,13 @@ class TrainConfig:
 
     fleet: str = "edge6"  # a fleet CSV, or the name of a shipped one: edge6, paper6
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
-    latency_limit_s: float | None = None  # L, seconds per output token; none = the shipped fleet's
+    latency_limit_s: float | None = (
+        None  # L, s per output token; none = the preset's or fleet's; inf = no limit
+    )
+    ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
+    tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
+    e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
+    limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     table: str | None = None  # request table (.npz) to draw from; none = synthetic requests
     table_split: str = option("train", known=(ALL_ROWS, *SPLITS))  # which rows of the table
     trace: str | None = None  # trace file whose arrivals are trained and judged on, see scenario.replay_share

@@ -1,19 +1,22 @@
-"""Open what a user names: a fleet with its latency limit, a trace, and what requests are drawn from."""
+"""Open what a user names: a fleet with its service levels, a trace, and what requests are drawn from."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from qos_jax.checks import check_one_of
 from qos_jax.errors import InputError, input_error
-from qos_jax.serving import SCHEDULERS, ServingConfig
+from qos_jax.serving import LIMITS, SCHEDULERS, ServiceLimits, ServingConfig
 from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.fleet import Fleet, read_fleet
+from qos_jax.workload.limit_presets import LIMIT_PRESETS
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS, NamedTable, split_rows, table_for_experts
 from qos_jax.workload.profiles import default_latency_limit_s, fleet_path, load_calibration
 from qos_jax.workload.synthetic_params import SyntheticParams, experts_named, sample_experts
@@ -23,18 +26,23 @@ from qos_jax.workload.trace import Trace, read_trace, window
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setting:
-    """A fleet of N experts, its latency limit, and the requests it gets; see :func:`open_setting`."""
+    """A fleet of N experts, its service levels, and the requests it gets; see :func:`open_setting`."""
 
     name: str  # of the fleet, as given
     file: pathlib.Path  # the fleet's CSV file
     fleet: Fleet  # N experts, with the context limits that hold under the scheduler
-    latency_limit_s: float  # L, seconds per output token
+    limits: ServiceLimits  # numbers; None where not set
     serving: ServingConfig  # static sizes and the scheduler
     figures: SyntheticParams  # of synthetic requests, of the same N experts
     figures_are_drawn: bool  # the fleet's models have no figures: those of drawn experts stand in
     table: NamedTable | None  # all rows of the table, of the same N experts
     rows: NamedTable | None  # those of the split alone
     trace: Trace | None  # its window, whose name is the file's path
+
+    @property
+    def latency_limit_s(self) -> float:
+        """L, seconds per output token."""
+        return float(self.limits.latency_limit_s)
 
     @property
     def source(self) -> Source:
@@ -52,6 +60,10 @@ def open_setting(
     *,
     scheduler: str = "prefill_first",
     latency_limit_s: float | None = None,
+    ttft_limit_s: float | None = None,
+    tpot_limit_s: float | None = None,
+    e2e_limit_s: float | None = None,
+    limits: str | None = None,
     table: str | None = None,
     table_split: str = ALL_ROWS,
     trace: str | None = None,
@@ -64,7 +76,11 @@ def open_setting(
     Args:
       fleet: path of a fleet CSV, or the name of a shipped fleet.
       scheduler: of every expert, one of ``serving.SCHEDULERS``.
-      latency_limit_s: L, seconds per output token; None = the shipped fleet's.
+      latency_limit_s: L, seconds per output token; None = the preset's, or else the shipped fleet's.
+      ttft_limit_s: seconds to the first token, at the server; None = the preset's, or else no limit.
+      tpot_limit_s: seconds per output token after the first, at the server; likewise.
+      e2e_limit_s: seconds to the last token, network included; likewise.
+      limits: name in ``LIMIT_PRESETS`` of the limits that are not given.
       table: table file whose rows are the requests, in place of synthetic ones.
       table_split: which of its rows, one of ``SPLITS`` or ``ALL_ROWS``.
       trace: trace file.
@@ -80,7 +96,8 @@ def open_setting(
     if table is None and table_split != ALL_ROWS:
         raise input_error(f"{table_split!r} needs a table", field="table_split", remedy="give --table=FILE")
     file, experts = open_fleet(fleet)
-    limit_s = limit_of(file, latency_limit_s)
+    given = (latency_limit_s, ttft_limit_s, tpot_limit_s, e2e_limit_s)
+    levels = limits_of(file, dict(zip(LIMITS, given, strict=True)), limits)
     arriving = open_trace(trace, trace_start_s, trace_end_s) if trace is not None else None
     whole = open_table(table, experts) if table is not None else None
     figures, drawn = figures_for(experts, seed)
@@ -88,7 +105,7 @@ def open_setting(
         name=fleet,
         file=file,
         fleet=experts.under(scheduler),
-        latency_limit_s=limit_s,
+        limits=levels,
         serving=experts.serving(scheduler),
         figures=figures,
         figures_are_drawn=drawn,
@@ -108,27 +125,57 @@ def open_fleet(name: str) -> tuple[pathlib.Path, Fleet]:
     return file, read_fleet(file)
 
 
-def limit_of(file: pathlib.Path, given_s: float | None) -> float:
-    """Return the latency limit, seconds per output token: the one given, or that of the shipped fleet.
+def limits_of(
+    file: pathlib.Path | None, given: Mapping[str, float | None], preset: str | None = None
+) -> ServiceLimits:
+    """Return the limits given, or else of a preset, or else L of the shipped fleet: numbers or None.
+
+    Args:
+      file: of the fleet; None where L must be given.
+      given: by name in ``LIMITS``; None or absent = not given.
+      preset: name in ``LIMIT_PRESETS``.
 
     Raises:
-      InputError: none is known, or it is not positive and finite in float32.
+      InputError: an unknown preset, no L is known, or a limit is not above 0 in float32.
     """
-    return check_latency_limit(default_latency_limit_s(file) if given_s is None else given_s)
+    levels: dict[str, Any] = dict.fromkeys(LIMITS)
+    if preset is not None:
+        check_one_of("limits", preset, LIMIT_PRESETS)
+        levels |= {"latency_limit_s": math.inf, **LIMIT_PRESETS[preset].limits}
+    levels |= {name: given[name] for name in LIMITS if given.get(name) is not None}
+    if levels["latency_limit_s"] is None and file is not None:
+        levels["latency_limit_s"] = default_latency_limit_s(file)
+    for name, limit_s in levels.items():
+        if limit_s is not None:
+            check_limit(name, limit_s)
+    if levels["latency_limit_s"] is None:
+        remedy = "give --latency_limit_s=S, seconds per output token, inf for none, or --limits=PRESET"
+        raise input_error("is missing", field="latency_limit_s", remedy=remedy)
+    return ServiceLimits(**levels)
 
 
-def check_latency_limit(limit_s: float) -> float:
-    """Return a latency limit, seconds per output token, if it is one in float32, as policies compute.
+def limit_settings(config: Any) -> dict[str, Any]:
+    """Return what a configuration says of limits, by the names that :func:`open_setting` takes."""
+    return {name: getattr(config, name) for name in (*LIMITS, "limits")}
+
+
+def limit_record(limits: ServiceLimits) -> dict[str, Any]:
+    """Return the limits that are set, by name."""
+    return {name: limit_s for name, limit_s in vars(limits).items() if limit_s is not None}
+
+
+def check_limit(name: str, limit_s: float) -> None:
+    """Check a limit, which may be infinite, in float32, as policies compute.
 
     Raises:
-      InputError: it is not positive and finite.
+      InputError: it is not above 0.
     """
     with np.errstate(over="ignore", under="ignore"):
         as_computed_s = float(np.float32(limit_s))
-    if not 0 < as_computed_s < math.inf:
-        remedy = "give seconds per output token, such as 0.05"
-        raise input_error(f"{limit_s} is not a positive, finite time", field="latency_limit_s", remedy=remedy)
-    return limit_s
+    if not as_computed_s > 0:
+        unit = "seconds" if name in ("ttft_limit_s", "e2e_limit_s") else "seconds per output token"
+        remedy = f"give {unit}, such as {2.0 if unit == 'seconds' else 0.05}, or inf for no limit"
+        raise input_error(f"{limit_s} is not a positive, finite time or inf", field=name, remedy=remedy)
 
 
 def open_trace(path: str, start_s: float, end_s: float) -> Trace:

@@ -16,7 +16,7 @@ from qos_jax.benchmark.simulator import (
 from qos_jax.benchmark.work import Work, cut_stretches, draw_work
 from qos_jax.errors import InputError
 from qos_jax.policies import policy
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import ServiceLimits, ServingConfig
 from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.simulation.simulate import simulate
 from qos_jax.workload import fleet_path, load_calibration, read_fleet
@@ -29,7 +29,7 @@ def work():
     config = CaseConfig(workloads=("poisson",), arrival_rates=(30.0,), seeds=2, num_requests=40)
     (case,) = build_cases(config, fleet, load_calibration(), 0.07)
     runs = dataclasses.replace(
-        case.runs, latency_limit_s=np.array([0.03, 0.05], np.float32), seed=np.array([5, 9], np.uint32)
+        case.runs, limits=ServiceLimits(np.array([0.03, 0.05], np.float32)), seed=np.array([5, 9], np.uint32)
     )
     return Work(ServingConfig(fleet.num_experts, fleet.running_slots, fleet.waiting_slots), runs)
 

@@ -9,6 +9,7 @@ from qos_jax.learning.rollout import renew_lanes, rollout, start_lanes
 from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.router_input import router_input
 from qos_jax.routing import make_params
+from qos_jax.serving import ServiceLimits
 from qos_jax.workload import poisson
 from tests.routing.scenes import LENGTH_LOG_STD, environment, episode, process_params, profile, table
 
@@ -22,7 +23,7 @@ TABLE = table(0, REPLAY_LENGTH)
 
 def sample_live(key):
     """Endless arrivals; a latency limit that tells draws apart."""
-    return LIVE.replace(latency_limit_s=jax.random.uniform(key, minval=0.05, maxval=0.07))
+    return LIVE.replace(limits=ServiceLimits(jax.random.uniform(key, minval=0.05, maxval=0.07)))
 
 
 def sample_replay(key):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.routing import Observation
-from qos_jax.serving import FleetProfile
+from qos_jax.serving import FleetProfile, ServiceLimits
 
 RUNNING, WAITING = 3, 2
 SLOTS = RUNNING + WAITING
@@ -51,7 +51,7 @@ def random_seen(seed: int, experts: int = 3) -> Observation:
         prompt_tokens=np.int32(rng.integers(1, 200)),
         predicted_output_tokens=uniform(1.0, 80.0),
         predicted_quality=uniform(0.0, 1.0),
-        latency_limit_s=np.float32(rng.uniform(0.03, 0.08)),
+        limits=ServiceLimits(np.float32(rng.uniform(0.03, 0.08))),
         length_log_std=uniform(0.2, 0.8),
         profile=profile,
         offered_load=rng.uniform(0.2, 1.5, 2).astype(np.float32),
@@ -67,6 +67,7 @@ def random_seen(seed: int, experts: int = 3) -> Observation:
         slot_prefill_left_tokens=np.zeros(slots, np.int32),
         slot_predicted_output_tokens=held(uniform(1.0, 80.0, slots), 1.0).astype(np.float32),
         slot_predicted_quality=held(uniform(0.0, 1.0, slots)).astype(np.float32),
+        slot_ttft_s=np.where(place < running[:, None], 0.1, -1.0).astype(np.float32),
     )
     return jax.tree.map(jnp.asarray, reordered(seen, np.arange(experts) // 2 * 2) if twins else seen)
 
@@ -78,7 +79,7 @@ def random_scenes(count: int, experts: int = 3) -> Observation:
 
 def reordered(tree, rows, axis: int = 0):
     """Take these rows of every leaf that has an axis of experts there."""
-    of_the_request = ("step", "prompt_tokens", "latency_limit_s", "offered_load")
+    of_the_request = ("step", "prompt_tokens", "limits", "offered_load")
     changed = {
         field.name: jax.tree.map(
             lambda leaf: jnp.asarray(np.take(np.asarray(leaf), rows, axis)), getattr(tree, field.name)

@@ -10,6 +10,7 @@ import pytest
 
 from qos_jax.policies import heuristics, policy
 from qos_jax.policies.greedy_params import greedy_params
+from qos_jax.serving import ServiceLimits
 from tests.routing.seen import observation, with_slots
 
 KEYS = jax.random.split(jax.random.key(0), 400)
@@ -99,7 +100,7 @@ def test_quality_within_limit():
     late = dataclasses.replace(seen, lead_s=jnp.array([0.0, 0.1], jnp.float32))
     assert set(choices("quality_within_limit", late)) == {0}
     # None within the limit: the quickest, whatever its quality.
-    hopeless = dataclasses.replace(late, latency_limit_s=jnp.float32(0.01))
+    hopeless = dataclasses.replace(late, limits=ServiceLimits(jnp.float32(0.01)))
     assert set(choices("quality_within_limit", hopeless)) == {0}
     # A full queue is no choice.
     full = dataclasses.replace(seen, available=jnp.array([True, False]))
@@ -109,7 +110,7 @@ def test_quality_within_limit():
 def test_impact_greedy_weighs_quality_against_the_papers_penalty():
     """Qualities 0.5 and 0.9; on expert 1 a request of quality 0.75 is pushed past L, on expert 0 none."""
     seen = observation(age_s=0.5, generated=10, predicted=20.0, quality=0.75)
-    seen = dataclasses.replace(seen, latency_limit_s=jnp.float32(0.0505))
+    seen = dataclasses.replace(seen, limits=ServiceLimits(jnp.float32(0.0505)))
     swapped = with_slots(
         seen,
         **{
@@ -161,11 +162,11 @@ def test_greedy_drops_only_where_allowed_and_nothing_is_gained(name):
     brink = observation(slots=3, age_s=0.5, generated=10, predicted=20.0, quality=1.0)
     brink = dataclasses.replace(
         jax.tree.map(lambda x: jnp.stack([x[0], x[0]]) if x.ndim else x, brink),
-        latency_limit_s=jnp.float32(0.0505),
+        limits=ServiceLimits(jnp.float32(0.0505)),
         predicted_quality=jnp.array([0.01, 0.02], jnp.float32),
     )
     if name == "projected_greedy":  # the projected end, not the present state, must be on the brink
-        brink = dataclasses.replace(brink, latency_limit_s=jnp.float32(0.098))
+        brink = dataclasses.replace(brink, limits=ServiceLimits(jnp.float32(0.098)))
     assert set(choices(name, brink, allow_drop=True)) == {2}
     assert set(choices(name, brink)) <= {0, 1}
     # And never where something is gained.

@@ -17,6 +17,7 @@ from qos_jax.policies.net_gain import (
     net_gain,
     recent_load,
 )
+from qos_jax.serving import ServiceLimits
 from tests.routing.seen import observation, with_slots
 
 KEY = jax.random.key(0)
@@ -33,7 +34,7 @@ def test_the_price_of_a_place_follows_what_comes_for_it_and_how_long_it_is_taken
         slot_prompt_tokens=[[0, 0, 0], [10, 10, 0]],
     )
     taken = dataclasses.replace(
-        taken, predicted_quality=jnp.array([0.5, 0.53], jnp.float32), latency_limit_s=jnp.float32(1.0)
+        taken, predicted_quality=jnp.array([0.5, 0.53], jnp.float32), limits=ServiceLimits(jnp.float32(1.0))
     )
 
     router = jax.jit(load_aware_greedy)
@@ -61,7 +62,7 @@ def test_what_others_lose_counts_by_its_weight_and_the_margin_follows_the_load()
     seen = dataclasses.replace(
         observation(slots=2),
         offered_load=jnp.full((2,), 0.25, jnp.float32),
-        latency_limit_s=jnp.float32(0.098),
+        limits=ServiceLimits(jnp.float32(0.098)),
     )
     plain, heavy = greedy_params(congestion_price=0.0), load_aware_params()
     heavy = dataclasses.replace(heavy, congestion_price=jnp.float32(0.0))
@@ -145,7 +146,7 @@ def test_every_power_multiplies_what_it_is_named_after():
         seen,
         offered_load=jnp.array([0.8, 0.4], jnp.float32),
         mean_output_tokens=jnp.array([4.0, 12.0], jnp.float32),
-        latency_limit_s=jnp.float32(0.098),
+        limits=ServiceLimits(jnp.float32(0.098)),
     )
     profile = seen.profile
     prompt = float(seen.prompt_tokens)
@@ -192,7 +193,7 @@ def test_every_power_multiplies_what_it_is_named_after():
 
 
 def test_the_margin_of_others_is_theirs_alone():
-    seen = dataclasses.replace(observation(slots=2), latency_limit_s=jnp.float32(0.098))
+    seen = dataclasses.replace(observation(slots=2), limits=ServiceLimits(jnp.float32(0.098)))
     plain = greedy_params()
     wide = dataclasses.replace(plain, margin_of_others=jnp.float32(3.0))
     ours, theirs = impact_of_each(plain, seen), impact_of_each(wide, seen)

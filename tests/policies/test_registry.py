@@ -8,6 +8,7 @@ import pytest
 from qos_jax.errors import InputError
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, Policy, policy, upper_bound
 from qos_jax.policies.registry import GROUPS, resolve
+from qos_jax.serving import ServiceLimits
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert
 from qos_jax.simulation.simulate import Runs, simulate
 from tests.routing.scenes import EXPERTS, SERVING, environment, profile, replay_params, table
@@ -69,7 +70,7 @@ def test_no_request_gets_more_than_its_bound(scheduler, changes):
     requests = [table(seed, T, output_up_to=12) for seed in range(len(limits_s))]
     runs = Runs(
         profile=fleet,
-        latency_limit_s=np.array(limits_s, np.float32),
+        limits=ServiceLimits(np.array(limits_s, np.float32)),
         length_log_std=np.ones((4, EXPERTS), np.float32),
         arrival_s=np.cumsum(rng.exponential(0.01, (4, T)), axis=1),
         requests=jax.tree.map(lambda *x: np.stack(x), *requests),

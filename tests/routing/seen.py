@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.routing import Observation
-from qos_jax.serving import FleetProfile
+from qos_jax.serving import FleetProfile, ServiceLimits
 
 LIMIT_S = 0.06
 EXPERTS, SLOTS = 2, 3
@@ -53,7 +53,7 @@ def observation(
         prompt_tokens=jnp.int32(10),
         predicted_output_tokens=both(predicted_new),
         predicted_quality=jnp.array([0.5, 0.9], jnp.float32),
-        latency_limit_s=jnp.float32(LIMIT_S),
+        limits=ServiceLimits(jnp.float32(LIMIT_S)),
         length_log_std=both(length_log_std),
         profile=profile,
         offered_load=jnp.array([0.5, 0.25], jnp.float32),
@@ -69,6 +69,7 @@ def observation(
         slot_prefill_left_tokens=here(0, jnp.int32),
         slot_predicted_output_tokens=jnp.asarray(np.where(live, predicted, 1.0), jnp.float32),
         slot_predicted_quality=here(quality, jnp.float32),
+        slot_ttft_s=jnp.asarray(np.where(np.asarray(live) & (generated > 0), 0.0, -1.0), jnp.float32),
     )
 
 

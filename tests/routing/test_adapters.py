@@ -19,6 +19,7 @@ from qos_jax.routing import EnvConfig, GymnaxEnv, GymnaxEnvV1, RoutingEnvironmen
 from qos_jax.routing.adapters import flat_observation
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, PAIR_FEATURES, SLOT_FEATURES
 from qos_jax.routing.spaces import Box, Discrete
+from qos_jax.serving import ServiceLimits
 from qos_jax.workload import poisson
 from tests.routing.scenes import EXPERTS, SERVING, process_params, random_actions, replay_params
 
@@ -264,7 +265,7 @@ def test_equal_ones_are_equal_hash_alike_pickle_and_share_a_program(make):
         draw(used, jax.random.key(0))
     assert len(traced) == 1
     others = [
-        make(env, dataclasses.replace(params, latency_limit_s=jnp.float32(0.07))),
+        make(env, dataclasses.replace(params, limits=ServiceLimits(jnp.float32(0.07)))),
         make(env, params, True),
         make(RoutingEnvironment(dataclasses.replace(env.config, reward="paper")), params),
     ]

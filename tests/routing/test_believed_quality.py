@@ -10,6 +10,7 @@ from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.net_gain import impact_of_each
 from qos_jax.routing.believed_quality import believed_quality, expected_quality, quality_fit
 from qos_jax.routing.params import as_good_as_expected
+from qos_jax.serving import ServiceLimits
 from qos_jax.workload import RequestTable, poisson
 from tests.routing import scenes
 from tests.routing.seen import observation
@@ -90,7 +91,7 @@ def test_requests_are_paid_what_was_to_be_expected_and_differ_in_nothing_else():
 def test_routers_believe_by_their_slope_once_something_has_arrived():
     # Two experts, predicted 0.5 and 0.9, usually 0.9 and 0.5: not believed, the first is the better.
     seen = observation(slots=0).replace(
-        mean_quality=jnp.array([0.9, 0.5], jnp.float32), latency_limit_s=jnp.float32(9.0)
+        mean_quality=jnp.array([0.9, 0.5], jnp.float32), limits=ServiceLimits(jnp.float32(9.0))
     )
     route = jax.jit(projected_greedy)
     key = jax.random.key(0)

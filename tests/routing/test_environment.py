@@ -38,7 +38,6 @@ OBSERVATION = {
     "prompt_tokens": ((), np.int32),
     "predicted_output_tokens": ((3,), np.float32),
     "predicted_quality": ((3,), np.float32),
-    "latency_limit_s": ((), np.float32),
     "length_log_std": ((3,), np.float32),
     "offered_load": ((2,), np.float32),
     "mean_output_tokens": ((3,), np.float32),
@@ -53,11 +52,12 @@ OBSERVATION = {
     "slot_prefill_left_tokens": ((3, 8), np.int32),
     "slot_predicted_output_tokens": ((3, 8), np.float32),
     "slot_predicted_quality": ((3, 8), np.float32),
+    "slot_ttft_s": ((3, 8), np.float32),
 }
 
 
 def contract(tree):
-    return {k: (v.shape, v.dtype) for k, v in vars(tree).items() if k != "profile"}
+    return {k: (v.shape, v.dtype) for k, v in vars(tree).items() if k not in ("profile", "limits")}
 
 
 @pytest.mark.parametrize("kind", ["replay", "poisson", "gamma", "mmpp"])

@@ -77,7 +77,8 @@ def test_clocks_do_not_matter(observations):
     other = dataclasses.replace(
         observations,
         profile=dataclasses.replace(observations.profile, **slow),
-        **{name: 4.0 * getattr(observations, name) for name in ("latency_limit_s", "lead_s", "age_s")},
+        limits=jax.tree.map(lambda limit_s: 4.0 * limit_s, observations.limits),
+        **{name: 4.0 * getattr(observations, name) for name in ("lead_s", "age_s")},
     )
     one, two = many(observations, MARGIN), many(other, MARGIN)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one, two)

@@ -19,7 +19,7 @@ from qos_jax.routing import paper_impact as eager_paper_impact
 from qos_jax.routing import projected_impact as eager_projected_impact
 from qos_jax.routing.fleet_state import pass_time, route
 from qos_jax.routing.impact import expected_qos_in_flight
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import ServiceLimits, ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, replay_params, rollout, roomy
 from tests.routing.seen import LIMIT_S, observation
 
@@ -36,7 +36,7 @@ def test_paper_impact_by_hand():
     """
     seen = observation(age_s=0.5, generated=10, predicted=20.0, quality=0.75)
     for limit_s, lost in ((0.0490, 0.0), (0.0505, 0.75), (0.0515, 0.0)):
-        at = dataclasses.replace(seen, latency_limit_s=jnp.float32(limit_s))
+        at = dataclasses.replace(seen, limits=ServiceLimits(jnp.float32(limit_s)))
         np.testing.assert_allclose(paper_impact(at), [lost, 0.0])
 
 
@@ -51,13 +51,13 @@ def test_paper_impact_by_hand():
 def test_paper_impact_lasts_as_long_as_both_run(predicted, generated, extra_s):
     seen = observation(age_s=0.5, generated=generated, predicted=predicted, quality=0.5)
     for share, lost in ((0.9, 0.5), (1.1, 0.0)):
-        at = dataclasses.replace(seen, latency_limit_s=jnp.float32(0.05 + share * extra_s))
+        at = dataclasses.replace(seen, limits=ServiceLimits(jnp.float32(0.05 + share * extra_s)))
         np.testing.assert_allclose(paper_impact(at), [lost, 0.0])
 
 
 def test_paper_impact_counts_the_running_only_and_adds_up():
     seen = observation(age_s=0.5, generated=10, predicted=20.0, quality=0.75, slots=2)
-    at = dataclasses.replace(seen, latency_limit_s=jnp.float32(0.0505))
+    at = dataclasses.replace(seen, limits=ServiceLimits(jnp.float32(0.0505)))
     np.testing.assert_allclose(paper_impact(at), [1.5, 0.0])
     waiting = dataclasses.replace(at, running=at.running.at[0, 1].set(False))
     np.testing.assert_allclose(paper_impact(waiting), [0.75, 0.0])
@@ -68,7 +68,7 @@ def test_projected_impact_on_an_idle_expert_by_hand():
     seen = observation(slots=0)
     per_token_s = (0.11 + 4 * 0.02 + 2e-4 * (11 + 12 + 13 + 14) + 0.05) / 5
     for limit_s, chance in ((per_token_s * 1.0001, 1.0), (per_token_s * 0.9999, 0.0)):
-        at = dataclasses.replace(seen, latency_limit_s=jnp.float32(limit_s))
+        at = dataclasses.replace(seen, limits=ServiceLimits(jnp.float32(limit_s)))
         impact = projected_impact(at, jnp.float32(0.0))
         np.testing.assert_allclose(impact.latency_per_token_s, per_token_s, rtol=1e-6)
         np.testing.assert_allclose(impact.own_chance, chance, atol=1e-6)

@@ -26,7 +26,9 @@ def hide_the_truth(key, state):
     serving = dataclasses.replace(
         state.fleet.serving,
         left_tokens=other(state.fleet.serving.left_tokens, 0),
-        ttft_s=other(state.fleet.serving.ttft_s, 1),
+        ttft_s=jnp.where(
+            state.fleet.serving.live, state.fleet.serving.ttft_s, other(state.fleet.serving.ttft_s, 1)
+        ),
         latency_s=other(state.fleet.serving.latency_s, 2),
         preemptions=other(state.fleet.serving.preemptions, 3),
         request_id=other(state.fleet.serving.request_id, 4),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.policies import policy
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import ServiceLimits, ServingConfig
 from qos_jax.serving.reference import simulate_fleet
 from qos_jax.simulation.records import COMPLETED, STATUS_NAMES
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
@@ -33,7 +33,7 @@ def runs(num=R, requests=T, mean_gap_s=0.03, fleet=None, simultaneous=0.1):
     tables = [table(seed, requests) for seed in range(num)]
     return Runs(
         profile=fleet or profile(),
-        latency_limit_s=np.linspace(0.04, 0.08, num).astype(np.float32),
+        limits=ServiceLimits(np.linspace(0.04, 0.08, num).astype(np.float32)),
         length_log_std=np.tile(LENGTH_LOG_STD, (num, 1)),
         arrival_s=arrival_s,
         requests=jax.tree.map(lambda *x: np.stack(x), *tables),
