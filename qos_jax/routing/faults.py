@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.fleet_state import FleetState, Passed, pass_time
-from qos_jax.serving import FleetProfile, ServingConfig, slowed
+from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, slowed
 from qos_jax.serving.latency import add_exactly
 
 
@@ -190,7 +190,7 @@ def pass_time_under(
     state: FaultState,
     fleet: FleetState,
     gap_s: jax.Array,
-    latency_limit_s: jax.Array,
+    limits: ServiceLimits | jax.Array,
 ) -> tuple[FleetState, Passed, jax.Array]:
     """Let time pass as :func:`~qos_jax.routing.fleet_state.pass_time` does, each server at its hidden pace.
 
@@ -203,7 +203,7 @@ def pass_time_under(
       state: the hidden state in force during the gap.
       fleet: the edge now, from :func:`fail_requests`.
       gap_s: [] float32, seconds.
-      latency_limit_s: [] float32, L, seconds per output token.
+      limits: the service levels; an array is L alone, [] float32 seconds per output token.
 
     Returns:
       The edge ``gap_s`` later, the events and totals of the time that passed, and the slots that failed
@@ -213,7 +213,7 @@ def pass_time_under(
     gap_s = jnp.asarray(gap_s, jnp.float32)
     stuck = serving.live & ~up
     serves = dataclasses.replace(fleet, serving=dataclasses.replace(serving, live=serving.live & up))
-    reached, passed = pass_time(config, slowed(profile, pace(faults, state)), serves, gap_s, latency_limit_s)
+    reached, passed = pass_time(config, slowed(profile, pace(faults, state)), serves, gap_s, limits)
     restored = dataclasses.replace(
         reached.serving,
         live=reached.serving.live | stuck,
