@@ -167,10 +167,9 @@ def fail_requests(faults: Faults, state: FaultState, fleet: FleetState) -> tuple
       dead, its ``latency_s`` -1 and its ``age_s`` that of the request at this instant.
     """
     down = ~state.up
-    noticed = (stuck_s(fleet) >= faults.failure_delay_s) | (state.since_s >= faults.detection_delay_s)[
-        :, None
-    ]
-    failed = fleet.serving.live & ((down[:, None] & noticed) | state.restarted[:, None])
+    noticed = (state.since_s >= faults.detection_delay_s)[:, None]
+    missed = stuck_s(fleet) >= faults.failure_delay_s
+    failed = fleet.serving.live & ((down[:, None] & (missed | noticed)) | state.restarted[:, None])
     idle = jnp.where(down | state.restarted, 0.0, fleet.serving.lead_s)
     fleet = dataclasses.replace(fleet, serving=dataclasses.replace(fleet.serving, lead_s=idle))
     return _failed(fleet, failed), failed
