@@ -115,7 +115,8 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
         part_log_std=0.0,
     )
     # Figures are not read where a table is given.
-    scenario = Scenario(scenes.profile(), jnp.float32(0.06), load_calibration(), table=table)
+    fleet = scenes.profile(context_limit_tokens=[900] * 3)
+    scenario = Scenario(fleet, jnp.float32(0.06), load_calibration(), table=table)
     params = jax.jit(lambda key: sample_params(key, config, scenario))(jax.random.key(1))
     wanted = {(int(p), *q) for p, q in zip(table.prompt_tokens, table.quality.tolist(), strict=True)}
     got = {
@@ -127,7 +128,7 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
     assert float(params.process.rate_per_s) == pytest.approx(3.0)
     assert float(params.process.burst_factor) == pytest.approx(2.0)
     assert float(params.latency_limit_s) == pytest.approx(0.06)
-    for name, value in vars(scenes.profile()).items():
+    for name, value in vars(fleet).items():
         np.testing.assert_allclose(getattr(params.profile, name), value, rtol=1e-6)
 
 
