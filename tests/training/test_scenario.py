@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.serving import ServiceLimits
 from qos_jax.training.scenario import Scenario, _vary_fleet, recorded_of, sample_params
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.workload import Trace, experts_named, fleet_path, load_calibration, read_fleet
@@ -28,7 +29,7 @@ WORSE = {
 def scenario():
     fleet = read_fleet(fleet_path("edge6"))
     calibration = experts_named(load_calibration(), fleet.names)
-    return Scenario(jax.tree.map(jnp.asarray, fleet.profile), jnp.float32(0.07), calibration)
+    return Scenario(jax.tree.map(jnp.asarray, fleet.profile), ServiceLimits(jnp.float32(0.07)), calibration)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_numbers_lie_in_their_ranges_and_differ(drawn):
         (process.burst_factor, CONFIG.burst_factor),
         (process.burst_mean_s, CONFIG.burst_mean_s),
         (process.calm_mean_s, CONFIG.calm_mean_s),
-        (drawn.latency_limit_s / 0.07, CONFIG.limit_scale),
+        (drawn.limits.latency_limit_s / 0.07, CONFIG.limit_scale),
     ):
         assert np.all((value >= low * 0.999) & (value <= high * 1.001))
         assert np.unique(value).size == COUNT
@@ -116,7 +117,7 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
     )
     # Figures are not read where a table is given.
     fleet = scenes.profile(context_limit_tokens=[900] * 3)
-    scenario = Scenario(fleet, jnp.float32(0.06), load_calibration(), table=table)
+    scenario = Scenario(fleet, ServiceLimits(jnp.float32(0.06)), load_calibration(), table=table)
     params = jax.jit(lambda key: sample_params(key, config, scenario))(jax.random.key(1))
     wanted = {(int(p), *q) for p, q in zip(table.prompt_tokens, table.quality.tolist(), strict=True)}
     got = {
@@ -127,7 +128,7 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
     assert len(got) > 10
     assert float(params.process.rate_per_s) == pytest.approx(3.0)
     assert float(params.process.burst_factor) == pytest.approx(2.0)
-    assert float(params.latency_limit_s) == pytest.approx(0.06)
+    assert float(params.limits.latency_limit_s) == pytest.approx(0.06)
     for name, value in vars(fleet).items():
         np.testing.assert_allclose(getattr(params.profile, name), value, rtol=1e-6)
 
@@ -135,7 +136,8 @@ def test_a_tables_rows_are_its_own_and_fixed_ranges_fix():
 @pytest.fixture(scope="module")
 def on_a_table():
     """Episodes on a table of the user's own, and what they are drawn of."""
-    scenario = Scenario(scenes.profile(), jnp.float32(0.06), load_calibration(), table=scenes.table(0, 30))
+    limits, table = ServiceLimits(jnp.float32(0.06)), scenes.table(0, 30)
+    scenario = Scenario(scenes.profile(), limits, load_calibration(), table=table)
     return scenario, drawn_by(CONFIG, scenario)
 
 
