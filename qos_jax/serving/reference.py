@@ -191,7 +191,7 @@ class _Expert:
             heapq.heappush(self.waiting, (latest.order, latest))
 
     def fail_until(self, now_s: float) -> None:
-        """Rule 19: let go of those that have failed by now."""
+        """Rule 17: let go of those that have failed by now."""
 
         def stays(request: _Request) -> bool:
             return request.fails_s is None or request.fails_s > now_s
@@ -201,7 +201,7 @@ class _Expert:
         heapq.heapify(self.waiting)
 
     def go_down(self, outage: Outage, arriving: Iterable[tuple[float, _Request]]) -> None:
-        """Rule 19: fail all that the expert holds, and all that arrive in [start, end) of the outage."""
+        """Rule 17: fail all that the expert holds, and all that arrive in [start, end) of the outage."""
         for request in (*self.running, *(r for _, r in self.waiting)):
             request.fails_s = outage.fails_s(outage.start_s)
         for arrival_s, request in arriving:

@@ -21,6 +21,7 @@ from qos_jax.routing.faults import (
 )
 from qos_jax.routing.fleet_state import empty_fleet, pass_time, remaining_outcomes, route
 from qos_jax.routing.params import request_at
+from qos_jax.serving import SCHEDULERS, cut_at_limit, with_context_limit
 from qos_jax.serving.reference import simulate_fleet
 from tests.routing.scenes import EXPERTS, SERVING, profile, random_actions, table
 from tests.serving.replay import SHARED_MEMORY
@@ -102,16 +103,15 @@ def fates(out):
     return times | {"status": status}
 
 
-@both_schedulers
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_equals_the_reference_under_faults(scheduler):
-    fleet_profile = jax.tree.map(jnp.asarray, profile())
+    fleet_profile = with_context_limit(scheduler, jax.tree.map(jnp.asarray, profile()))
     seen, compared = collections.Counter(), 0
     for seed in range(30):
         requests, actions, gap_s = drawn(seed)
         faults = faults_of(seed)
-        out = course(
-            SERVING[scheduler], fleet_profile, faults, requests, actions, gap_s, jax.random.key(seed)
-        )
+        served, key = cut_at_limit(fleet_profile, requests), jax.random.key(seed)
+        out = course(SERVING[scheduler], fleet_profile, faults, served, actions, gap_s, key)
         got = fates(out)
         paces, up = jax.device_get(out[4])
         arrival_s = np.append(0.0, np.cumsum(np.asarray(gap_s[:-1], np.float64)))
