@@ -45,7 +45,7 @@ def test_plain_numbers_and_defaults():
     assert grid.num_cells == 6
     (group,) = grid.groups
     np.testing.assert_allclose(in_order(group, group.numbers.arrival_rate_per_s), [2, 2, 4, 4, 8, 8])
-    np.testing.assert_allclose(in_order(group, group.numbers.known.latency_limit_s), [0.05, 0.1] * 3)
+    np.testing.assert_allclose(in_order(group, group.numbers.known.limits.latency_limit_s), [0.05, 0.1] * 3)
     np.testing.assert_allclose(group.numbers.greedy.margin, 0.1, rtol=1e-6)
     assert np.all(np.isnan(group.numbers.greedy.congestion_price))  # each policy's own
     # Run in order of load, so that blocks wait for none much slower.
