@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from qos_jax.evaluation.comparison_table import limits_text
 from qos_jax.runs import plot_style
 from qos_jax.runs.statistics import mean_ci
+from qos_jax.serving import LIMITS, ServiceLimits
 from qos_jax.simulation.policy_runs import PolicyResult
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG, RequestRecords
 
@@ -37,10 +40,8 @@ def qos_vs_rate(results: Sequence[PolicyResult]) -> Any:
     handles: dict[str, Any] = {}
     for axes, workload in zip(panels, workloads, strict=True):
         chosen = [result for result in results if result.workload == workload]
-        limits = sorted({result.latency_limit_s for result in chosen})
-        axes.set_title(
-            f"{workload}, L = {', '.join(f'{limit:.3g}' for limit in limits)} s/token", fontsize=10
-        )
+        limits = dict.fromkeys(limits_text({name: getattr(each, name) for name in LIMITS}) for each in chosen)
+        axes.set_title(f"{workload}, {'; '.join(limits)}", fontsize=10)
         if len({result.arrival_rate_per_s for result in chosen}) > 1:
             handles |= _rate_curves(axes, chosen, styles)
         else:
@@ -50,29 +51,64 @@ def qos_vs_rate(results: Sequence[PolicyResult]) -> Any:
     return figure
 
 
-def latency_cdf(records: Mapping[str, RequestRecords], latency_limit_s: float) -> Any:
-    """Return a figure of the share of arrived requests that completed within a latency per token.
-
-    Each curve ends at the share that completed at all, and crosses the line of the limit L at the share
-    within it.
+def limit_cdfs(
+    records: Mapping[str, RequestRecords], limits: ServiceLimits, network_rtt_s: Any
+) -> dict[str, Any]:
+    """Return a figure of :func:`latency_cdf` for L, and one for each other limit that is set, by its name.
 
     Args:
       records: per policy, of any shape; all its runs are pooled.
-      latency_limit_s: latency limit L, s/token.
+      limits: numbers.
+      network_rtt_s: [N] seconds, of each expert.
     """
+    kinds = {"ttft_limit_s": "ttft", "tpot_limit_s": "tpot", "e2e_limit_s": "e2e"}
+    figures = {"latency_cdf": latency_cdf(records, float(limits.latency_limit_s))}
+    for limit, kind in kinds.items():
+        if getattr(limits, limit) is not None:
+            figures[f"{kind}_cdf"] = latency_cdf(records, float(getattr(limits, limit)), kind, network_rtt_s)
+    return figures
+
+
+# What a curve may be of: the words, the limit's, the unit, and the factor to it from seconds.
+_CDF_KINDS = {
+    "latency_per_token": ("latency per token", "L", "ms/token", 1000),
+    "ttft": ("TTFT", "TTFT limit", "s", 1),
+    "tpot": ("TPOT", "TPOT limit", "ms/token", 1000),
+    "e2e": ("E2E latency", "E2E limit", "s", 1),
+}
+
+
+def latency_cdf(
+    records: Mapping[str, RequestRecords],
+    limit_s: float,
+    kind: str = "latency_per_token",
+    network_rtt_s: Any = 0.0,
+) -> Any:
+    """Return a figure of the share of arrived requests that completed within a latency.
+
+    Each curve ends at the share that completed at all (of TPOT with more than one token), and crosses the
+    line of the limit at the share within it.
+
+    Args:
+      records: per policy, of any shape; all its runs are pooled.
+      limit_s: the limit, seconds or s/token; an infinite one has no line.
+      kind: which latency, a name in ``_CDF_KINDS``.
+      network_rtt_s: of each expert, [N] seconds, for TPOT.
+    """
+    words, line, unit, factor = _CDF_KINDS[kind]
     figure = plot_style.new_figure(7.6, 4.4)
     axes = figure.subplots()
     ends = []
     for index, (policy, style) in enumerate(plot_style.policy_styles(list(records)).items()):
         run = records[policy]
-        latency = np.sort(run.latency_per_token_s()[run.status == COMPLETED])
+        latency = np.sort(_completed_s(run, kind, network_rtt_s))
         if latency.size == 0:
             axes.plot([], [], color=style.colour, linestyle=style.dashes, label=f"{policy} (none completed)")
             continue
         picked = np.unique(np.linspace(0, latency.size - 1, _MAX_POINTS).round().astype(int))
         ends.append(np.quantile(latency, (0.002, 0.995)))
         axes.plot(
-            latency[picked] * 1000,
+            latency[picked] * factor,
             (picked + 1) / run.status.size,
             color=style.colour,
             linestyle=style.dashes,
@@ -81,19 +117,27 @@ def latency_cdf(records: Mapping[str, RequestRecords], latency_limit_s: float) -
             markersize=5,
             label=policy,
         )
-    axes.axvline(latency_limit_s * 1000, color="black", linewidth=1)
-    axes.annotate(
-        f" L = {latency_limit_s * 1000:.4g} ms/token",
-        (latency_limit_s * 1000, 1.01),
-        xycoords=("data", "axes fraction"),
-        fontsize=9,
-    )
+    if math.isfinite(limit_s):
+        axes.axvline(limit_s * factor, color="black", linewidth=1)
+        text = f" {line} = {limit_s * factor:.4g} {unit}"
+        axes.annotate(text, (limit_s * factor, 1.01), xycoords=("data", "axes fraction"), fontsize=9)
+        ends.append((limit_s, limit_s))
     if ends:
-        _log_axis(axes, np.array([*np.ravel(ends), latency_limit_s]) * 1000)
+        _log_axis(axes, np.ravel(ends) * factor)
     axes.set_ylim(0, 1)
-    plot_style.tidy(axes, "latency per token (ms)", "share of arrived requests")
+    plot_style.tidy(axes, f"{words} ({unit.removesuffix('/token')})", "share of arrived requests")
     figure.legend(**_LEGEND_BESIDE)
     return figure
+
+
+def _completed_s(run: RequestRecords, kind: str, network_rtt_s: Any) -> np.ndarray:
+    """Return a latency of the requests that completed, [n] seconds or s/token."""
+    done = run.status == COMPLETED
+    if kind == "latency_per_token":
+        return np.asarray(run.latency_per_token_s()[done])
+    if kind == "tpot":
+        return np.asarray(run.tpot_s(network_rtt_s)[done & (run.output_tokens > 1)])
+    return np.asarray((run.ttft_s if kind == "ttft" else run.latency_s)[done], np.float64)
 
 
 def expert_shares(records: Mapping[str, RequestRecords], expert_names: Sequence[str]) -> Any:

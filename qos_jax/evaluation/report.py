@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from qos_jax.evaluation import plots
@@ -59,7 +60,10 @@ def write_plots(
         if records is None:
             continue
         name = f"{case.workload}_{case.arrival_rate_per_s:.3g}"
-        figures[f"latency_cdf_{name}"] = plots.latency_cdf(records, float(case.runs.latency_limit_s[0]))
+        limits = jax.tree.map(lambda limit_s: float(limit_s[0]), case.runs.limits)
+        rtt_s = case.runs.profile.network_rtt_s
+        curves = plots.limit_cdfs(records, limits, rtt_s)
+        figures |= {f"{kind}_{name}": figure for kind, figure in curves.items()}
         figures[f"expert_shares_{name}"] = plots.expert_shares(records, expert_names)
         best = best_policy(compared, case.name, policies)
         if best is not None:

@@ -15,13 +15,14 @@ from tabulate import tabulate
 from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
+from qos_jax.evaluation.comparison_table import OTHER_LIMITS, limits_text
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
-from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
+from qos_jax.serving import LIMITS, SCHEDULERS, ServiceLimits, cut_at_limit
 from qos_jax.serving.state import LLAMA_CPP
-from qos_jax.simulation.metrics import METRICS, summarise
+from qos_jax.simulation.metrics import METRICS, WITHIN, summarise
 from qos_jax.simulation.records import (
     COMPLETED,
     FAILED,
@@ -256,7 +257,8 @@ def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, An
         ),
     )
     records = {run.config.policy: result.records.at(0)}
-    yield "latency_cdf", plots.latency_cdf(records, float(run.config.service_limits.latency_limit_s))
+    curves = plots.limit_cdfs(records, run.config.service_limits, run.fleet.profile.network_rtt_s)
+    yield from curves.items()
 
 
 def _share(part: float, whole: float) -> float:
@@ -285,13 +287,18 @@ _COUNTS = (
 def render_run(summary: Mapping[str, Any]) -> str:
     """Return the key figures of ``single_run.summarise_run`` in three small tables."""
     s = summary
-    head = (
-        f"{s['policy']} on {s['fleet']}, {s['scheduler']}, {s['requests']}, "
-        f"L = {1000 * s['latency_limit_s']:.4g} ms/token"
-    )
+    limits = {name: s[name] for name in LIMITS}
+    only_l = all(limits[name] is None for name in OTHER_LIMITS)
+    head = f"{s['policy']} on {s['fleet']}, {s['scheduler']}, {s['requests']}, "
+    head += f"L = {1000 * s['latency_limit_s']:.4g} ms/token" if only_l else limits_text(limits)
     figures = [
         ["average QoS", _number(s["average_qos"], 4)],
-        ["within L", _percent(s["share_within_limit"])],
+        ["within L" if only_l else "within all limits", _percent(s["share_within_limit"])],
+        *(
+            [f"within {label}", _percent(s[f"share_within_{name}"])]
+            for name, (label, limit) in WITHIN.items()
+            if not only_l and limits[limit] is not None
+        ),
         ["mean quality", _number(s["mean_quality"], 4)],
         *([label, f"{s[count]:,}"] for label, count in _COUNTS if s[count] or count != "failed"),
         ["preemptions per request", _number(s["preemptions_per_request"], 3)],

@@ -94,6 +94,16 @@ class RequestRecords:
         """Return E2E latency / output tokens, [..., T] float64 s/token; NaN where not completed."""
         return self.latency_s.astype(np.float64) / np.maximum(self.output_tokens, 1)
 
+    def tpot_s(self, network_rtt_s: Any) -> np.ndarray:
+        """Return the seconds per output token after the first, [..., T] float64, of those with several.
+
+        Args:
+          network_rtt_s: of each expert, [N] seconds.
+        """
+        rtt_s = network_rtt_of(np, np.atleast_1d(np.asarray(network_rtt_s, np.float64)), self.expert)
+        decode_s = self.latency_s.astype(np.float64) - rtt_s - self.ttft_s.astype(np.float64)
+        return np.asarray(decode_s / np.maximum(self.output_tokens - 1, 1))
+
     def kept(self, limits: ServiceLimits | Any, network_rtt_s: Any = 0.0) -> dict[str, np.ndarray]:
         """Return which requests completed within each limit that is set, by its name, [..., T] bool.
 

@@ -55,12 +55,12 @@ def qos(profile) -> dict[str, np.ndarray]:
 def test_a_comparison_shuffles_anew_in_every_run_what_it_calls_shuffled(monkeypatch):
     asked = {}
 
-    def keep(cases, fleet, source, latency_limit_s, trace, *, shuffled):
+    def keep(cases, fleet, source, limits, trace, *, shuffled):
         asked[source] = shuffled
 
     monkeypatch.setattr(comparison, "build_cases", keep)
     sources = {kind: kind for kind in PREDICTIONS}
-    setting = types.SimpleNamespace(fleet=None, latency_limit_s=0.1, trace=None)
+    setting = types.SimpleNamespace(fleet=None, limits=0.1, trace=None)
     draw_cases(types.SimpleNamespace(cases=None, setting=setting, sources=sources))
     assert asked == {kind: kind == SHUFFLED for kind in PREDICTIONS}
 

@@ -8,6 +8,7 @@ from qos_jax.evaluation import report
 from qos_jax.evaluation.report import best_policy, write_plots, write_tables
 from qos_jax.policies import policy
 from qos_jax.runs.folder import open_run_folder
+from qos_jax.serving import ServiceLimits
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.policy_runs import Compared, PolicyResult
 
@@ -51,7 +52,12 @@ def test_plots_of_the_kept_cases(compared, tmp_path, monkeypatch):
         name = CASE
 
         class runs:  # noqa: N801
-            latency_limit_s = np.array([0.1])
+            limits = ServiceLimits(
+                np.array([0.1]), ttft_limit_s=np.array([2.0]), tpot_limit_s=np.array([0.1])
+            )
+
+            class profile:  # noqa: N801
+                network_rtt_s = np.array([0.01, 0.02])
 
     class Other(Case):
         name = ("gamma", 2.0)
@@ -66,6 +72,8 @@ def test_plots_of_the_kept_cases(compared, tmp_path, monkeypatch):
     assert {path.name for path in paths} == {
         "qos_vs_rate.png",
         "latency_cdf_poisson_2.png",
+        "ttft_cdf_poisson_2.png",
+        "tpot_cdf_poisson_2.png",
         "expert_shares_poisson_2.png",
         "timeline_poisson_2.png",
     }

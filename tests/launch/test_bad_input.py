@@ -323,7 +323,9 @@ FLAG_CASES = [
     _flag("limit 0", "latency_limit_s", "0", "'latency_limit_s'", "positive"),
     _flag("limit negative", "latency_limit_s", "-0.05", "'latency_limit_s'", "positive"),
     _flag("limit NaN", "latency_limit_s", "nan", "'latency_limit_s'", "finite"),
-    _flag("limit infinite", "latency_limit_s", "inf", "'latency_limit_s'", "finite"),
+    _flag("limit minus infinite", "latency_limit_s", "-inf", "'latency_limit_s'", "positive"),
+    _flag("limit on TTFT 0", "ttft_limit_s", "0", "'ttft_limit_s'", "positive", "; give seconds"),
+    _flag("unknown preset of limits", "limits", "mlperf", "'limits'", "mlperf_llama2_70b"),
     _flag("limit 0 in float32", "latency_limit_s", "1e-60", "'latency_limit_s'", "positive"),
     _flag(
         "unknown scheduler",

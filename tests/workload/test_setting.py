@@ -48,6 +48,8 @@ def test_a_trace_is_cut_to_its_window(tmp_path):
         ({"scheduler": "prefil_first"}, r"did you mean 'prefill_first'\?"),
         ({"latency_limit_s": 0.0}, r"field 'latency_limit_s': 0\.0 is not a positive, finite time"),
         ({"latency_limit_s": 1e-60}, "is not a positive, finite time"),
+        ({"tpot_limit_s": -0.1}, r"field 'tpot_limit_s': -0\.1 is not a positive"),
+        ({"limits": "mlperf_llama2_7b"}, r"did you mean 'mlperf_llama2_70b'"),
         ({"table": ""}, r"field 'table': is empty"),
         ({"trace": "t.csv", "trace_start_s": 3.0, "trace_end_s": 3.0}, "is no window"),
     ],
