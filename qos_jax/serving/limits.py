@@ -19,7 +19,8 @@ _USUAL_PACE_S = 0.1
 class ServiceLimits:
     """Limits on one request, seconds; equality meets a limit, and infinity is met by every completed one.
 
-    A limit that is None is no part of a compiled program; one that is infinite gives the same results.
+    A limit that is None is no part of a compiled program; one that is infinite gives the same results but for
+    the rounding of another program.
     """
 
     latency_limit_s: jax.Array  # [] float32, L: E2E latency per output token, network included

@@ -130,6 +130,8 @@ def limits_of(
 ) -> ServiceLimits:
     """Return the limits given, or else of a preset, or else L of the shipped fleet: numbers or None.
 
+    Infinite ones but L are None.
+
     Args:
       file: of the fleet; None where L must be given.
       given: by name in ``LIMITS``; None or absent = not given.
@@ -148,6 +150,8 @@ def limits_of(
     for name, limit_s in levels.items():
         if limit_s is not None:
             check_limit(name, limit_s)
+        if limit_s == math.inf and name != "latency_limit_s":
+            levels[name] = None  # no part of the program
     if levels["latency_limit_s"] is None:
         remedy = "give --latency_limit_s=S, seconds per output token, inf for none, or --limits=PRESET"
         raise input_error("is missing", field="latency_limit_s", remedy=remedy)

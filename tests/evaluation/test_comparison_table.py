@@ -1,5 +1,6 @@
 """Tables: golden text, CSV and JSON, and errors that name what is missing."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -86,6 +87,24 @@ def test_csv_is_tidy(results, tmp_path):
     comparison = comparison_table(results, baseline="round_robin", metrics=["qos_per_joule"])
     write_comparison_csv(tmp_path / "comparison.csv", comparison)
     assert (tmp_path / "comparison.csv").read_text() == CSV
+
+
+def test_limits_that_are_set_have_columns_of_their_own(tmp_path):
+    """Shares within each in the text, and the limit in the CSV; L alone reads "in L"."""
+    shares = {"share_within_limit": 0.5, "share_within_ttft": 0.625, "share_within_tpot": 1.0}
+    text = {}
+    for name, limits in {"plain": {}, "ttft": {"ttft_limit_s": 2.0}}.items():
+        result = dataclasses.replace(_result("greedy", [0.5], **shares), **limits)
+        table = comparison_table([result], baseline="greedy")
+        text[name] = render_text(table)
+        write_comparison_csv(tmp_path / f"{name}.csv", table)
+    assert "in L" in text["plain"]
+    assert not any(word in text["plain"] for word in ("in all", "in TTFT", "TTFT <="))
+    assert all(word in text["ttft"] for word in ("in all", "in TTFT", "62.5", "TTFT <= 2 s"))
+    assert "in TPOT" not in text["ttft"]
+    header, row, *_ = (tmp_path / "ttft.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=True))["ttft_limit_s"] == "2.0"
+    assert "ttft_limit_s" not in (tmp_path / "plain.csv").read_text()
 
 
 def test_json_holds_the_same_and_no_nan(results, tmp_path):

@@ -133,6 +133,27 @@ def test_slots_of_llama_cpp_cut_and_refuse_but_never_preempt(launch, tmp_path):
     )
 
 
+def test_limits_that_are_set_count_and_have_columns(launch, tmp_path):
+    limits = {"ttft_limit_s": 0.3, "tpot_limit_s": 0.05, "e2e_limit_s": 1.5}
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", **limits))
+    assert ended.code == 0, ended.err
+    with open(tmp_path / "run" / "records.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary.items() >= limits.items()
+    for name, column in (("ttft", "ttft_s"), ("e2e", "latency_s")):
+        limit_s = limits[f"{name}_limit_s"]
+        kept = [row["status"] == "completed" and float(row[column]) <= limit_s for row in rows]
+        assert [row[f"within_{name}"] == "1" for row in rows] == kept
+        assert 0 < np.mean(kept) < 1
+        assert summary[f"share_within_{name}"] == pytest.approx(np.mean(kept))
+    within = [f"within_{name}" for name in ("latency", "ttft", "tpot", "e2e")]
+    for row in rows:
+        kept = all(row[column] == "1" for column in within)
+        assert float(row["qos"]) == (float(row["quality"]) if kept else 0.0)
+    assert all(text in ended.out for text in ("TTFT <= 0.3 s", "within all limits", "within TPOT"))
+
+
 def test_summary_follows_from_the_records(launch, tmp_path):
     ended = launch("launch.simulate", *arguments(tmp_path / "run", seed=7))
     rows = golden.read_records(tmp_path / "run" / "records.csv")

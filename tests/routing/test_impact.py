@@ -19,13 +19,16 @@ from qos_jax.routing import paper_impact as eager_paper_impact
 from qos_jax.routing import projected_impact as eager_projected_impact
 from qos_jax.routing.fleet_state import pass_time, route
 from qos_jax.routing.impact import expected_qos_in_flight
-from qos_jax.serving import ServiceLimits, ServingConfig
+from qos_jax.serving import LIMITS, ServiceLimits, ServingConfig
 from tests.routing.scenes import EXPERTS, profile, random_actions, replay_params, rollout, roomy
-from tests.routing.seen import LIMIT_S, observation
+from tests.routing.seen import LIMIT_S, observation, with_slots
 
 T = 40
 paper_impact, projected_impact = jax.jit(eager_paper_impact), jax.jit(eager_projected_impact)
 over_states = jax.jit(jax.vmap(eager_projected_impact, in_axes=(0, None)))
+
+
+DECODE_S = 4 * 0.02 + 2e-4 * (11 + 12 + 13 + 14)  # of the newcomer alone, 5 tokens after a prompt of 10
 
 
 def test_paper_impact_by_hand():
@@ -87,6 +90,37 @@ def test_chance_is_log_normal_in_margin_and_length():
     np.testing.assert_allclose(impact.own_chance, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "time_s"),
+    [("ttft_limit_s", 0.11), ("tpot_limit_s", DECODE_S / 4), ("e2e_limit_s", 0.11 + DECODE_S + 0.05)],
+)
+def test_the_least_chance_to_keep_a_limit_counts(name, time_s):
+    """The idle expert above; times to first token and of each token after it depend on no length."""
+    seen = observation(slots=0, length_log_std=0.6)
+    for factor in (0.9, 1.1):
+        limits = ServiceLimits(jnp.float32(10.0), **{name: jnp.float32(factor * time_s)})
+        std = np.hypot(0.6 * DECODE_S / time_s, 0.3) if name == "e2e_limit_s" else 0.3
+        impact = projected_impact(dataclasses.replace(seen, limits=limits), jnp.float32(0.3))
+        np.testing.assert_allclose(impact.own_chance, scipy.stats.norm.cdf(np.log(factor) / std), rtol=1e-4)
+        np.testing.assert_array_equal(impact.keeps_limits, factor > 1.0)
+        both = dataclasses.replace(seen, limits=dataclasses.replace(limits, latency_limit_s=LIMIT_S))
+        by_l = projected_impact(dataclasses.replace(seen), jnp.float32(0.3)).own_chance
+        least = np.minimum(by_l, impact.own_chance)
+        np.testing.assert_allclose(projected_impact(both, jnp.float32(0.3)).own_chance, least, rtol=1e-6)
+
+
+def test_a_first_token_that_came_or_is_late_is_certain():
+    """The request on expert 0 got its first token after 0.4 s: kept or missed, whatever the margin."""
+    seen = with_slots(observation(), slot_ttft_s=[[0.4, -1.0, -1.0], [-1.0] * 3])
+    margin, loose = jnp.float32(0.3), jnp.float32(10.0)
+    quality = float(expected_qos_in_flight(dataclasses.replace(seen, limits=ServiceLimits(loose)), margin))
+    assert quality > 0.7
+    for limit_s, kept in ((0.4, 1.0), (0.39, 0.0)):
+        limits = ServiceLimits(loose, ttft_limit_s=jnp.float32(limit_s))
+        expected = expected_qos_in_flight(dataclasses.replace(seen, limits=limits), margin)
+        np.testing.assert_allclose(expected, kept * quality, rtol=1e-5)
+
+
 def test_an_expert_that_is_not_available_leaves_no_chance():
     at = dataclasses.replace(observation(slots=0), available=jnp.array([False, True]))
     chance = np.asarray(projected_impact(at, jnp.float32(0.3)).own_chance)
@@ -111,7 +145,7 @@ def judged_and_true(config, params, states):
     env = RoutingEnvironment(EnvConfig(config))
 
     def qos(fleet):
-        return jnp.sum(pass_time(config, params.profile, fleet, jnp.inf, params.latency_limit_s)[1].qos)
+        return jnp.sum(pass_time(config, params.profile, fleet, jnp.inf, params.limits)[1].qos)
 
     def one(state):
         truth = env.true_observation(params, state)
@@ -125,10 +159,13 @@ def judged_and_true(config, params, states):
     return jax.lax.map(one, states)
 
 
+ALL_LIMITS = ServiceLimits(0.04, ttft_limit_s=0.06, tpot_limit_s=0.035, e2e_limit_s=1.0)
+
+
 def test_true_impact_and_potential_are_the_course_of_the_simulator_while_all_fits():
     config = ServingConfig(EXPERTS, 12, 4)
     params = replay_params(
-        0, T, roomy(max_running=[12] * 3, max_waiting=[4] * 3), mean_gap_s=0.03, latency_limit_s=0.04
+        0, T, roomy(max_running=[12] * 3, max_waiting=[4] * 3), mean_gap_s=0.03, latency_limit_s=ALL_LIMITS
     )
     env = RoutingEnvironment(EnvConfig(config))
     states, _, _ = rollout(env, jax.random.key(0), params, random_actions(0, T))
@@ -184,3 +221,7 @@ def test_estimates_stay_in_their_ranges_under_pressure(margin):
     live = jnp.sum(observations.live, axis=-1, dtype=jnp.float32)
     assert bool(jnp.all((impact.pushed >= 0.0) & (impact.pushed <= live)))
     assert bool(jnp.all((impact.penalty >= 0.0) & (impact.penalty <= impact.pushed + 1e-6)))
+    # Limits that all keep change nothing but what a program of other operations rounds.
+    endless = dataclasses.replace(observations.limits, **dict.fromkeys(LIMITS[1:], jnp.full(T, jnp.inf)))
+    same = over_states(dataclasses.replace(observations, limits=endless), jnp.float32(margin))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), same, impact)

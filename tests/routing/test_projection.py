@@ -30,16 +30,17 @@ def environment(scheduler):
 def courses(config, params, states):
     """In each of [T] states, what is projected and what happens if nothing else arrives.
 
-    Returns projections, and latencies [T, N, K] without the newcomer and [T, N + 1, N, K] with it at
-    each expert, its own in the last slot of that expert.
+    Returns projections, and latencies and times to first token, [T, 2, N, K] without the newcomer and
+    [T, N, 2, N, K] with it at each expert, its own in the last slot of that expert.
     """
     env = RoutingEnvironment(EnvConfig(config))
 
     def drained(fleet):
-        return pass_time(config, params.profile, fleet, jnp.inf, params.latency_limit_s)[0].serving.latency_s
+        ended = pass_time(config, params.profile, fleet, jnp.inf, params.limits)[0].serving
+        return jnp.stack([ended.latency_s, ended.ttft_s])
 
     def one(state):
-        projection = project(true_outlook(env.true_observation(params, state)))
+        projection = project(true_outlook(env.true_observation(params, state)), first_tokens=True)
 
         def with_newcomer(action):
             fleet, routed = route(params.profile, state.fleet, state.request, state.step, action)
@@ -51,25 +52,32 @@ def courses(config, params, states):
 
 
 def errors(scheduler, params, seed):
-    """Relative errors of the projection over a rollout: of those there, of them delayed, of the newcomer."""
+    """Relative errors of the projection over a rollout: of those there, of them delayed, of the newcomer.
+
+    Three of latency, then three of the time to first token.
+    """
     env = environment(scheduler)
     states, _, _ = rollout(env, jax.random.key(0), params, random_actions(seed, T))
     projection, alone, (delayed, accepted, ids) = jax.device_get(courses(env.config.serving, params, states))
     live = np.asarray(states.fleet.serving.live)
-    there = projection.latency_s[live] / alone[live] - 1.0
+    of_those = (projection.latency_s, projection.ttft_s)
+    delayed_s = (projection.delayed_s, projection.delayed_ttft_s)
+    of_newcomer = (projection.new_latency_s, projection.new_ttft_s)
+    there = [of_those[i][live] / alone[:, i][live] - 1.0 for i in range(2)]
     # With the newcomer slots move up: those of a request are found by its id.
     own_ids = np.asarray(states.fleet.serving.request_id)
-    later, new = [], []
+    later, new = ([], []), ([], [])
     for t in range(T):
         for n in range(EXPERTS):
             if not accepted[t, n]:
                 continue
             slot_of = {int(i): k for k, i in enumerate(ids[t, n, n])}
-            for k in np.flatnonzero(live[t, n]):
-                truth = delayed[t, n, n, slot_of[int(own_ids[t, n, k])]]
-                later.append(projection.delayed_s[t, n, k] / truth - 1.0)
-            new.append(projection.new_latency_s[t, n] / delayed[t, n, n, -1] - 1.0)
-    return there, np.array(later), np.array(new)
+            for i in range(2):
+                for k in np.flatnonzero(live[t, n]):
+                    truth = delayed[t, n, i, n, slot_of[int(own_ids[t, n, k])]]
+                    later[i].append(delayed_s[i][t, n, k] / truth - 1.0)
+                new[i].append(of_newcomer[i][t, n] / delayed[t, n, i, n, -1] - 1.0)
+    return [error for i in range(2) for error in (there[i], np.array(later[i]), np.array(new[i]))]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -93,10 +101,10 @@ def test_is_an_estimate_where_requests_wait_for_room(scheduler):
             strict=True,
         )
     ]
-    for error in found:
+    for error, ninth in zip(found, [0.3] * 5 + [0.5], strict=True):
         size = np.abs(error)
         assert np.median(size) < 0.1
-        assert np.quantile(size, 0.9) < 0.3
+        assert np.quantile(size, 0.9) < ninth
 
 
 @pytest.mark.parametrize("scheduler", SHARED_MEMORY)
@@ -107,7 +115,7 @@ def test_stays_sane_under_preemption_and_a_tight_budget(scheduler):
             *(errors(scheduler, replay_params(s, T, mean_gap_s=0.02), s) for s in range(3)), strict=True
         )
     ]
-    for error in found:
+    for error in found[:3]:  # of latency: the projection leaves out the memory that others wait for
         size = np.abs(error)
         assert np.median(size) < 0.2
         assert np.quantile(size, 0.9) < 0.5
@@ -118,6 +126,8 @@ def test_the_newcomer_never_speeds_anyone_up():
     states, _, _ = rollout(env, jax.random.key(0), params, random_actions(0, T))
     projection, *_ = courses(env.config.serving, params, states)
     assert bool(jnp.all(projection.delayed_s >= projection.latency_s))
+    assert bool(jnp.all(projection.delayed_ttft_s >= projection.ttft_s))
+    assert bool(jnp.all(projection.to_first_s >= 0.0))
     assert bool(jnp.all(jnp.isfinite(projection.delayed_s)))
     assert bool(jnp.all(jnp.isfinite(projection.new_latency_s)))
     assert bool(jnp.all(projection.decode_s >= 0.0))

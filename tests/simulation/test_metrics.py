@@ -1,14 +1,25 @@
 """Metrics: a run worked out by hand, identities on random runs, and runs that leave figures undefined."""
 
 import dataclasses
+import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qos_jax.simulation.metrics import METRICS, summarise
-from qos_jax.simulation.records import FAILED, REJECTED_TOO_LONG, STATUS_NAMES, RequestRecords, RunTotals
+from qos_jax.serving import ServiceLimits
+from qos_jax.simulation.metrics import METRICS, summarise, traced_summarise
+from qos_jax.simulation.records import (
+    FAILED,
+    REJECTED_TOO_LONG,
+    STATUS_NAMES,
+    RequestRecords,
+    RunTotals,
+    TracedRecords,
+)
 
 
 def test_hand_worked_run(records, totals, profile, limit_s):
@@ -44,6 +55,39 @@ def test_hand_worked_run(records, totals, profile, limit_s):
     }
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_every_limit_counts_by_hand(records, totals, profile, limit_s):
+    """TTFTs .125, .25, .5, .75 s; TPOTs .0417, .125, .0625 s and none; E2E .5, 1, 2, 1 s; L keeps two."""
+    limits = ServiceLimits(limit_s, ttft_limit_s=0.25, tpot_limit_s=0.0625, e2e_limit_s=1.0)
+    figures = summarise(records, totals, profile, limits)
+    expected = {
+        "average_qos": 0.5 / 6,  # the first alone keeps all
+        "share_within_limit": 1 / 6,
+        "share_within_latency_per_token": 2 / 6,
+        "share_within_ttft": 2 / 6,
+        "share_within_tpot": 3 / 6,
+        "share_within_e2e": 3 / 6,
+        "goodput_per_s": 0.25,
+    }
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value, rel=1e-6), name
+    traced = traced_summarise(jax.tree.map(jnp.asarray, _traced(records)), totals, profile, limits)
+    for name, value in expected.items():
+        assert float(traced[name]) == pytest.approx(value, rel=1e-6), name
+    np.testing.assert_allclose(records.qos(limits, profile.network_rtt_s), [0.5, 0, 0, 0, 0, 0])
+    # A limit that is not set is kept by all that completed, as is an infinite one.
+    plain = summarise(records, totals, profile, limit_s)
+    endless = summarise(records, totals, profile, ServiceLimits(limit_s, *[math.inf] * 3))
+    assert plain["share_within_ttft"] == pytest.approx(4 / 6)
+    for name in METRICS:
+        np.testing.assert_array_equal(endless[name], plain[name], name)
+
+
+def _traced(records):
+    """Return the records with the fields that a program's have."""
+    names = TracedRecords.__dataclass_fields__
+    return TracedRecords(**{name: getattr(records, name) for name in names})
 
 
 def test_every_metric_is_documented():

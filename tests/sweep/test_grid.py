@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.serving import ServiceLimits
 from qos_jax.simulation.cases import CaseConfig, build_cases
 from qos_jax.sweep.axes import parse_axis
 from qos_jax.sweep.grid import build_grid
@@ -40,6 +41,15 @@ def in_order(group, leaf):
     return np.asarray(leaf)[np.argsort(group.cell)]
 
 
+def test_limits_are_swept_or_the_fleets_own():
+    opened = swept()
+    opened = dataclasses.replace(opened, limits=dataclasses.replace(opened.limits, tpot_limit_s=0.2))
+    (group,) = grid_of("load=0.5", "ttft_limit_s=1,2", fleets=[opened]).groups
+    limits = jax.tree.map(lambda leaf: in_order(group, leaf).tolist(), group.numbers.known.limits)
+    expected = ServiceLimits(*np.float32([[0.07] * 2, [1, 2], [0.2] * 2]).tolist())
+    assert vars(limits) == vars(expected)
+
+
 def test_plain_numbers_and_defaults():
     grid = grid_of("arrival_rate=2,4,8", "latency_limit_s=0.05,0.1", "margin=0.1")
     assert grid.num_cells == 6
@@ -48,6 +58,7 @@ def test_plain_numbers_and_defaults():
     np.testing.assert_allclose(in_order(group, group.numbers.known.limits.latency_limit_s), [0.05, 0.1] * 3)
     np.testing.assert_allclose(group.numbers.greedy.margin, 0.1, rtol=1e-6)
     assert np.all(np.isnan(group.numbers.greedy.congestion_price))  # each policy's own
+    assert group.numbers.known.limits.is_plain
     # Run in order of load, so that blocks wait for none much slower.
     assert np.all(np.diff(group.numbers.arrival_rate_per_s) >= 0)
     for leaf in jax.tree.leaves(group.numbers):

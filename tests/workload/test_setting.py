@@ -1,10 +1,14 @@
 """The setting that every launcher opens: what is in it, and what is refused."""
 
+import math
+
 import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.serving import ServiceLimits
 from qos_jax.workload import fleet_path, read_fleet, take, write_fleet
+from qos_jax.workload.limit_presets import LIMIT_PRESETS
 from qos_jax.workload.setting import open_setting
 from qos_jax.workload.trace import Trace
 
@@ -38,6 +42,21 @@ def test_a_trace_is_cut_to_its_window(tmp_path):
     trace = open_setting("edge6", trace=str(file), trace_start_s=2.0, trace_end_s=5.0).trace
     assert isinstance(trace, Trace)
     assert (trace.num_requests, trace.name) == (3, str(file))
+
+
+def test_limits_come_from_flags_then_the_preset_then_the_fleet():
+    """MLPerf's for Llama2-70b is 2000 ms and 200 ms; it has no limit per token of the whole latency."""
+    assert open_setting("edge6", ttft_limit_s=1.0).limits == ServiceLimits(0.07, ttft_limit_s=1.0)
+    preset = open_setting("edge6", limits="mlperf_llama2_70b").limits
+    assert preset == ServiceLimits(math.inf, ttft_limit_s=2.0, tpot_limit_s=0.2)
+    mixed = open_setting("edge6", limits="mlperf_llama2_70b", latency_limit_s=0.05, tpot_limit_s=0.1).limits
+    assert mixed == ServiceLimits(0.05, ttft_limit_s=2.0, tpot_limit_s=0.1)
+    without = open_setting("edge6", limits="mlperf_llama2_70b", latency_limit_s=0.05, ttft_limit_s=math.inf)
+    assert without.limits == ServiceLimits(0.05, tpot_limit_s=0.2)
+    for name, known in LIMIT_PRESETS.items():
+        assert 0 < known.tpot_limit_s < 1, name
+        assert 0 < known.ttft_limit_s < 60, name
+        assert known.source, name
 
 
 @pytest.mark.parametrize(
