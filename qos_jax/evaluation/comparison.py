@@ -15,7 +15,7 @@ from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
-from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
+from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.serving import SCHEDULERS
@@ -38,7 +38,9 @@ class ComparisonConfig:
 
     fleet: str = "edge6"  # a fleet CSV, or the name of a shipped one: edge6, paper6
     policies: tuple[str, ...] = option(
-        ("all",), help="policies by name; all = heuristics, oracles and bounds; heuristics = those alone"
+        ("all",),
+        help="policies by name; all = heuristics, oracles and bounds; heuristics = those alone; both hold "
+        f"routers that may drop and, as NAME{NEVER_DROPS}, the same ones that never do",
     )
     checkpoint: tuple[str, ...] = option((), help=CHECKPOINT_HELP, repeatable=True)
     stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
@@ -51,7 +53,7 @@ class ComparisonConfig:
     tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
     e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
-    allow_drop: bool = False  # let greedy and learned routers drop requests
+    allow_drop: bool = True  # let greedy and learned routers drop what no expert gains from
     trace: str | None = None  # trace or request log of a known layout; adds workload trace
     trace_start_s: float = 0.0  # first second of the trace to use
     trace_end_s: float = math.inf  # second of the trace to stop before

@@ -18,6 +18,7 @@ from qos_jax.evaluation import plots
 from qos_jax.evaluation.comparison_table import OTHER_LIMITS, limits_text
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
+from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import LIMITS, SCHEDULERS, ServiceLimits, cut_at_limit
@@ -54,7 +55,10 @@ class SingleRunConfig:
         "predicted_output_tokens and predicted_quality, each once or as name.EXPERT per expert; for the "
         "policy 'assigned' also expert"
     )
-    policy: str = option(help=f"who routes: one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}")
+    policy: str = option(
+        help=f"who routes: one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}; a greedy one with "
+        f"{NEVER_DROPS} behind its name drops nothing"
+    )
     latency_limit_s: float | None = None  # L, seconds of E2E latency per output token; inf = no limit
     ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
     tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
@@ -62,7 +66,7 @@ class SingleRunConfig:
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     seed: int = 0  # of the policy's own randomness
-    allow_drop: bool = False  # let greedy policies drop what no expert gains from
+    allow_drop: bool = True  # let greedy policies drop what no expert gains from
 
     def __post_init__(self) -> None:
         check_options(self)

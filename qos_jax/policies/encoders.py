@@ -42,7 +42,7 @@ class NetworkConfig:
     learned_prices: bool = True  # with the residual: learn the weights of the net gain's terms
     temperature: float = 0.03  # QoS, logits = scores / temperature
     head_scale: float = 0.3  # factor on the head's scores beside a residual: below 1, noise moves them less
-    allow_drop: bool = False  # one action more: drop the request
+    allow_drop: bool = True  # one action more: drop the request
 
     def __post_init__(self) -> None:
         check_one_of("encoder", self.encoder, ENCODERS)

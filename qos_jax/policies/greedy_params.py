@@ -98,12 +98,12 @@ POWERS = {
 }
 
 
-def greedy_params(allow_drop: bool = False, **changes: float) -> GreedyParams:
+def greedy_params(allow_drop: bool = True, **changes: float) -> GreedyParams:
     """Return parameters of ``projected_greedy`` and ``impact_greedy``, ``changes`` of their defaults made."""
     return _params(allow_drop, {name: number.default for name, number in NUMBERS.items()} | changes)
 
 
-def load_aware_params(allow_drop: bool = False) -> GreedyParams:
+def load_aware_params(allow_drop: bool = True) -> GreedyParams:
     """Return parameters of ``load_aware_greedy``, whose net gain the learned routers start from."""
     return _params(allow_drop, {name: number.load_aware for name, number in NUMBERS.items()})
 

@@ -16,7 +16,9 @@ from qos_jax.routing import graph
 from qos_jax.routing.observation import Observation
 
 
-def learned_policy(name: str, config: NetworkConfig, params: Any, *, stochastic: bool = False) -> Policy:
+def learned_policy(
+    name: str, config: NetworkConfig, params: Any, *, stochastic: bool = False, allow_drop: bool = True
+) -> Policy:
     """Return the router of trained parameters.
 
     Args:
@@ -24,21 +26,25 @@ def learned_policy(name: str, config: NetworkConfig, params: Any, *, stochastic:
       config: the networks' configuration.
       params: as :func:`~qos_jax.policies.actor_critic.init_router` makes them.
       stochastic: draw from the policy instead of taking its most likely action.
+      allow_drop: whether it may drop, if it was trained to; else it acts as if that action were not valid.
     """
     summary = f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}."
-    return Policy(name, summary, router=_router(config, stochastic), params=params)
+    masks_drop = config.allow_drop and not allow_drop
+    return Policy(name, summary, router=_router(config, stochastic, masks_drop), params=params)
 
 
 @functools.cache
-def _router(config: NetworkConfig, stochastic: bool) -> Router:
+def _router(config: NetworkConfig, stochastic: bool, masks_drop: bool) -> Router:
     """Return the router, the same object for equal arguments, so that it does not recompile."""
     actor = actor_function(config)
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
-        output = actor(params, router_input(seen, greedy_of(params, config.allow_drop)))
+        logits = actor(params, router_input(seen, greedy_of(params, config.allow_drop))).logits
+        if masks_drop:  # the last action
+            logits = logits[:-1]
         if stochastic:
-            return jax.random.categorical(key, output.logits).astype(jnp.int32)
-        return jnp.argmax(output.logits).astype(jnp.int32)
+            return jax.random.categorical(key, logits).astype(jnp.int32)
+        return jnp.argmax(logits).astype(jnp.int32)
 
     return route
 

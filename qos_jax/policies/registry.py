@@ -35,20 +35,27 @@ ORACLES = ("clairvoyant_greedy",)
 BOUNDS = ("upper_bound",)
 # Replays an assignment that comes with the requests, so it only runs where one is given.
 REPLAYS = ("assigned",)
-KNOWN = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS)
-# Names that stand for several.
-GROUPS = {"all": (*HEURISTICS, *ORACLES, *BOUNDS), "heuristics": HEURISTICS}
-# Default parameters of those that have any.
+# Behind the name of a router that may drop requests: the same router, which drops none.
+NEVER_DROPS = "@never_drops"
+# Both are in every table that groups make, so that it shows what dropping is worth.
+_SHOWN_TWICE = ("projected_greedy", "load_aware_greedy")
+# Default parameters of those that have any: they drop, where allowed, a request that no expert gains from.
 _PARAMS: dict[str, Callable[..., GreedyParams]] = {
     "impact_greedy": greedy_params,
     "projected_greedy": greedy_params,
     "load_aware_greedy": load_aware_params,
     "clairvoyant_greedy": load_aware_params,
 }
+NEVER_DROPPING = tuple(name + NEVER_DROPS for name in _PARAMS)
+KNOWN = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS, *NEVER_DROPPING)
+# Names that stand for several.
+_HEURISTICS = (*HEURISTICS, *(name + NEVER_DROPS for name in _SHOWN_TWICE))
+GROUPS = {"all": (*_HEURISTICS, *ORACLES, *BOUNDS), "heuristics": _HEURISTICS}
 
 CHECKPOINT = "checkpoint"  # the field that learned routers are given in
 CHECKPOINT_HELP = (
-    "learned router: folder of a training run (its best checkpoint) or of one checkpoint; NAME=DIR names it"
+    "learned router: folder of a training run (its best checkpoint) or of one checkpoint; NAME=DIR names it, "
+    f"and as NAME{NEVER_DROPS}=DIR it drops nothing"
 )
 _FILE_NAME = re.compile(r"\w[\w.+@-]*")  # a learned router's name is that of a file of the run folder, too
 _STEP = re.compile(r"step_0*(\d+)")
@@ -77,7 +84,7 @@ def resolve(
     names: Sequence[str],
     checkpoint: Sequence[str] = (),
     *,
-    allow_drop: bool = False,
+    allow_drop: bool = True,
     stochastic: bool = False,
     with_bounds: bool = True,
 ) -> Chosen:
@@ -86,7 +93,8 @@ def resolve(
     Args:
       names: registered names, or names of ``GROUPS``.
       checkpoint: learned routers, ``DIR`` or ``NAME=DIR`` each; see :func:`named_checkpoints`.
-      allow_drop: whether the greedy ones may drop a request that no expert gains from.
+      allow_drop: whether the greedy ones may drop a request that no expert gains from; where none may, groups
+        come without those named ``NEVER_DROPS``, which would be there twice.
       stochastic: whether learned routers draw their actions, so that there must be one.
       with_bounds: whether bounds may be named; else the groups come without them.
 
@@ -96,8 +104,8 @@ def resolve(
     """
     found: list[str] = []
     for item in names:
-        members = GROUPS.get(item, (item,))
-        found += [name for name in members if with_bounds or item not in GROUPS or name not in BOUNDS]
+        left_out = (*(() if with_bounds else BOUNDS), *(() if allow_drop else NEVER_DROPPING))
+        found += [name for name in GROUPS[item] if name not in left_out] if item in GROUPS else [item]
     found = list(dict.fromkeys(found))
     routing = [name for name in found if name not in BOUNDS or not with_bounds]
     policies = [policy(name, allow_drop=allow_drop) for name in routing]
@@ -109,11 +117,11 @@ def resolve(
     return Chosen(tuple(found), tuple(policies), folders)
 
 
-def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None = None) -> Policy:
+def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None = None) -> Policy:
     """Return the policy called ``name`` with its default parameters.
 
     Args:
-      name: one of ``HEURISTICS``, ``ORACLES`` or ``REPLAYS``.
+      name: one of ``HEURISTICS``, ``ORACLES``, ``REPLAYS`` or ``NEVER_DROPPING``.
       allow_drop: whether the greedy ones may drop a request that no expert gains from.
       assignment: [T] int32, for ``assigned``.
 
@@ -128,12 +136,14 @@ def policy(name: str, *, allow_drop: bool = False, assignment: jax.Array | None 
     if name in REPLAYS and assignment is None:
         fault = f"policy {name!r} has no assignment to replay"
         raise input_error(fault, field="policy", remedy="give the requests an 'expert' column")
-    params: Any = _PARAMS[name](allow_drop=allow_drop) if name in _PARAMS else None
+    rule = name.removesuffix(NEVER_DROPS)
+    drops = allow_drop and rule == name
+    params: Any = _PARAMS[rule](allow_drop=drops) if rule in _PARAMS else None
     if name in REPLAYS:
         params = jnp.asarray(assignment, jnp.int32)
-    function = getattr(oracles if name in ORACLES else heuristics, name)
+    function = getattr(oracles if rule in ORACLES else heuristics, rule)
     summary = (function.__doc__ or "").strip().split("\n")[0]
-    kind = "oracle" if name in ORACLES else "router"
+    kind = "oracle" if rule in ORACLES else "router"
     return Policy(name=name, summary=summary, params=params, **{kind: function})
 
 

@@ -13,6 +13,7 @@ from qos_jax.files import sha256
 from qos_jax.policies import Policy
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
+from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.runs.checkpoint import load_policy
 from qos_jax.runs.checkpoint_record import SUMMARY
 from qos_jax.serving import ServingConfig
@@ -32,27 +33,25 @@ def load_router(
     """Read a learned router and check that it can route on the fleet.
 
     Args:
-      name: what tables call it.
+      name: what tables call it; with ``NEVER_DROPS`` at its end it drops nothing.
       folder: of a training run (its best checkpoint, or its latest if none was evaluated), of one
         checkpoint, or an exported policy. Its configuration holds the network's as ``network``.
       serving: the fleet's sizes.
-      allow_drop: whether routers may drop requests.
+      allow_drop: whether routers may drop requests; one trained to drop takes its best expert where not.
       stochastic: draw actions instead of taking the most likely.
 
     Raises:
       InputError: what ``load_policy`` raises; weights that do not fit their configuration or, with the flat
-        encoder, the fleet's size; a network that drops where that is not allowed.
+        encoder, the fleet's size.
     """
     weights, found = load_policy(folder)
     config = found.read_config(NetworkConfig, "network")
-    if config.allow_drop and not allow_drop:
-        fault = "was trained to drop requests, which this comparison does not allow"
-        remedy = "give --allow_drop, or a router trained without it"
-        raise input_error(fault, file=found.path, remedy=remedy)
     _check_sizes(config, weights, serving, found.path)
     record: dict[str, Any] = {"path": str(found.path), "sha256": sha256(found.path / SUMMARY)}
     record |= {"step": found.step, "average_qos": found.average_qos}
-    return LearnedRouter(learned_policy(name, config, weights, stochastic=stochastic), record)
+    drops = allow_drop and not name.endswith(NEVER_DROPS)
+    router = learned_policy(name, config, weights, stochastic=stochastic, allow_drop=drops)
+    return LearnedRouter(router, record)
 
 
 def trained_router(folder: str | Path, *, name: str | None = None, stochastic: bool = False) -> Policy:

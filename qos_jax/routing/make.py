@@ -30,7 +30,7 @@ def make(
     scheduler: str = "prefill_first",
     reward: str = "qos",
     max_steps: int = 1000,
-    allow_drop: bool = False,
+    allow_drop: bool = True,
     num_requests: int = 4096,
     seed: int = 0,
 ) -> tuple[RoutingEnvironment, EnvParams]:

@@ -30,7 +30,7 @@ class EnvConfig:
     serving: ServingConfig
     max_steps: int = 1000  # decisions until the time limit (truncation)
     reward: str = "qos"  # "qos", "paper" or "potential", see reward.py
-    allow_drop: bool = False  # whether action N (drop the request) is valid
+    allow_drop: bool = True  # whether action N (drop the request) is valid
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:

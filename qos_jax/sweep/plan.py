@@ -15,7 +15,7 @@ from qos_jax.files import sha256
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
 from qos_jax.policies.greedy_params import SEARCHED
-from qos_jax.policies.registry import CHECKPOINT_HELP, resolve
+from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
@@ -56,7 +56,7 @@ class SweepConfig:
     checkpoint: tuple[str, ...] = option((), help=CHECKPOINT_HELP, repeatable=True)
     stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
-    allow_drop: bool = False  # let greedy and learned routers drop requests
+    allow_drop: bool = True  # let greedy and learned routers drop what no expert gains from
     sweep: tuple[str, ...] = option((), help=SWEEP_HELP, repeatable=True)
     workload: str = option("poisson", known=DRAWN)  # how requests arrive
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
@@ -226,12 +226,13 @@ def _check_readers(config: SweepConfig, given: set[str], policies: Sequence[str]
     def unread(name: str, reader: str, remedy: str) -> InputError:
         return input_error(f"is read by {reader} alone", field=name, remedy=remedy)
 
+    rules = {name.removesuffix(NEVER_DROPS) for name in policies}
     for name in sorted(given):
         workload = OF_WORKLOAD.get(name, config.workload)
         if workload != config.workload:
             raise unread(name, f"workload {workload!r}", f"give --workload={workload}")
         readers = _OF_POLICIES.get(name)
-        if readers and not set(readers) & set(policies):
+        if readers and not set(readers) & rules:
             raise unread(name, " and ".join(readers), f"add {readers[0]} to --policies")
         if config.table is not None and name in _OF_FIGURES:
             raise input_error(

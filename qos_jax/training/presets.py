@@ -36,7 +36,8 @@ _QUICK = TrainConfig(
     checkpoint_every=5,
 )
 
-# The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch.
+# The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch,
+# which drops nothing.
 # Its reward comes when a request completes, many decisions after the choice: returns of 32 steps bridge that.
 _PAPER6 = TrainConfig(
     fleet="paper6",
@@ -52,7 +53,7 @@ _PAPER6 = TrainConfig(
         error_level=(1.0, 1.0),
         trace_share=0.0,
     ),
-    network=NetworkConfig(han=_HAN, residual=False),
+    network=NetworkConfig(han=_HAN, residual=False, allow_drop=False),
     search=SearchConfig(updates=0),
     distil=DistilConfig(updates=0),
     sac=SACConfig(

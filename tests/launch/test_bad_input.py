@@ -556,9 +556,6 @@ CHECKPOINT_CASES = [
         "has 2 experts of 5 slots",
         "; use a fleet of that size",
     ),
-    _checkpoint(
-        "drops", _saved(allow_drop=True), "step_000000001: ", "trained to drop", "; give --allow_drop"
-    ),
     _checkpoint("no folder", _saved(), "'checkpoint': ", "names no folder", "; give", give=("",)),
     _checkpoint("no folder after the name", _saved(), "names no folder", "; give", give=("mine=",)),
     _checkpoint("no name", _saved(), "'checkpoint': ", "'' is no name", "; use letters", give=("={}",)),

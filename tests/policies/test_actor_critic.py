@@ -22,8 +22,8 @@ from qos_jax.routing.graph import PAIR_FEATURES
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen, reordered
 
 SCENES, EXPERTS = 64, 3
-TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
-GREEDY = greedy_params()
+TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8, "allow_drop": False}
+GREEDY = greedy_params(allow_drop=False)
 
 
 def network(**choices):

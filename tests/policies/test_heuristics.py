@@ -167,16 +167,16 @@ def test_greedy_drops_only_where_allowed_and_nothing_is_gained(name):
     )
     if name == "projected_greedy":  # the projected end, not the present state, must be on the brink
         brink = dataclasses.replace(brink, limits=ServiceLimits(jnp.float32(0.098)))
-    assert set(choices(name, brink, allow_drop=True)) == {2}
-    assert set(choices(name, brink)) <= {0, 1}
+    assert set(choices(name, brink)) == {2}
+    assert set(choices(name, brink, allow_drop=False)) <= {0, 1}
     # And never where something is gained.
-    assert set(choices(name, observation(slots=0), allow_drop=True)) == {1}
+    assert set(choices(name, observation(slots=0))) == {1}
 
 
 @pytest.mark.parametrize("name", ["impact_greedy", "projected_greedy", "quality_within_limit"])
 def test_all_queues_full_is_still_an_answer(name):
     full = dataclasses.replace(observation(), available=jnp.array([False, False]))
-    assert set(choices(name, full)) <= {0, 1}
+    assert set(choices(name, full, allow_drop=False)) <= {0, 1}
 
 
 def test_assigned_replays():

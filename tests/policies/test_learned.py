@@ -18,7 +18,7 @@ from qos_jax.policies.router_input import router_input
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen
 
 SCENES, TRAINED = 32, 6
-CONFIG = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8)
+CONFIG = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8, allow_drop=False)
 KEYS = jax.random.split(jax.random.key(0), SCENES)
 
 
@@ -51,7 +51,7 @@ def test_weights_of_six_experts_route_on_any_fleet(experts):
     assert len(np.unique(chosen)) > experts // 3
     # Before training it is the heuristic, on every fleet.
     untrained = learned_policy("untrained", CONFIG, weights(scale=0.0))
-    greedy = policy("load_aware_greedy")
+    greedy = policy("load_aware_greedy", allow_drop=False)
     same = choices(untrained.router, untrained.params, KEYS, seen)
     expected = np.asarray(choices(greedy.router, greedy.params, KEYS, seen))
     twins = np.arange(SCENES) % 4 == 2  # rounding breaks ties between equal experts, and so may the program
@@ -98,6 +98,12 @@ def test_it_may_drop_where_it_was_trained_to():
     assert not bool(jnp.any(hopeless.available))
     mine = learned_policy("mine", config, weights(config))
     assert choices(mine.router, mine.params, KEYS[:1], hopeless).tolist() == [3]
+    never = learned_policy("never", config, mine.params, allow_drop=False)
+    assert choices(never.router, never.params, KEYS[:1], hopeless).tolist()[0] < 3
+    seen = random_scenes(SCENES)
+    may, may_not = (np.asarray(choices(p.router, p.params, KEYS, seen)) for p in (mine, never))
+    np.testing.assert_array_equal(may_not[may < 3], may[may < 3])
+    assert np.all(may_not < 3)
     plain = learned_policy("plain", CONFIG, weights())
     assert choices(plain.router, plain.params, KEYS[:1], hopeless).tolist()[0] < 3
 

@@ -7,7 +7,7 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.policies import BOUNDS, HEURISTICS, ORACLES, Policy, policy, upper_bound
-from qos_jax.policies.registry import GROUPS, resolve
+from qos_jax.policies.registry import GROUPS, NEVER_DROPPING, NEVER_DROPS, resolve
 from qos_jax.serving import ServiceLimits
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert
 from qos_jax.simulation.simulate import Runs, simulate
@@ -49,7 +49,7 @@ def episodes(scheduler, policies, allow_drop=False):
 @pytest.mark.parametrize("scheduler", SHARED_MEMORY)
 def test_every_policy_runs(scheduler):
     names = (*HEURISTICS, *ORACLES)
-    action, reward, routed = episodes(scheduler, [policy(name) for name in names])
+    action, reward, routed = episodes(scheduler, [policy(name, allow_drop=False) for name in names])
     assert np.all((action >= 0) & (action < EXPERTS))
     assert not routed.dropped.any()
     qos = dict(zip(names, reward.sum(axis=-1).mean(axis=-1), strict=True))
@@ -102,7 +102,7 @@ def test_company_may_speed_a_request_up_under_chunked_prefill():
 
 def test_dropping_is_an_action_of_the_greedy_ones_only():
     names = ("impact_greedy", "projected_greedy", "clairvoyant_greedy", "shortest_queue", "best_quality")
-    chosen = [policy(name, allow_drop=True) for name in names]
+    chosen = [policy(name) for name in names]
     _, _, routed = episodes("prefill_first", chosen, allow_drop=True)
     dropped = dict(zip(names, routed.dropped.sum(axis=(1, 2)), strict=True))
     assert dropped["shortest_queue"] == dropped["best_quality"] == 0
@@ -194,7 +194,22 @@ def test_groups_resolve_to_their_members_once():
     assert chosen.names == ("projected_greedy", *(n for n in GROUPS["all"] if n != "projected_greedy"))
     assert chosen.bounds == BOUNDS
     assert chosen.routers == (*(n for n in chosen.names if n not in BOUNDS), "a", "b")
-    assert resolve(["all"], with_bounds=False).names == (*HEURISTICS, *ORACLES)
+    both = tuple(name for name in GROUPS["all"] if name not in BOUNDS)
+    assert resolve(["all"], with_bounds=False).names == both
+
+
+def test_groups_hold_routers_that_drop_and_that_never_do():
+    names = [name + NEVER_DROPS for name in ("projected_greedy", "load_aware_greedy")]
+    assert set(names) < set(resolve(["heuristics"]).names)
+    assert resolve(["heuristics"], allow_drop=False).names == HEURISTICS  # the rows would be there twice
+    for name in NEVER_DROPPING:
+        never, alike = policy(name), policy(name.removesuffix(NEVER_DROPS), allow_drop=False)
+        assert never.name == name
+        assert never.act_function() is alike.act_function()
+        assert never.params == alike.params
+        assert alike.params != policy(alike.name).params
+    with pytest.raises(InputError, match="'random@never_drops' is unknown"):
+        policy("random@never_drops")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from tests.launch.trained import network, save_run
 FLEET = ServingConfig(num_experts=2, running_slots=3, waiting_slots=2)
 
 
-def load(folder, serving=FLEET, *, allow_drop=False, stochastic=False):
-    return load_router("mine", folder, serving, allow_drop=allow_drop, stochastic=stochastic)
+def load(folder, serving=FLEET, *, name="mine", allow_drop=True, stochastic=False):
+    return load_router(name, folder, serving, allow_drop=allow_drop, stochastic=stochastic)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,10 @@ def test_the_han_runs_on_any_fleet_the_flat_network_on_its_own(run, tmp_path):
 
 
 def test_drop_only_where_it_is_allowed(tmp_path):
+    """A run keeps the actions it was trained with: what it may drop by, and whether a comparison lets it."""
     folder = save_run(tmp_path / "drops", network(allow_drop=True))
-    with pytest.raises(InputError, match=r"was trained to drop .*; give --allow_drop"):
-        load(folder)
-    dropping = load(folder, allow_drop=True)
-    plain = load(save_run(tmp_path / "plain", network()), allow_drop=True)  # it just never does
-    assert dropping.policy.router is not plain.policy.router
+    dropping, masked = load(folder).policy, load(folder, allow_drop=False).policy
+    assert dropping.router is not masked.router
+    assert load(folder, name="mine@never_drops").policy.router is masked.router
+    plain = save_run(tmp_path / "plain", network(allow_drop=False))
+    assert load(plain).policy.router is load(plain, allow_drop=False).policy.router is not dropping.router
