@@ -88,6 +88,8 @@ def offered_load(profile: FleetProfile, demand: Demand, length_log_std: jax.Arra
     column = jax.tree.map(lambda leaf: leaf[:, None], profile)
     capacity_per_s = jnp.sum(capacity_of_means_per_s(column, prompt, prompt_sq, output), axis=0)
     served_in_gap = demand.gap_s / seen[0] * capacity_per_s
+    # Requests that take no time make the capacity infinite, and arrivals at one instant the gap 0.
+    served_in_gap = jnp.where(demand.gap_s > 0.0, served_in_gap, 0.0)
     return jnp.where(demand.seen > 0.0, 1.0 / jnp.maximum(served_in_gap, 1.0 / MAX_LOAD), 0.0)
 
 

@@ -69,7 +69,7 @@ def play(scenario: Scenario, built: Built, policies: tuple[str, ...]) -> Played:
         )
         outcomes.append(each)
         reference.append(by_expert)
-    bound = _bounds(runs.profile, requests, jnp.asarray(runs.latency_limit_s), scenario.scheduler)
+    bound = _bounds(runs.profile, requests, jax.tree.map(jnp.asarray, runs.limits), scenario.scheduler)
     return Played(result, _steps(built, records.expert), np.asarray(bound), outcomes, reference)
 
 
@@ -84,7 +84,7 @@ def _steps(built: Built, expert: np.ndarray) -> dict[str, Any]:
     params = make_params(
         jax.tree.map(lambda leaf: np.broadcast_to(leaf, (RUNS, *leaf.shape)), runs.profile),
         runs.requests,
-        runs.latency_limit_s,
+        runs.limits,
         runs.length_log_std,
         episode=Episode(gap_s.astype(np.float32), rows),
         impact_weight=np.ones(RUNS, np.float32),
@@ -131,6 +131,8 @@ def _kept(state: Any, result: TimeStep) -> dict[str, Any]:
 
 
 def _is_sound(seen: Any) -> jax.Array:
-    """Return whether nothing in an observation is NaN, infinite or negative."""
-    leaves = [leaf for leaf in jax.tree.leaves(seen) if jnp.issubdtype(leaf.dtype, jnp.number)]
+    """Return whether nothing in an observation is NaN, infinite (limits of service may be) or negative."""
+    ttft_s = None if seen.slot_ttft_s is None else jnp.maximum(seen.slot_ttft_s, 0.0)  # -1: no token yet
+    leaves = jax.tree.leaves(dataclasses.replace(seen, limits=None, slot_ttft_s=ttft_s))
+    leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf) & (leaf >= 0)) for leaf in leaves]))

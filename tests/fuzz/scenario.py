@@ -1,8 +1,8 @@
 """A fuzzed scenario: what is drawn of fleet, traffic and router, and the arrays that it stands for.
 
-A new dimension is a field of :class:`Scenario` with its strategy, and what :func:`build` makes of it. Fields are
-plain numbers and names, so that the ``repr`` of a scenario reproduces it; array sizes are those of ``SHAPES``
-alone, so that all scenarios of a shape and a scheduler are one program.
+A new dimension is a field of :class:`Scenario` with its strategy, and what :func:`build` makes of it. Fields
+are plain numbers and names, so that the ``repr`` of a scenario reproduces it; array sizes are those of
+``SHAPES`` alone, so that all scenarios of a shape and a scheduler are one program.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from qos_jax.policies import HEURISTICS, ORACLES
 from qos_jax.policies.registry import NEVER_DROPPING
-from qos_jax.serving import SCHEDULERS, DecodeKnot, FleetProfile, ServingConfig
+from qos_jax.serving import SCHEDULERS, DecodeKnot, FleetProfile, ServiceLimits, ServingConfig
 from qos_jax.simulation.simulate import Runs
 from qos_jax.workload import RequestTable
 
@@ -34,6 +34,7 @@ class Shape:
     waiting_slots: int
     knots: int = 0  # of the table of decode times; 0 = the affine law
     context_limit: bool = False
+    every_limit: bool = False  # of service, not of the latency per token alone
 
     def serving(self, scheduler: str) -> ServingConfig:
         return ServingConfig(self.experts, self.running_slots, self.waiting_slots, scheduler)
@@ -41,7 +42,7 @@ class Shape:
 
 SHAPES = {
     "affine": Shape(3, 4, 4),
-    "table": Shape(2, 6, 3, knots=3),
+    "table": Shape(2, 6, 3, knots=3, every_limit=True),
     "limited": Shape(4, 3, 2, context_limit=True),
 }
 
@@ -63,6 +64,9 @@ class Scenario:
     burst_share: float  # arrivals after a gap of 20 times the mean, the others bunched
     memory: float  # KV capacity in units of the largest request, at most
     limit_s: float  # L, seconds per output token, at most
+    ttft_limit_s: float  # these three at most, too, where the shape has every limit
+    tpot_limit_s: float
+    e2e_limit_s: float
     length_log_std: float  # of predicted lengths
     free: tuple[str, ...]  # coefficients of iteration times that are 0
 
@@ -87,9 +91,12 @@ def scenarios(
         tie_share=st.sampled_from([0.0, 0.2, 0.7]),
         burst_share=st.sampled_from([0.0, 0.1]),
         memory=st.sampled_from([30.0, 4.0, 2.0]),
-        limit_s=st.sampled_from([1.0, 0.1, 0.05, 0.01]),
+        limit_s=st.sampled_from([np.inf, 1.0, 0.1, 0.05, 0.01]),
+        ttft_limit_s=st.sampled_from([np.inf, 2.0, 0.1]),
+        tpot_limit_s=st.sampled_from([np.inf, 0.1, 0.02]),
+        e2e_limit_s=st.sampled_from([np.inf, 3.0, 0.3]),
         length_log_std=st.sampled_from([0.0, 0.5, 1.0]),
-        free=st.sampled_from([(), ("prefill_per_token_sq_s",), ("decode_per_seq_s", "network_rtt_s"), _TIMES]),
+        free=st.sampled_from([(), ("prefill_per_token_sq_s",), ("decode_per_seq_s", "network_rtt_s"), TIMES]),
     )
 
 
@@ -102,7 +109,7 @@ _SCALES = {
     "decode_per_context_token_s": (1e-4, 1),
     "network_rtt_s": (0.02, 4),
 }
-_TIMES = tuple(_SCALES)
+TIMES = tuple(_SCALES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +130,7 @@ def build(scenario: Scenario) -> Built:
     tables = [_table(scenario, shape, lane) for lane in lanes]
     runs = Runs(
         profile=profile,
-        latency_limit_s=(scenario.limit_s * rng.uniform(0.3, 1.0, RUNS)).astype(np.float32),
+        limits=_limits(scenario, shape, rng),
         length_log_std=np.full((RUNS, shape.experts), scenario.length_log_std, np.float32),
         arrival_s=np.cumsum(gap_s.astype(np.float64), axis=1),
         requests=jax.tree.map(lambda *leaves: np.stack(leaves), *tables),
@@ -131,6 +138,14 @@ def build(scenario: Scenario) -> Built:
     )
     assignment = rng.integers(-1, shape.experts, REQUESTS).astype(np.int32)
     return Built(shape.serving(scenario.scheduler), runs, assignment)
+
+
+def _limits(scenario: Scenario, shape: Shape, rng: np.random.Generator) -> ServiceLimits:
+    """Return the limits of each run, leaves [RUNS] float32."""
+    names = ("ttft_limit_s", "tpot_limit_s", "e2e_limit_s") if shape.every_limit else ()
+    most = {"latency_limit_s": scenario.limit_s} | {name: getattr(scenario, name) for name in names}
+    drawn = {name: (value * rng.uniform(0.3, 1.0, RUNS)).astype(np.float32) for name, value in most.items()}
+    return ServiceLimits(**drawn)
 
 
 def _fleet(scenario: Scenario, shape: Shape, rng: np.random.Generator) -> FleetProfile:
@@ -142,9 +157,7 @@ def _fleet(scenario: Scenario, shape: Shape, rng: np.random.Generator) -> FleetP
     capacity = 2 + (largest * rng.uniform(0.7, scenario.memory, count)).astype(int)
     if scenario.scheduler == "llama_cpp":  # a slot's share of it
         capacity = capacity * max_running
-    times = {
-        name: seconds(*scale, (count,)) * (name not in scenario.free) for name, scale in _SCALES.items()
-    }
+    times = {name: seconds(*scale, (count,)) * (name not in scenario.free) for name, scale in _SCALES.items()}
     profile = FleetProfile(
         max_running=max_running.astype(np.int32),
         max_waiting=rng.integers(1, shape.waiting_slots + 1, count).astype(np.int32),

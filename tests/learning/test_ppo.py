@@ -297,4 +297,4 @@ def test_a_value_out_of_range_is_named(field, value):
 
 def test_network_and_environment_must_agree_on_dropping():
     with pytest.raises(ValueError, match="allow_drop"):
-        make_ppo(environment(allow_drop=True), one_good_expert_per_request, NETWORK, CONFIG)
+        make_ppo(environment(allow_drop=False), one_good_expert_per_request, NETWORK, CONFIG)

@@ -44,8 +44,8 @@ CONFIG = SACConfig(
     target_entropy_fraction=0.2,
 )
 WARM = 4  # the update that fills the warm-up, and learns
-NETWORK = NetworkConfig(encoder="flat", hidden=16, residual=False)
-ENV = environment(max_steps=16)
+NETWORK = NetworkConfig(encoder="flat", hidden=16, residual=False, allow_drop=False)
+ENV = environment(max_steps=16, allow_drop=False)
 SEEDS = 2
 
 

@@ -33,7 +33,7 @@ FEATURES = len(ARRIVED_FEATURES) + EXPERTS * (len(EXPERT_FEATURES) + len(PAIR_FE
 def scene(end):
     length, limit = ENDS[end]
     params = process_params(poisson(20.0)) if length is None else replay_params(0, length)
-    return RoutingEnvironment(EnvConfig(SERVER, max_steps=limit)), params
+    return RoutingEnvironment(EnvConfig(SERVER, max_steps=limit, allow_drop=False)), params
 
 
 @pytest.fixture(scope="module", params=["trace", "process"])

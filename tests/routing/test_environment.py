@@ -293,5 +293,5 @@ def test_bad_configuration():
 
 def test_configurations_are_hashable_and_count_actions():
     assert hash(EnvConfig(SERVING["prefill_first"])) == hash(EnvConfig(SERVING["prefill_first"]))
-    assert environment().config.num_actions == EXPERTS
-    assert environment(allow_drop=True).config.num_actions == EXPERTS + 1
+    assert environment(allow_drop=False).config.num_actions == EXPERTS
+    assert environment().config.num_actions == EXPERTS + 1
