@@ -153,7 +153,7 @@ def limits_of(
         if limit_s == math.inf and name != "latency_limit_s":
             levels[name] = None  # no part of the program
     if levels["latency_limit_s"] is None:
-        remedy = "give --latency_limit_s=S, seconds per output token, inf for none, or --limits=PRESET"
+        remedy = "give --latency_limit_s, see --help, or --limits=PRESET"
         raise input_error("is missing", field="latency_limit_s", remedy=remedy)
     return ServiceLimits(**levels)
 
