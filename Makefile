@@ -3,6 +3,7 @@
 #   make demo    train a router for two minutes, then compare it with all others on a six-expert edge fleet:
 #                learning curve in runs/quick, tables and plots in runs/demo
 #   make test    the test suite
+#   make fuzz    5,000 random scenarios through simulator, environment and reference; ends at the first violation
 #   make lint    style, types and the floors of the imports
 #   make bench   speed of the simulator
 #   make clean   remove the virtual environment and the caches
@@ -19,11 +20,12 @@ TRACE ?=
 DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --out=runs/demo --overwrite
 TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
 BENCH_FLAGS ?=
+FUZZ_FLAGS ?= --scenarios=5000
 # A process a core; a file's tests stay together, since they share what it compiles. Files in order: by number of
 # tests the slow ones, which have few, would come last, and one process would wait for the other.
 TEST_FLAGS ?= --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test fuzz lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-plot
@@ -32,6 +34,9 @@ demo: $(VENV)/.installed-plot
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.fuzz $(FUZZ_FLAGS)
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
