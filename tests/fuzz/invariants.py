@@ -56,7 +56,7 @@ def nothing_is_negative_or_nan(scenario: Scenario, built: Built, played: Played)
     for name in METRICS:
         assert not np.any(metrics[name] < 0.0), name
         if name.endswith("_share") or name in ("average_qos", "share_within_limit"):
-            assert np.all(metrics[name] <= 1.0), name
+            assert not np.any(metrics[name] > 1.0 + RTOL), name  # NaN where there is no denominator
     steps = played.steps
     assert np.all(steps["first_is_sound"]), "the first observation"
     assert np.all(steps["is_sound"]), "an observation or a reward"
