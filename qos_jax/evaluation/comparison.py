@@ -46,9 +46,7 @@ class ComparisonConfig:
     stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
     baseline: str = "shortest_queue"  # policy that differences are taken to
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
-    latency_limit_s: float | None = (
-        None  # L, s per output token; none = the preset's or fleet's; inf = no limit
-    )
+    latency_limit_s: float | None = None  # L, s per output token; none = the preset's or the fleet's own
     ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
     tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
     e2e_limit_s: float | None = None  # seconds from arrival to last token, network included

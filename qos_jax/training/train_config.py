@@ -62,9 +62,7 @@ class TrainConfig:
 
     fleet: str = "edge6"  # a fleet CSV, or the name of a shipped one: edge6, paper6
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
-    latency_limit_s: float | None = (
-        None  # L, s per output token; none = the preset's or fleet's; inf = no limit
-    )
+    latency_limit_s: float | None = None  # L, s per output token; none = the preset's or the fleet's own
     ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
     tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
     e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
