@@ -21,6 +21,16 @@ class KnownFleet:
 
 
 @struct.dataclass
+class BeliefNotes:
+    """What a router that acts on a belief knows beside the queues that it believes in."""
+
+    scrape_age_s: jax.Array  # [] float32, seconds since the last scrape
+    pace: jax.Array  # [N] float32, estimated pace; 1 = as the profile says, more is slower
+    foreign_load: jax.Array  # [] float32, requests of other routers for each of its own
+    up: jax.Array  # [N] bool, not known to be down
+
+
+@struct.dataclass
 class Observation:
     """What a router sees when a request arrives: predictions, queues, profiles; no true outcome.
 
@@ -48,6 +58,7 @@ class Observation:
     slot_predicted_output_tokens: jax.Array  # [N, K] float32
     slot_predicted_quality: jax.Array  # [N, K] float32
     slot_ttft_s: jax.Array  # [N, K] float32, seconds from arrival to first token; -1 = none yet
+    belief: BeliefNotes | None = None  # where the queues are believed, not seen
 
     @property
     def latency_limit_s(self) -> jax.Array:

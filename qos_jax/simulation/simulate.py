@@ -85,12 +85,12 @@ def cpu_block_runs(config: ServingConfig) -> int:
 
 
 # The axis of runs of what is known of a fleet: the profile is the same for all.
-_KNOWN_BY_RUN: Any = KnownFleet(profile=None, limits=0, length_log_std=0)  # type: ignore[arg-type]
+KNOWN_BY_RUN: Any = KnownFleet(profile=None, limits=0, length_log_std=0)  # type: ignore[arg-type]
 
 
 # Routes a chunk of requests of each run of a block: a leading axis on all but the profile.
 _run_chunk = jax.jit(
-    jax.vmap(route_requests, in_axes=(None, None, None, None, _KNOWN_BY_RUN, 0, 0, 0)),
+    jax.vmap(route_requests, in_axes=(None, None, None, None, KNOWN_BY_RUN, 0, 0, 0)),
     static_argnums=(0, 1, 2),
 )
 
@@ -167,7 +167,7 @@ def simulate(
                 known,
                 seed,
                 fleet,
-                _arriving(runs, lanes, start, stop, chunk_requests),
+                arriving_of(runs, lanes, start, stop, chunk_requests),
             )
             fleet = carry.fleet
             carry, logged, snapshot = jax.device_get(
@@ -200,7 +200,7 @@ def _cut(tree: Any, runs: int, requests: int) -> Any:
     return jax.tree.map(lambda x: x[:runs, :requests], tree)
 
 
-def _arriving(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) -> Arriving:
+def arriving_of(runs: Runs, lanes: np.ndarray, start: int, stop: int, chunk: int) -> Arriving:
     """Requests ``start`` to ``stop`` of every lane, padded to ``chunk``."""
     last = runs.shape[1] - 1
     index = np.minimum(np.arange(start, start + chunk), last)

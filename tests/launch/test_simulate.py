@@ -280,7 +280,7 @@ def test_interrupted_in_process(launch, tmp_path, monkeypatch, stage):
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    module, name = ("simulate", "_arriving") if stage == "simulating" else ("records", "_csv_columns")
+    module, name = ("simulate", "arriving_of") if stage == "simulating" else ("records", "_csv_columns")
     # The module by its full name: the room's own ``simulate`` is the function.
     monkeypatch.setattr(importlib.import_module(f"qos_jax.simulation.{module}"), name, interrupt)
     ended = launch("launch.simulate", *arguments(tmp_path / "run"))

@@ -1,0 +1,348 @@
+"""A router's belief about the fleet, its digital twin: how time, own requests and their ends change it.
+
+All leaves are of one router; ``routers.py`` keeps R beliefs. Requests have tags, request_id * R + router, so
+that an id says whose it is. Within a belief the ids of all but own requests are negative.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.demand import after_gap, after_request, mean_output_tokens, mean_quality
+from qos_jax.routing.fleet_state import FleetState, Request, empty_fleet
+from qos_jax.routing.newcomers import Newcomer, add_each, no_newcomer
+from qos_jax.routing.outlook import left_given_survival
+from qos_jax.routing.telemetry import TelemetryConfig
+from qos_jax.serving import FleetProfile, ServingConfig, ServingState, advance
+from qos_jax.serving.profile import slowed
+from qos_jax.serving.scheduler import masked_sum, prefix_sum
+
+GHOST = -2  # id of a request that is assumed: another router's, which nobody reported
+FOREIGN = -3  # ids of reported requests of other routers: this minus the tag
+PACE_MEMORY_S = 6.0  # seconds over which the evidence of a pace fades by a factor of e
+PACE_PRIOR_TOKENS = 50.0  # tokens of evidence that the profile counts for
+FLOW_MEMORY = 0.5  # weight of the earlier own requests in where others' are taken to go, per own request
+MAX_GHOSTS = 32  # assumed at each expert at once, at most
+MAX_PACE = 8.0  # bound of an estimated pace, and of its inverse
+# An own request counts as evidence of a slow server by the tokens it should have beyond this many std of
+# its log length: silence tells, too.
+SILENCE_STD = 1.5
+# An inverse of an exponentially weighted mean over 8 gaps, some 15 of equal weight, is too large by 1 / 15.
+_UNBIASED = 14.0 / 15.0
+
+
+@struct.dataclass
+class Belief:
+    """What one router believes; its ``fleet`` holds believed lengths and qualities in place of true ones."""
+
+    fleet: FleetState
+    synced_tokens: jax.Array  # [N, K] int32, tokens generated as last known for certain
+    behind_s: jax.Array  # [] float32, seconds that have passed since the belief was brought up to date
+    scrape_age_s: jax.Array  # [] float32, seconds since the last scrape, when it was
+    next_scrape_s: jax.Array  # [] float32, seconds from then until the next is due
+    own_in_flight: jax.Array  # [] float32, own requests in flight, summed over recent scrapes
+    all_in_flight: jax.Array  # [] float32, all requests in flight, likewise
+    ghost_credit: jax.Array  # [N] float32, requests of others expected and not assumed yet
+    flow: jax.Array  # [N] float32, own requests recently routed to each expert
+    last: Newcomer  # the own request last routed to each expert
+    expected_tokens: jax.Array  # [N] float32, recent tokens that the profile let expect
+    observed_tokens: jax.Array  # [N] float32, recent tokens that came
+
+    @property
+    def own_share(self) -> jax.Array:
+        """[] float32 in (0, 1], estimated share of the requests in flight that are the router's own."""
+        return jnp.clip((self.own_in_flight + 1.0) / (self.all_in_flight + 1.0), 1e-3, 1.0)
+
+
+def no_belief(config: ServingConfig, next_scrape_s: jax.Array) -> Belief:
+    """Return the belief in an empty fleet that is true to its profile, with the first scrape to come."""
+    zeros = jnp.zeros((config.num_experts,), jnp.float32)
+    zero = jnp.float32(0.0)
+    return Belief(
+        fleet=empty_fleet(config),
+        synced_tokens=jnp.zeros((config.num_experts, config.slots), jnp.int32),
+        behind_s=zero,
+        scrape_age_s=zero,
+        next_scrape_s=next_scrape_s,
+        own_in_flight=zero,
+        all_in_flight=zero,
+        ghost_credit=zeros,
+        flow=zeros,
+        last=no_newcomer(config.num_experts),
+        expected_tokens=zeros,
+        observed_tokens=zeros,
+    )
+
+
+def believed_pace(belief: Belief, length_log_std: jax.Array) -> jax.Array:
+    """Return the estimated pace of each expert, expected over observed progress, [N] float32; 1 = nominal.
+
+    Args:
+      belief: the belief.
+      length_log_std: [N] float32, known error of the predicted lengths.
+    """
+    fleet = belief.fleet
+    longest = fleet.predicted_output_tokens * jnp.exp(SILENCE_STD * length_log_std)[:, None]
+    own = fleet.serving.live & (fleet.serving.request_id >= 0)
+    silent = masked_sum(own, jnp.maximum(fleet.generated_tokens.astype(jnp.float32) - longest, 0.0))
+    expected = belief.expected_tokens + silent + PACE_PRIOR_TOKENS
+    return jnp.clip(expected / (belief.observed_tokens + PACE_PRIOR_TOKENS), 1.0 / MAX_PACE, MAX_PACE)
+
+
+def with_progress(belief: Belief, pace: jax.Array, compared: jax.Array, tokens: jax.Array) -> Belief:
+    """Return the belief with the evidence of its pace that some requests' progress gives.
+
+    Args:
+      belief: brought to now.
+      pace: [N] float32, at which it was.
+      compared: [N, K] bool, slots whose progress is known.
+      tokens: [N, K] int32, tokens that their requests have generated in truth.
+    """
+    believed = jnp.maximum(belief.fleet.generated_tokens - belief.synced_tokens, 0).astype(jnp.float32)
+    true = jnp.maximum(tokens - belief.synced_tokens, 0).astype(jnp.float32)
+    return dataclasses.replace(
+        belief,
+        # At the nominal pace, as many times more would have been expected.
+        expected_tokens=belief.expected_tokens + pace * masked_sum(compared, believed),
+        observed_tokens=belief.observed_tokens + masked_sum(compared, true),
+    )
+
+
+def after_time(
+    config: ServingConfig,
+    telemetry: TelemetryConfig,
+    profile: FleetProfile,
+    pace: jax.Array,
+    belief: Belief,
+) -> Belief:
+    """Bring the belief to now: ``behind_s`` seconds pass in it, in closed form at the believed pace.
+
+    Args:
+      config: static sizes and the scheduler.
+      telemetry: what the router knows.
+      profile: the fleet as the router knows it, leaves [N].
+      pace: [N] float32, the believed pace.
+      belief: as of the router's last decision.
+    """
+    elapsed_s, fleet = belief.behind_s, belief.fleet
+    if telemetry.advances:
+        serving, _ = advance(config, slowed(profile, pace), fleet.serving, elapsed_s)
+        fleet = dataclasses.replace(fleet, serving=serving)
+    fading = jnp.exp(-elapsed_s / PACE_MEMORY_S)
+    return dataclasses.replace(
+        belief,
+        fleet=dataclasses.replace(fleet, demand=after_gap(fleet.demand, elapsed_s)),
+        behind_s=jnp.zeros_like(elapsed_s),
+        scrape_age_s=belief.scrape_age_s + elapsed_s,
+        next_scrape_s=belief.next_scrape_s - elapsed_s,
+        expected_tokens=belief.expected_tokens * fading,
+        observed_tokens=belief.observed_tokens * fading,
+    )
+
+
+def after_own_events(
+    telemetry: TelemetryConfig, pace: jax.Array, belief: Belief, truth: FleetState
+) -> Belief:
+    """Take in what a proxy saw of its own requests: first tokens, and ends with the length of the answer.
+
+    Args:
+      telemetry: what the router knows.
+      pace: [N] float32, the believed pace.
+      belief: brought to now.
+      truth: the fleet now; only own requests' first tokens, ends and the lengths of ended ones are read.
+    """
+    serving = belief.fleet.serving
+    own = serving.live & (serving.request_id >= 0)
+    begun = truth.serving.live & (truth.serving.ttft_s >= 0.0) & (truth.serving.ttft_s <= truth.serving.age_s)
+    # One number of each true slot, so that one pass over the pairs of slots says all: -1 no token yet, -2 its
+    # first token came, else the length of the answer that ended. No match, 0: it ended longer ago.
+    said = jnp.where(truth.serving.live, jnp.where(begun, -2, -1), truth.output_tokens)
+    same = serving.request_id[:, :, None] == truth.serving.request_id[:, None, :]
+    said = jnp.sum(jnp.where(same, said[:, None, :], 0), axis=-1, dtype=jnp.int32)
+    ended = own & (said >= 0)
+    if telemetry.advances:
+        belief = with_progress(belief, pace, ended & (said > 0), said)
+    serving = dataclasses.replace(serving, live=serving.live & ~ended, running=serving.running & ~ended)
+    if telemetry.advances:
+        prompt = belief.fleet.prompt_tokens
+        serving = with_first_tokens(serving, prompt, own & (said == -2), own & (said == -1))
+    return dataclasses.replace(belief, fleet=dataclasses.replace(belief.fleet, serving=serving))
+
+
+def with_first_tokens(
+    serving: ServingState, prompt_tokens: jax.Array, begun: jax.Array, not_begun: jax.Array
+) -> ServingState:
+    """Return the experts with those running that have ``begun``, and those waiting that have ``not_begun``.
+
+    The running requests stay the earliest of the live ones: whoever stands before one that has begun runs.
+
+    Args:
+      serving: the believed experts.
+      prompt_tokens: [N, K] int32.
+      begun: [N, K] bool, live requests whose first token came.
+      not_begun: [N, K] bool, live requests whose first token did not.
+    """
+    generated = serving.context_tokens - prompt_tokens
+    late, early = begun & (generated == 0), not_begun & (generated > 0)
+    context = jnp.where(early, prompt_tokens, serving.context_tokens + late.astype(jnp.int32))
+    total = serving.context_tokens + serving.left_tokens
+    later = prefix_sum(begun[:, ::-1].astype(jnp.int32))[:, ::-1]  # how many have begun from here on
+    runs = serving.running & ~early
+    stopped = prefix_sum((serving.live & ~runs & (later == 0)).astype(jnp.int32)) > 0
+    running = serving.live & ((later > 0) | (runs & ~stopped))
+    return dataclasses.replace(
+        serving,
+        running=running,
+        context_tokens=context,
+        left_tokens=jnp.maximum(total - context, 1),
+        prefill_left_tokens=jnp.where(late | ~running, 0, serving.prefill_left_tokens),
+        ttft_s=jnp.where(early, -1.0, jnp.where(late, serving.age_s, serving.ttft_s)),
+    )
+
+
+def room_tokens(profile: FleetProfile, prompt_tokens: jax.Array) -> jax.Array:
+    """Return the longest answer that the KV cache of each expert could hold, [N] or [N, K] int32, >= 1.
+
+    A proxy sees its requests end, so in its belief they run for as long as they do not.
+    """
+    capacity = profile.kv_capacity_tokens
+    capacity = capacity[:, None] if prompt_tokens.ndim == 2 else capacity
+    return jnp.maximum(capacity - prompt_tokens, 1)
+
+
+def after_routing(
+    telemetry: TelemetryConfig,
+    profile: FleetProfile,
+    length_log_std: jax.Array,
+    belief: Belief,
+    request: Request,
+    tag: jax.Array,
+    action: jax.Array,
+    accepted: jax.Array,
+    age_s: jax.Array,
+) -> Belief:
+    """Enter a request that the router just routed.
+
+    Args:
+      telemetry: what the router knows.
+      profile: the fleet, leaves [N].
+      length_log_std: [N] float32, known error of the predicted lengths.
+      belief: brought to now.
+      request: the request; its true lengths and qualities are not read.
+      tag: [] int32, of the request.
+      action: [] int32, where it went.
+      accepted: [] bool, whether the expert took it.
+      age_s: [] float32, seconds since it arrived, above 0 if it is routed again.
+    """
+    num_experts = length_log_std.shape[0]
+    demand = after_request(
+        belief.fleet.demand, request.prompt_tokens, request.predicted_output_tokens, request.predicted_quality
+    )
+    belief = dataclasses.replace(belief, fleet=dataclasses.replace(belief.fleet, demand=demand))
+    if not telemetry.keeps_own:
+        return belief
+    here = (jnp.arange(num_experts, dtype=jnp.int32) == action) & accepted
+    prompt = jnp.broadcast_to(request.prompt_tokens, (num_experts,))
+    room = room_tokens(profile, prompt)
+    nothing = jnp.zeros((num_experts,), jnp.int32)
+    assumed = assumed_length(request.predicted_output_tokens, nothing, length_log_std)
+    own = Newcomer(
+        request_id=jnp.broadcast_to(tag, (num_experts,)),
+        prompt_tokens=prompt,
+        output_tokens=room if telemetry.observes_own else jnp.minimum(assumed, room),
+        generated_tokens=nothing,
+        predicted_output_tokens=request.predicted_output_tokens,
+        predicted_quality=request.predicted_quality,
+        age_s=jnp.broadcast_to(age_s, (num_experts,)),
+    )
+    copies = telemetry.routers if telemetry.view == "own_times_routers" else 1
+    fleet, synced = add_each((belief.fleet, belief.synced_tokens), jnp.where(here, copies, 0), own)
+    last = jax.tree.map(lambda new, old: jnp.where(here, new, old), own, belief.last)
+    return dataclasses.replace(
+        belief,
+        fleet=fleet,
+        synced_tokens=synced,
+        last=last,
+        flow=FLOW_MEMORY * belief.flow + here.astype(jnp.float32),
+    )
+
+
+def with_ghosts(
+    profile: FleetProfile, length_log_std: jax.Array, belief: Belief, elapsed_s: jax.Array
+) -> Belief:
+    """Assume the requests that other routers sent since this one decided last.
+
+    They are as many as the router's own rate and its share of the load say, go where its own requests
+    recently went, and are like the last of them there.
+
+    Args:
+      profile: the fleet, leaves [N].
+      length_log_std: [N] float32, known error of the predicted lengths.
+      belief: brought to now.
+      elapsed_s: [] float32, seconds since the router's last decision.
+    """
+    demand, last = belief.fleet.demand, belief.last
+    own_per_s = _UNBIASED * demand.seen[0] / jnp.maximum(demand.gap_s[0], 1e-6)
+    others = own_per_s * elapsed_s * (1.0 - belief.own_share) / belief.own_share
+    known = last.prompt_tokens > 0
+    flow = jnp.where(known, belief.flow, 0.0)
+    share = flow / jnp.maximum(jnp.sum(flow), 1e-6)
+    credit = jnp.minimum(belief.ghost_credit + others * share, MAX_GHOSTS)
+    number = jnp.floor(credit).astype(jnp.int32)
+    assumed = assumed_length(last.predicted_output_tokens, last.generated_tokens, length_log_std)
+    ghost = dataclasses.replace(
+        last,
+        request_id=jnp.full_like(last.request_id, GHOST),
+        output_tokens=jnp.minimum(assumed, room_tokens(profile, last.prompt_tokens)),
+        age_s=jnp.full_like(last.age_s, 0.5 * elapsed_s),
+    )
+    fleet, synced = add_each((belief.fleet, belief.synced_tokens), number, ghost)
+    return dataclasses.replace(
+        belief, fleet=fleet, synced_tokens=synced, ghost_credit=credit - number.astype(jnp.float32)
+    )
+
+
+def assumed_length(
+    predicted_tokens: jax.Array, generated_tokens: jax.Array, length_log_std: jax.Array
+) -> jax.Array:
+    """Return the lengths that a belief gives requests which nobody sees end, int32.
+
+    Their median given the tokens generated so far, times what the mean of a log-normal is above its median:
+    with medians alone, fewer would be in flight than are.
+
+    Args:
+      predicted_tokens: [...] float32, medians.
+      generated_tokens: [...] int32.
+      length_log_std: [...] float32.
+    """
+    generated = generated_tokens.astype(jnp.float32)
+    left = left_given_survival(predicted_tokens, generated, length_log_std)
+    left = left * jnp.exp(0.5 * jnp.square(length_log_std))
+    return generated_tokens + jnp.maximum(jnp.round(left), 1.0).astype(jnp.int32)
+
+
+def typical_newcomer(belief: Belief, share_done: float) -> Newcomer:
+    """Return a request like the recent ones for each expert, part of its answer generated, as a ghost.
+
+    Args:
+      belief: the belief.
+      share_done: of its answer, in [0, 1).
+    """
+    demand = belief.fleet.demand
+    seen = jnp.where(demand.seen[-1] > 0.0, demand.seen[-1], 1.0)
+    predicted = jnp.maximum(mean_output_tokens(demand), 1.0)
+    num_experts = predicted.shape[0]
+    prompt = jnp.maximum(demand.prompt_tokens[-1] / seen, 1.0).astype(jnp.int32)
+    return Newcomer(
+        request_id=jnp.full((num_experts,), GHOST, jnp.int32),
+        prompt_tokens=jnp.broadcast_to(prompt, (num_experts,)),
+        output_tokens=predicted.astype(jnp.int32) + 1,
+        generated_tokens=(share_done * predicted).astype(jnp.int32),
+        predicted_output_tokens=predicted,
+        predicted_quality=mean_quality(demand),
+        age_s=jnp.zeros((num_experts,), jnp.float32),
+    )

@@ -1,0 +1,258 @@
+"""R routers in front of one fleet, each with a belief of its own: what one sees, what its decision does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.belief import (
+    Belief,
+    after_own_events,
+    after_routing,
+    after_time,
+    believed_pace,
+    no_belief,
+    with_ghosts,
+)
+from qos_jax.routing.demand import MAX_LOAD
+from qos_jax.routing.faults import Faults, FaultState, pace
+from qos_jax.routing.fleet_state import FleetState, Request, Routed, route
+from qos_jax.routing.observation import BeliefNotes, KnownFleet, Observation, observe
+from qos_jax.routing.scrape import after_scrape, as_seen_by
+from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, first_scrape_s, next_scrape_s
+from qos_jax.routing.whole_batch import max_over_batch
+from qos_jax.serving import ServingConfig
+from qos_jax.serving.profile import slowed
+
+# Pace that a router works with for a server it knows to be down: no estimate of it looks good.
+_DOWN_PACE = 1e3
+
+
+@struct.dataclass
+class Routers:
+    """What R routers believe, and when each last saw a request of its own fail."""
+
+    belief: Belief  # leaves [R, ...]
+    since_failure_s: jax.Array  # [R, N] float32, seconds
+
+
+def init_routers(config: ServingConfig, key: jax.Array, telemetry: Telemetry) -> Routers:
+    """Return routers that believe in an empty fleet; the phases of their scrapes are drawn."""
+    due_s = first_scrape_s(key, telemetry)
+    belief = jax.vmap(lambda due_s: no_belief(config, due_s))(due_s)
+    return Routers(belief, jnp.full((due_s.shape[0], config.num_experts), jnp.inf, jnp.float32))
+
+
+def perceive(
+    config: ServingConfig,
+    choices: TelemetryConfig,
+    known: KnownFleet,
+    telemetry: Telemetry,
+    faults: Faults | None,
+    fault_state: FaultState | None,
+    routers: Routers,
+    fleet: FleetState,
+    router: jax.Array,
+    request: Request,
+    step: jax.Array,
+) -> tuple[Belief, Observation]:
+    """Bring a router's belief to now; return it and what the router sees.
+
+    Args:
+      config: static sizes and the scheduler.
+      choices: the view, and what routers know.
+      known: profile, limit and length error as known beforehand.
+      telemetry: its numbers.
+      faults: how servers err; None = not at all.
+      fault_state: the hidden state now, with ``faults``.
+      routers: all routers.
+      fleet: the true fleet now, ids being tags.
+      router: [] int32, who decides.
+      request: the arrived request.
+      step: [] int32, requests that arrived before it.
+    """
+    belief = jax.tree.map(lambda leaf: leaf[router], routers.belief)
+    log_std, num_experts = known.length_log_std, config.num_experts
+    up = jnp.ones((num_experts,), jnp.bool_)
+    if choices.view == "informed":
+        paces = jnp.ones_like(log_std)
+        if faults is not None and fault_state is not None:
+            paces, up = pace(faults, fault_state), fault_state.up
+        seen = observe(_slowed(known, paces), fleet, request, step)
+        return belief, _with_notes(seen, BeliefNotes(jnp.float32(0.0), paces, jnp.float32(0.0), up))
+    if faults is not None and fault_state is not None:
+        up = fault_state.known_up & (routers.since_failure_s[router] >= faults.detection_delay_s)
+    if choices.view == "live":
+        seen = observe(known, fleet, request, step)
+        ones = jnp.ones_like(log_std)
+        return belief, _with_notes(seen, BeliefNotes(jnp.float32(0.0), ones, jnp.float32(0.0), up))
+    paces = believed_pace(belief, log_std) if choices.advances else jnp.ones_like(log_std)
+    elapsed_s = belief.behind_s
+    belief = after_time(config, choices, known.profile, paces, belief)
+    own_view = as_seen_by(choices, router, fleet)
+    if choices.observes_own and choices.keeps_own:
+        belief = after_own_events(choices, paces, belief, own_view)
+    if choices.view == "twin" and choices.routers > 1:
+        belief = with_ghosts(known.profile, log_std, belief, elapsed_s)
+    if faults is not None:
+        belief = _without_the_dead(belief, up)
+    if choices.advances:
+        paces = believed_pace(belief, log_std)
+    seen = observe(_slowed(known, paces), belief.fleet, request, step)
+    share = belief.own_share
+    if choices.view == "own_times_routers":
+        share = jnp.float32(1.0 / choices.routers)
+    load = jnp.minimum(seen.offered_load / share, MAX_LOAD)
+    seen = dataclasses.replace(seen, offered_load=load)
+    age_s = belief.scrape_age_s
+    if choices.scrapes:
+        live = telemetry.scrape_period_s <= 0.0
+        # A belief that is always right has nothing to estimate but what faults hide.
+        true = observe(known if faults is None else _slowed(known, paces), fleet, request, step)
+        seen = jax.tree.map(lambda now, then: jnp.where(live, now, then), true, seen)
+        age_s = jnp.where(live, 0.0, age_s)
+    return belief, _with_notes(seen, BeliefNotes(age_s, paces, 1.0 / share - 1.0, up))
+
+
+def act(
+    choices: TelemetryConfig,
+    known: KnownFleet,
+    telemetry: Telemetry,
+    routers: Routers,
+    belief: Belief,
+    fleet: FleetState,
+    router: jax.Array,
+    request: Request,
+    request_id: jax.Array,
+    action: jax.Array,
+    age_s: jax.Array,
+    key: jax.Array,
+) -> tuple[Routers, FleetState, Routed]:
+    """Route a request for a router, enter it in the router's belief, and scrape if a scrape is due.
+
+    A scrape that falls due between two decisions of a router reads the fleet right after the later one.
+
+    Args:
+      choices: the view, and what routers know.
+      known: profile, limit and length error as known beforehand.
+      telemetry: its numbers.
+      routers: all routers.
+      belief: of the router, from :func:`perceive`.
+      fleet: the true fleet now, ids being tags.
+      router: [] int32, who decides.
+      request: the request.
+      request_id: [] int32; -1 = none: nothing is routed, and the routers stay as they are.
+      action: [] int32, an expert; anything but 0..N-1 drops the request.
+      age_s: [] float32, seconds since its arrival.
+      key: of the scrape.
+    """
+    happens = request_id >= 0
+    tag = request_id * choices.routers + router
+    fleet, routed = route(known.profile, fleet, request, tag, action, age_s)
+    if choices.view in ("informed", "live"):
+        return routers, fleet, routed
+    paces = jnp.ones_like(known.length_log_std)
+    if choices.advances:
+        paces = believed_pace(belief, known.length_log_std)
+    belief = after_routing(
+        choices, known.profile, known.length_log_std, belief, request, tag, action, routed.accepted, age_s
+    )
+    if choices.scrapes:
+        belief = _scraped(choices, known, telemetry, belief, fleet, router, happens, paces, key)
+
+    def put(all_of: jax.Array, mine: jax.Array) -> jax.Array:
+        mine = jnp.where(happens, mine, all_of[router])
+        return jax.lax.dynamic_update_index_in_dim(all_of, mine, router, 0)
+
+    return dataclasses.replace(routers, belief=jax.tree.map(put, routers.belief, belief)), fleet, routed
+
+
+def after_gap_of_all(routers: Routers, gap_s: jax.Array) -> Routers:
+    """Let ``gap_s`` seconds, [], pass for all routers; beliefs follow when each decides next."""
+    gap_s = jnp.where(jnp.isfinite(gap_s), gap_s, 0.0)
+    belief = dataclasses.replace(routers.belief, behind_s=routers.belief.behind_s + gap_s)
+    return Routers(belief, routers.since_failure_s + gap_s)
+
+
+def after_failures(choices: TelemetryConfig, routers: Routers, tag: jax.Array, failed: jax.Array) -> Routers:
+    """Let each proxy notice which of its own requests failed just now, ``failed`` [N, K] bool."""
+    if not choices.observes_own:
+        return routers
+    owner = jnp.where(failed & (tag >= 0), tag % choices.routers, -1)
+    every = jnp.arange(choices.routers, dtype=jnp.int32)[:, None, None]
+    mine = jnp.any(owner[None] == every, axis=-1)
+    return dataclasses.replace(routers, since_failure_s=jnp.where(mine, 0.0, routers.since_failure_s))
+
+
+def _scraped(
+    choices: TelemetryConfig,
+    known: KnownFleet,
+    telemetry: Telemetry,
+    belief: Belief,
+    fleet: FleetState,
+    router: jax.Array,
+    happens: jax.Array,
+    paces: jax.Array,
+    key: jax.Array,
+) -> Belief:
+    """Return the belief after the scrape that is due, if one is."""
+    fail_key, jitter_key = jax.random.split(key)
+    due = happens & (belief.next_scrape_s <= 0.0) & (telemetry.scrape_period_s > 0.0)
+    succeeds = due & (jax.random.uniform(fail_key, (), jnp.float32) >= telemetry.scrape_failure)
+    following_s = next_scrape_s(jitter_key, telemetry, belief.next_scrape_s)
+    belief = dataclasses.replace(belief, next_scrape_s=jnp.where(due, following_s, belief.next_scrape_s))
+
+    def once(loop: tuple[jax.Array, Belief]) -> tuple[jax.Array, Belief]:
+        before = loop[1]
+        seen = as_seen_by(choices, router, fleet)
+        after = after_scrape(choices, known.profile, known.length_log_std, paces, before, seen)
+        chosen = jax.tree.map(lambda new, old: jnp.where(succeeds, new, old), after, before)
+        return jnp.bool_(False), chosen
+
+    # A loop of one round or none: skipped where no lane of a batch scrapes.
+    todo = max_over_batch(succeeds.astype(jnp.int32)) > 0
+    return jax.lax.while_loop(lambda loop: loop[0], once, (todo, belief))[1]
+
+
+def _slowed(known: KnownFleet, paces: jax.Array) -> KnownFleet:
+    return dataclasses.replace(known, profile=slowed(known.profile, paces))
+
+
+def _without_the_dead(belief: Belief, up: jax.Array) -> Belief:
+    """Return the belief without requests at servers known to be down: their KV caches are lost."""
+    serving = belief.fleet.serving
+    serving = dataclasses.replace(
+        serving, live=serving.live & up[:, None], running=serving.running & up[:, None]
+    )
+    return dataclasses.replace(belief, fleet=dataclasses.replace(belief.fleet, serving=serving))
+
+
+def _with_notes(seen: Observation, notes: BeliefNotes) -> Observation:
+    """Return the observation with what is known beside the queues; a server that is down looks full."""
+    up = notes.up
+    return dataclasses.replace(
+        seen,
+        available=seen.available & up,
+        live=seen.live | ~up[:, None],
+        predicted_quality=jnp.where(up, seen.predicted_quality, 0.0),
+        profile=slowed(seen.profile, jnp.where(up, 1.0, _DOWN_PACE)),
+        belief=notes,
+    )
+
+
+def redirected(action: jax.Array, notes: BeliefNotes | None) -> jax.Array:
+    """Return the action, [] int32, or the next expert that is up where it names one known to be down.
+
+    A proxy takes a server that is down out of its pool, whatever its policy.
+    """
+    if notes is None:
+        return action
+    num_experts = notes.up.shape[0]
+    inside = jnp.clip(action, 0, num_experts - 1)
+    order = (inside + jnp.arange(num_experts, dtype=jnp.int32)) % num_experts
+    next_up = order[jnp.argmax(notes.up[order])]
+    named = (action >= 0) & (action < num_experts)
+    return jnp.where(named & ~notes.up[inside] & jnp.any(notes.up), next_up, action)

@@ -1,0 +1,265 @@
+"""Route the requests of one run by routers with beliefs, to servers with faults: one scan, pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.faults import (
+    Faults,
+    FaultState,
+    can_fail,
+    clear_outcomes,
+    fail_requests,
+    faults_after_gap,
+    init_faults,
+    pass_time_under,
+)
+from qos_jax.routing.fleet_state import FleetState, Outcome, Request, empty_fleet, pass_time
+from qos_jax.routing.observation import KnownFleet, reveal
+from qos_jax.routing.routers import (
+    Routers,
+    act,
+    after_failures,
+    after_gap_of_all,
+    init_routers,
+    perceive,
+    redirected,
+)
+from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, router_of
+from qos_jax.routing.whole_batch import max_over_batch
+from qos_jax.serving import ServingConfig
+from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG
+from qos_jax.simulation.route import Arriving
+
+# Folded into the run's key for what is random in reality but for the policy: the same for all policies.
+_WORLD = 2**31 - 1
+
+
+@struct.dataclass
+class Reality:
+    """What differs from routers that see everything and servers that keep to their profiles; all traced."""
+
+    telemetry: Telemetry
+    faults: Faults | None = None  # None = servers are as their profiles say
+
+
+@struct.dataclass
+class Logbook:
+    """What became of T requests so far."""
+
+    expert: jax.Array  # [T] int32, the last action
+    status: jax.Array  # [T] int32; COMPLETED = accepted
+    router: jax.Array  # [T] int32
+    tries: jax.Array  # [T] int32, times routed
+    ttft_s: jax.Array  # [T] float32, NaN = none
+    latency_s: jax.Array  # [T] float32, NaN = none
+    preemptions: jax.Array  # [T] int32
+    ends: jax.Array  # [T] int32, outcomes entered: at the end, 1 for each accepted one
+
+
+@struct.dataclass
+class RealCarry:
+    """What one step hands to the next."""
+
+    fleet: FleetState
+    routers: Routers
+    faults: FaultState | None
+    logbook: Logbook
+    busy_s: jax.Array  # [N] float32
+    kv_token_s: jax.Array  # [N] float32
+    rounds: jax.Array  # [] int32
+
+
+def begin(config: ServingConfig, reality: Reality, seed: jax.Array, num_requests: int) -> RealCarry:
+    """Return the carry before the first of T requests: an empty fleet, and routers that know it is."""
+    routers_key, faults_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), _WORLD))
+    fleet, faults = empty_fleet(config), None
+    if reality.faults is not None:
+        fleet, faults = can_fail(fleet), init_faults(faults_key, reality.faults)
+    nobody = jnp.full((num_requests,), -1, jnp.int32)
+    none = jnp.full((num_requests,), jnp.nan, jnp.float32)
+    zeros = jnp.zeros((num_requests,), jnp.int32)
+    return RealCarry(
+        fleet=fleet,
+        routers=init_routers(config, routers_key, reality.telemetry),
+        faults=faults,
+        logbook=Logbook(nobody, nobody, nobody, zeros, none, none, zeros, zeros),
+        busy_s=jnp.zeros((config.num_experts,), jnp.float32),
+        kv_token_s=jnp.zeros((config.num_experts,), jnp.float32),
+        rounds=jnp.int32(0),
+    )
+
+
+def route_in_reality(
+    config: ServingConfig,
+    choices: TelemetryConfig,
+    policy_function: Callable[..., jax.Array],
+    policy_params: Any,
+    known: KnownFleet,
+    reality: Reality,
+    seed: jax.Array,
+    contents: Request,
+    carry: RealCarry,
+    arriving: Arriving,
+) -> RealCarry:
+    """Route C of the T requests of one run; pure, so ``jax.vmap`` it over any of its arrays.
+
+    Args:
+      config: static sizes and the scheduler.
+      choices: the routers' view, and how many they are.
+      policy_function: of (parameters, key, :class:`TrueObservation`), see ``Policy.act_function``.
+      policy_params: of the policy.
+      known: profile, latency limit and length error of N experts, as known beforehand.
+      reality: telemetry and faults.
+      seed: [] uint32, of the policy's own randomness and of reality's.
+      contents: all requests of the run, leaves [T] and [T, N], which retries read.
+      carry: from :func:`begin`, or of the requests before.
+      arriving: C requests, and the gaps after them; ``request_id`` -1 = padding.
+
+    Returns:
+      The carry right before the arrival after the last.
+    """
+    run_key = jax.random.key(seed)
+    world_key = jax.random.fold_in(run_key, _WORLD)
+    no_action = jnp.int32(config.num_experts)
+
+    def step(carry: RealCarry, arrival: Arriving) -> tuple[RealCarry, None]:
+        arrives = arrival.request_id >= 0
+        own_key = jax.random.fold_in(world_key, arrival.request_id)
+        router_key, fault_key, scrape_key = jax.random.split(own_key, 3)
+        fleet, routers, logbook = carry.fleet, carry.routers, carry.logbook
+        waiting = jnp.zeros(fleet.serving.live.shape, jnp.bool_)
+        if reality.faults is not None and carry.faults is not None:
+            fleet, failed = fail_requests(reality.faults, carry.faults, fleet)
+            routers = after_failures(choices, routers, fleet.serving.request_id, failed)
+            waiting = failed & reality.faults.retry
+        retries = jnp.sum(waiting, dtype=jnp.int32)
+
+        def decide(
+            index: jax.Array, loop: tuple[FleetState, Routers, Logbook, jax.Array]
+        ) -> tuple[FleetState, Routers, Logbook, jax.Array]:
+            fleet, routers, logbook, waiting = loop
+            again = index < retries
+            # Failed ones first, by arrival.
+            tag = jnp.min(jnp.where(waiting, fleet.serving.request_id, jnp.iinfo(jnp.int32).max))
+            here = waiting & (fleet.serving.request_id == tag)
+            age_s = jnp.where(again, jnp.max(jnp.where(here, fleet.serving.age_s, 0.0)), 0.0)
+            fleet = clear_outcomes(fleet, here) if reality.faults is not None else fleet
+            request_id = jnp.where(again, tag // choices.routers, arrival.request_id)
+            request_id = jnp.where(index <= retries, request_id, -1)
+            router = jnp.where(again, tag % choices.routers, router_of(router_key, reality.telemetry))
+            request = jax.tree.map(
+                lambda all_of, new: jnp.where(again, all_of[jnp.maximum(request_id, 0)], new),
+                contents,
+                arrival.request,
+            )
+            belief, seen = perceive(
+                config,
+                choices,
+                known,
+                reality.telemetry,
+                reality.faults,
+                carry.faults,
+                routers,
+                fleet,
+                router,
+                request,
+                arrival.request_id,
+            )
+            key = jax.random.fold_in(run_key, arrival.request_id)
+            key = jnp.where(again, jax.random.fold_in(key, index), key)
+            action = policy_function(policy_params, key, reveal(seen, fleet, request))
+            action = redirected(action.astype(jnp.int32), seen.belief)
+            action = jnp.where(request_id >= 0, action, no_action)
+            routers, fleet, routed = act(
+                choices,
+                known,
+                reality.telemetry,
+                routers,
+                belief,
+                fleet,
+                router,
+                request,
+                request_id,
+                action,
+                age_s,
+                jax.random.fold_in(scrape_key, index),
+            )
+            status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
+            status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
+            logbook = _entered(logbook, routed.evicted, choices.routers)
+            row = jnp.where(request_id >= 0, request_id, logbook.expert.shape[0])
+            logbook = dataclasses.replace(
+                logbook,
+                expert=logbook.expert.at[row].set(action, mode="drop"),
+                status=logbook.status.at[row].set(status, mode="drop"),
+                router=logbook.router.at[row].set(router, mode="drop"),
+                tries=logbook.tries.at[row].add(1, mode="drop"),
+            )
+            return fleet, routers, logbook, waiting & ~here
+
+        loop = (fleet, routers, logbook, waiting)
+        if reality.faults is None:
+            fleet, routers, logbook, _ = decide(jnp.int32(0), loop)
+        else:
+            # As many rounds in every lane of a batch; those that have nothing left to route do nothing.
+            rounds = max_over_batch(retries + arrives.astype(jnp.int32))
+            fleet, routers, logbook, _ = jax.lax.fori_loop(jnp.int32(0), rounds, decide, loop)
+        gap_s = arrival.gap_after_s
+        faults = carry.faults
+        if reality.faults is not None and faults is not None:
+            fleet, passed, _ = pass_time_under(
+                config, known.profile, reality.faults, faults, fleet, gap_s, known.limits
+            )
+            faults = faults_after_gap(fault_key, reality.faults, faults, gap_s)
+        else:
+            fleet, passed = pass_time(config, known.profile, fleet, gap_s, known.limits)
+        carry = RealCarry(
+            fleet=fleet,
+            routers=after_gap_of_all(routers, gap_s),
+            faults=faults,
+            logbook=logbook,
+            busy_s=carry.busy_s + passed.busy_s,
+            kv_token_s=carry.kv_token_s + passed.kv_token_s,
+            rounds=carry.rounds + passed.rounds,
+        )
+        return carry, None
+
+    return jax.lax.scan(step, carry, arriving)[0]
+
+
+def finish(choices: TelemetryConfig, carry: RealCarry) -> Logbook:
+    """Return the logbook of a drained run, with the outcomes that are still in the slots."""
+    serving = carry.fleet.serving
+    outcome = Outcome(
+        request_id=jnp.where(serving.live, -1, serving.request_id),
+        expert=jnp.broadcast_to(
+            jnp.arange(serving.live.shape[0], dtype=jnp.int32)[:, None], serving.live.shape
+        ),
+        ttft_s=serving.ttft_s,
+        latency_s=serving.latency_s,
+        preemptions=serving.preemptions,
+    )
+    return _entered(carry.logbook, outcome, choices.routers)
+
+
+def _entered(logbook: Logbook, outcome: Outcome, routers: int) -> Logbook:
+    """Enter outcomes, leaves [...], whose ids are tags."""
+    outcome = jax.tree.map(lambda leaf: jnp.reshape(leaf, (-1,)), outcome)
+    row = jnp.where(outcome.request_id >= 0, outcome.request_id // routers, logbook.ends.shape[0])
+    failed = outcome.latency_s < 0.0
+    status = jnp.where(failed, FAILED, COMPLETED)
+    return dataclasses.replace(
+        logbook,
+        status=logbook.status.at[row].set(status, mode="drop"),
+        ttft_s=logbook.ttft_s.at[row].set(jnp.where(failed, jnp.nan, outcome.ttft_s), mode="drop"),
+        latency_s=logbook.latency_s.at[row].set(jnp.where(failed, jnp.nan, outcome.latency_s), mode="drop"),
+        preemptions=logbook.preemptions.at[row].set(outcome.preemptions, mode="drop"),
+        ends=logbook.ends.at[row].add(1, mode="drop"),
+    )
