@@ -37,8 +37,10 @@ def upper_bound(
 
     An expert that serves nothing else takes one prefill iteration and output - 1 decode iterations. A
     request that no expert can hold, or answer within every limit, counts 0. Other requests only slow it,
-    with one exception: where prompts come in chunks, a decoding request that shares its iteration with a
+    with two exceptions. Where prompts come in chunks, a decoding request that shares its iteration with a
     prompt is charged the prefill's base instead of the decode's, so there each token takes the cheaper one.
+    And a preempted request, after an iteration of others, gets a token by a prefill of its whole context,
+    which costs less than decoding on a server where a token of context is dearer than one of a prompt.
 
     Args:
       profile: the fleet, leaves [N].
@@ -50,9 +52,9 @@ def upper_bound(
     table = cut_at_limit(profile, table)
     profile = _cheapest_context(profile)
     saved_s = jnp.zeros_like(profile.decode_base_s)
+    decode_s, price_s = decode_law(profile, jnp.ones_like(profile.decode_base_s))
     if BY_NAME[scheduler].splits_prompts:
         beside_a_prompt_s = prefill_s(profile, jnp.float32(2.0), jnp.float32(1.0))  # itself + one token
-        decode_s, _ = decode_law(profile, jnp.ones_like(profile.decode_base_s))
         saved_s = jnp.maximum(decode_s - beside_a_prompt_s, 0.0)
 
     # A float32 rounding of a sum must not turn a request that just meets a limit away; TPOT is a difference.
@@ -64,7 +66,10 @@ def upper_bound(
     def of_one(prompt: jax.Array, output: jax.Array, quality: jax.Array) -> jax.Array:
         prompt_f, output_f = prompt.astype(jnp.float32), output.astype(jnp.float32)
         busy_s = alone_s(profile, prompt_f, output_f)
-        latency_s = busy_s - saved_s * (output_f - 1.0) + profile.network_rtt_s
+        longest = prompt_f + output_f - 1.0  # context tokens
+        by_prefill_s = (price_s - profile.prefill_per_token_s) * longest - profile.prefill_base_s
+        saved_each_s = saved_s + jnp.maximum(by_prefill_s, 0.0)
+        latency_s = busy_s - saved_each_s * (output_f - 1.0) + profile.network_rtt_s
         ttft_s = prefill_s(profile, prompt_f, jnp.square(prompt_f))
         quick = all_kept(limits_kept(loose, latency_s, ttft_s, output_f, profile.network_rtt_s))
         return jnp.max(jnp.where(quick & (prompt + output <= profile.request_capacity_tokens), quality, 0.0))

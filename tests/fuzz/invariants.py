@@ -110,7 +110,8 @@ def _alone_s(profile, expert, scheduler):
     """Return (prompt tokens, output tokens) -> seconds of a request alone at an expert, network included.
 
     A batch may make a token of context cheaper, by a table; and where prompts come in chunks, one that
-    decodes beside a prompt pays the prefill's base instead of the decode's.
+    decodes beside a prompt pays the prefill's base instead of the decode's; and one that was preempted, after
+    an iteration of others, gets a token by a prefill of its context, which may be cheaper than decoding.
     """
     mine = ReferenceProfile.from_fleet(profile, expert)
     fixed_s, price_s = mine.decode_law(1)
@@ -122,7 +123,9 @@ def _alone_s(profile, expert, scheduler):
         first_s = mine.prefill_base_s + mine.prefill_per_token_s * prompt
         first_s += mine.prefill_per_token_sq_s * prompt**2
         context = (output - 1) * prompt + output * (output - 1) / 2
-        return first_s + (output - 1) * fixed_s + price_s * context + mine.network_rtt_s
+        by_prefill_s = (price_s - mine.prefill_per_token_s) * (prompt + output - 1) - mine.prefill_base_s
+        rest_s = (output - 1) * (fixed_s - max(by_prefill_s, 0.0)) + price_s * context
+        return first_s + rest_s + mine.network_rtt_s
 
     return alone_s
 
