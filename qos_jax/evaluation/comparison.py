@@ -23,6 +23,8 @@ from qos_jax.serving.state import LLAMA_CPP
 from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.simulation.records import WOULD_WAIT
+from qos_jax.simulation.world import World
+from qos_jax.simulation.world_config import WorldConfig
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
@@ -44,7 +46,7 @@ class ComparisonConfig:
     )
     checkpoint: tuple[str, ...] = option((), help=CHECKPOINT_HELP, repeatable=True)
     stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
-    baseline: str = "shortest_queue"  # policy that differences are taken to
+    baseline: str = "shortest_queue"  # what differences are taken to; POLICY is POLICY@VIEW of the first view
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     latency_limit_s: float | None = None  # L, s per output token; none = the preset's or the fleet's own
     ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
@@ -67,6 +69,7 @@ class ComparisonConfig:
         known=PREDICTIONS,
     )
     cases: CaseConfig = option(CaseConfig, flat=True)
+    world: WorldConfig = option(WorldConfig, flat=True)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -83,6 +86,7 @@ class ComparisonPlan:
     policies: list[Policy]
     with_upper_bound: bool
     baseline: str
+    worlds: dict[str, World]  # by view; none = routers see everything, servers have no faults
 
 
 def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
@@ -104,7 +108,11 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     routers = list(chosen.routers)
     if len(config.predictions) > 1:
         routers = [named_under(name, kind) for kind in config.predictions for name in routers]
-    check_one_of("baseline", config.baseline, (*routers, *chosen.bounds))
+    views, baseline = config.world.chosen_views, config.baseline
+    if views:
+        baseline = named_under(baseline, views[0]) if baseline in routers else baseline
+        routers = [named_under(name, view) for view in views for name in routers]
+    check_one_of("baseline", baseline, (*routers, *chosen.bounds))
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
         raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
@@ -130,10 +138,12 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         settings=settings_of(
             "evaluate",
             dataclasses.replace(config, cases=cases),
-            flat=("cases",),
+            flat=("cases", "world"),
             files={"fleet": setting.file, "trace": config.trace, "table": config.table},
             fleet=str(setting.file),
             policies=chosen.names,
+            views=views,
+            baseline=baseline,
             checkpoint={name: router.record for name, router in learned.items()},
             **limit_record(setting.limits),
         ),
@@ -142,7 +152,8 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         sources=_sources(config, setting),
         policies=[*chosen.policies, *(router.policy for router in learned.values())],
         with_upper_bound=UPPER_BOUND in chosen.bounds,
-        baseline=config.baseline,
+        baseline=baseline,
+        worlds=config.world.worlds(setting.fleet.names),
     )
 
 
@@ -156,9 +167,23 @@ def _sources(config: ComparisonConfig, setting: Setting) -> dict[str, Source]:
     }
 
 
-def named_under(policy_name: str, predictions: str) -> str:
-    """Return what a policy is called where several kinds of predictions are compared."""
-    return f"{policy_name}@{predictions}"
+def named_under(policy_name: str, condition: str) -> str:
+    """Return what a policy is called under one of several kinds of predictions, or under a view."""
+    return f"{policy_name}@{condition}"
+
+
+def _under_views(
+    policies: Sequence[Policy], worlds: Mapping[str, World]
+) -> tuple[list[Policy], dict[str, World]]:
+    """Return the policies, once for each view where there are views, and the world of each by name."""
+    if not worlds:
+        return list(policies), {}
+    found, world_of = [], {}
+    for view, world in worlds.items():
+        for policy in policies:
+            found.append(dataclasses.replace(policy, name=named_under(policy.name, view)))
+            world_of[found[-1].name] = world
+    return found, world_of
 
 
 def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
@@ -185,7 +210,7 @@ def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
 def work_requests(plan: ComparisonPlan, cases: Mapping[str, Sequence[Case]]) -> int:
     """Return how many requests a comparison routes in all."""
     per_policy = sum(case.runs.shape[0] * case.runs.shape[1] for each in cases.values() for case in each)
-    return len(plan.policies) * per_policy
+    return len(plan.policies) * max(len(plan.worlds), 1) * per_policy
 
 
 def execute_comparison(
@@ -209,6 +234,7 @@ def execute_comparison(
         policies = plan.policies
         if len(cases) > 1:
             policies = [dataclasses.replace(p, name=named_under(p.name, kind)) for p in policies]
+        policies, worlds = _under_views(policies, plan.worlds)
         compared = compare(
             plan.setting.serving,
             policies,
@@ -218,6 +244,7 @@ def execute_comparison(
             finished=finished,
             on_progress=on_progress,
             on_policy=lambda run: save_policy_run(folder, run),
+            worlds=worlds,
         )
         parts.append((policies, compared))
     compared = Compared(
@@ -226,7 +253,9 @@ def execute_comparison(
     )
     comparison = write_tables(folder, compared, plan.baseline)
     if plot:
-        write_plots(folder, compared, first, parts[0][0], plan.setting.serving, plan.setting.fleet.names)
+        # A timeline shows a router that sees everything: under views there is none.
+        shown_policies = () if plan.worlds else parts[0][0]
+        write_plots(folder, compared, first, shown_policies, plan.setting.serving, plan.setting.fleet.names)
     return comparison
 
 
@@ -242,18 +271,22 @@ def evaluate(**settings: Any) -> Comparison:
     ``evaluate(fleet="edge6", policies=("shortest_queue", "random"), baseline="random", seeds=4)``.
 
     Args:
-      settings: fields of :class:`ComparisonConfig` and of :class:`CaseConfig`, by name.
+      settings: fields of :class:`ComparisonConfig`, :class:`CaseConfig` and :class:`WorldConfig`, by name.
 
     Raises:
       InputError: an unknown field, or what :func:`load_comparison` raises.
     """
-    of_cases = {field.name for field in dataclasses.fields(CaseConfig)}
-    of_all = {field.name for field in dataclasses.fields(ComparisonConfig)} - {"cases"}
+    groups: dict[str, type] = {"cases": CaseConfig, "world": WorldConfig}
+    fields = {group: {field.name for field in dataclasses.fields(kind)} for group, kind in groups.items()}
+    top = {field.name for field in dataclasses.fields(ComparisonConfig)} - groups.keys()
     for name in settings:
-        check_one_of("settings", name, sorted(of_cases | of_all))
-    cases = CaseConfig(**{name: value for name, value in settings.items() if name in of_cases})
-    others = {name: value for name, value in settings.items() if name in of_all}
-    plan = load_comparison(ComparisonConfig(cases=cases, **others))
+        check_one_of("settings", name, sorted(top.union(*fields.values())))
+    given = {
+        group: kind(**{name: value for name, value in settings.items() if name in fields[group]})
+        for group, kind in groups.items()
+    }
+    given |= {name: value for name, value in settings.items() if name in top}
+    plan = load_comparison(ComparisonConfig(**given))
     with tempfile.TemporaryDirectory() as scratch:
         folder = open_run_folder(scratch, plan.settings)
         return execute_comparison(plan, draw_cases(plan), folder, plot=False)

@@ -14,9 +14,14 @@ from qos_jax.simulation.records import (
     write_records_csv,
 )
 from qos_jax.simulation.simulate import Runs, SimulationResult, simulate
+from qos_jax.simulation.world import World, simulate_world
+from qos_jax.simulation.world_config import WorldConfig
 
 __all__ = [
     "simulate",
+    "simulate_world",
+    "World",
+    "WorldConfig",
     "Runs",
     "SimulationResult",
     "RequestRecords",

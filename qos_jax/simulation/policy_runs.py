@@ -19,6 +19,7 @@ from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
+from qos_jax.simulation.world import World, simulate_world
 from qos_jax.workload.setting import limit_record
 
 UPPER_BOUND = "upper_bound"
@@ -55,6 +56,7 @@ def compare(
     on_progress: Callable[[int], None] | None = None,
     on_policy: Callable[[PolicyRun], None] | None = None,
     workers: int | None = None,
+    worlds: Mapping[str, World] | None = None,
 ) -> Compared:
     """Run every policy on identical requests and arrivals (common random numbers).
 
@@ -71,6 +73,7 @@ def compare(
       on_progress: called with the number of requests just routed, over all policies.
       on_policy: called when a policy is done, by one thread at a time.
       workers: policies run side by side; by default one per core on a CPU, one elsewhere.
+      worlds: by policy, where its routers do not see everything or servers may fail.
 
     Raises:
       InputError: a policy named twice.
@@ -106,7 +109,8 @@ def compare(
             if policy.name in runs:
                 advance(requests)
             else:
-                job = (config, policy, cases, set(keep_records), advance)
+                world = (worlds or {}).get(policy.name)
+                job = (config, policy, world, cases, set(keep_records), advance)
                 futures.append(pool.submit(lambda job: enter(_run_policy(*job)), job))
         done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
         for future in done:
@@ -131,6 +135,7 @@ def compare(
 def _run_policy(
     config: ServingConfig,
     policy: Policy,
+    world: World | None,
     cases: Sequence[Case],
     keep: set[CaseName],
     on_progress: Callable[[int], None],
@@ -145,7 +150,10 @@ def _run_policy(
         # On a CPU whole blocks per case, where they come out even: one program serves every group, and a
         # crowded case does not hold up the others.
         block = -(-seeds // -(-seeds // cpu_block_runs(config))) if jax.default_backend() == "cpu" else None
-        done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
+        if world is None:
+            done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
+        else:
+            done = simulate_world(config, policy, runs, world, block_runs=block, on_progress=on_progress)
         metrics = summarise(done.records, done.totals, runs.profile, runs.limits)
         for place, index in enumerate(group):
             case, part = cases[index], slice(place * seeds, (place + 1) * seeds)
