@@ -74,8 +74,8 @@ class WorldConfig:
         check_range(self, ("routers",), COUNT)
         check_range(self, ("router_shares", "drift_time_s", "slowdown_pace"), POSITIVE)
         check_range(self, ("scrape_failure",), SHARE)
-        not_negative = ("pace_log_std", "drift_log_std", "slowdown_per_s", "slowdown_length_s")
-        check_range(self, (*not_negative, "outage_per_s", "outage_length_s", "detection_delay_s"), NON_NEGATIVE)
+        errors = ("pace_log_std", "drift_log_std", "slowdown_per_s", "slowdown_length_s")
+        check_range(self, (*errors, "outage_per_s", "outage_length_s", "detection_delay_s"), NON_NEGATIVE)
         for name in ("scrape_period_s", "failure_delay_s"):
             if getattr(self, name) != math.inf:
                 check_range(self, (name,), NON_NEGATIVE)
@@ -84,7 +84,8 @@ class WorldConfig:
             raise input_error(f"{self.scrape_jitter!r} is out of range", field="scrape_jitter", remedy=remedy)
         if self.routers is not None and self.router_shares and len(self.router_shares) != self.routers:
             fault = f"{len(self.router_shares)} shares for {self.routers} routers"
-            raise input_error(fault, field="router_shares", remedy="give one per router, or leave out routers")
+            remedy = "give one per router, or leave out routers"
+            raise input_error(fault, field="router_shares", remedy=remedy)
         for event in self.fault:
             _event(event)
 
