@@ -71,6 +71,8 @@ def run(page: Path, trace: Path, runs: Path, environment: dict[str, str]) -> lis
         flags = [DOWNLOADED.sub(str(trace), flag).replace("runs/", f"{runs}/") for flag in flags]
         if is_measured:
             small = SMALLER.get(name, "")
+            if any(flag.startswith("--views=") for flag in flags):
+                small += " views=twin"  # each view is a program of its own
             if name == "train":
                 small = f"{_TRAIN} {_SAC if '--preset=paper6' in flags else _SEARCH}"
             flags += [f"--{flag}" for flag in small.split()]

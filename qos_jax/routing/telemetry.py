@@ -10,7 +10,7 @@ from flax import struct
 
 from qos_jax.checks import COUNT, check_one_of, check_range
 
-# How a router forms its belief; see README.md, rule 15.
+# How a router forms its belief; see README.md, rule 22.
 VIEWS = {
     "informed": "the true queues, pace and outages at every decision: what no real router has",
     "live": "the true queues at every decision, profiles taken as they are",
