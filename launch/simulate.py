@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qos_jax.evaluation.single_run import SingleRunConfig, execute_run, load_run, render_run
+from qos_jax.evaluation.run_text import render_run
+from qos_jax.evaluation.single_run import SingleRunConfig, execute_run, load_run
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.runs.progress import progress
 

@@ -15,12 +15,12 @@ from qos_jax.evaluation.comparison_table import (
     write_comparison_csv,
     write_comparison_json,
 )
+from qos_jax.evaluation.run_text import render_run
 from qos_jax.evaluation.single_run import (
     SingleRun,
     SingleRunConfig,
     execute_run,
     load_run,
-    render_run,
     simulate_requests,
 )
 

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tabulate import tabulate
 
 from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
-from qos_jax.evaluation.comparison_table import OTHER_LIMITS, limits_text
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
-from qos_jax.serving import LIMITS, SCHEDULERS, ServiceLimits, cut_at_limit
-from qos_jax.serving.state import LLAMA_CPP
-from qos_jax.simulation.metrics import METRICS, WITHIN, summarise
+from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
+from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.records import (
     COMPLETED,
     FAILED,
     REJECTED,
     REJECTED_TOO_LONG,
-    WOULD_WAIT,
     RequestRecords,
     write_records_csv,
 )
 from qos_jax.simulation.simulate import Runs, SimulationResult, repeated_limits, simulate
+from qos_jax.simulation.world import World, simulate_world
+from qos_jax.simulation.world_config import WorldConfig
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.setting import limit_record, limit_settings, limits_of, open_fleet
@@ -46,7 +44,8 @@ class SingleRunConfig:
     """Everything that determines the records of a run.
 
     Raises:
-      InputError: no file, an unknown scheduler, a limit that is not a positive time, a seed out of range.
+      InputError: no file, an unknown scheduler, a limit that is not a positive time, a seed out of range,
+        several views, failed requests to be sent again where a file says who gets them.
     """
 
     fleet: str  # a fleet CSV, or the name of a shipped one: edge6, paper6
@@ -67,6 +66,7 @@ class SingleRunConfig:
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
     seed: int = 0  # of the policy's own randomness
     allow_drop: bool = True  # let greedy policies drop what no expert gains from
+    world: WorldConfig = option(WorldConfig, flat=True)  # of its views one, by default the twin's
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -74,11 +74,22 @@ class SingleRunConfig:
             raise input_error("is empty", field="requests", remedy="give the path of a CSV file")
         _ = self.service_limits  # checks them
         check_range(self, ("seed",), SEED)
+        if len(self.world.views) > 1:
+            remedy = f"give one, such as {self.world.views[-1]}; launch.evaluate compares several"
+            raise input_error(f"{len(self.world.views)} views for one run", field="views", remedy=remedy)
+        if self.world.retry and self.policy in REPLAYS:
+            fault = f"the policy {self.policy!r} says where a request goes once"
+            raise input_error(fault, field="retry", remedy="leave it out, or choose another policy")
 
     @property
     def service_limits(self) -> ServiceLimits:
         """The limits given, or else those of the preset."""
         return limits_of(None, limit_settings(self), self.limits)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The one view, () where routers see everything and servers have no faults."""
+        return self.world.views or self.world.chosen_views[-1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +101,7 @@ class SingleRun:
     fleet: Fleet
     requests: Requests
     policy: Policy
+    world: World | None  # None = routers see everything, servers have no faults
 
 
 def load_run(config: SingleRunConfig) -> SingleRun:
@@ -110,8 +122,16 @@ def load_run(config: SingleRunConfig) -> SingleRun:
         router = policy(config.policy, assignment=jnp.asarray(requests.expert))
     _check_capacity(config, fleet, requests)
     files: dict[str, Any] = {"fleet": file, "requests": config.requests}
-    settings = settings_of("simulate", config, files=files, **limit_record(config.service_limits))
-    return SingleRun(config, settings, fleet, requests, router)
+    settings = settings_of(
+        "simulate",
+        config,
+        flat=("world",),
+        files=files,
+        views=config.views,
+        **limit_record(config.service_limits),
+    )
+    worlds = config.world.worlds(fleet.names)
+    return SingleRun(config, settings, fleet, requests, router, worlds[config.views[0]] if worlds else None)
 
 
 def simulate_requests(
@@ -124,6 +144,7 @@ def simulate_requests(
     seed: int = 0,
     keep_snapshots: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    world: World | None = None,
 ) -> SimulationResult:
     """Route T requests to N experts by a policy, and return what became of each.
 
@@ -138,6 +159,7 @@ def simulate_requests(
       seed: of the policy's own randomness, 0 to 2**32 - 1.
       keep_snapshots: also return the experts' load before each arrival.
       on_progress: called every few hundred requests with the number just routed.
+      world: where routers do not see everything, or servers err; there are no snapshots of it.
 
     Returns:
       The result of one run: records [1, T], totals [1, N].
@@ -150,6 +172,8 @@ def simulate_requests(
         requests=jax.tree.map(lambda x: np.asarray(x)[None], requests.table),
         seed=np.array([seed], np.uint32),
     )
+    if world is not None:
+        return simulate_world(fleet.serving(scheduler), router, runs, world, on_progress=on_progress)
     return simulate(
         fleet.serving(scheduler), router, runs, keep_snapshots=keep_snapshots, on_progress=on_progress
     )
@@ -175,6 +199,7 @@ def execute_run(
         seed=config.seed,
         keep_snapshots=plot,
         on_progress=on_progress,
+        world=run.world,
     )
     records = result.records.at(0)
     summary = summarise_run(run, result)
@@ -212,7 +237,8 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
                 "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
             }
         )
-    config = dataclasses.asdict(run.config) | limit_record(run.config.service_limits)
+    config = dataclasses.asdict(run.config)
+    config |= config.pop("world") | {"views": run.config.views} | limit_record(run.config.service_limits)
     return {**config, **metrics, "makespan_s": makespan_s, "experts": experts}
 
 
@@ -248,18 +274,17 @@ def _chunks(records: RequestRecords) -> Iterator[RequestRecords]:
 
 def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, Any]]:
     """Yield name and figure of each plot of a run."""
-    assert result.snapshots is not None
-    load = result.snapshots
-    yield (
-        "timeline",
-        plots.timeline(
-            run.requests.arrival_s - run.requests.arrival_s[0],
-            np.asarray(load.running[0]),
-            np.asarray(load.waiting[0]),
-            np.asarray(load.kv_tokens[0]) / np.asarray(run.fleet.profile.kv_capacity_tokens),
-            run.fleet.names,
-        ),
-    )
+    if (load := result.snapshots) is not None:
+        yield (
+            "timeline",
+            plots.timeline(
+                run.requests.arrival_s - run.requests.arrival_s[0],
+                np.asarray(load.running[0]),
+                np.asarray(load.waiting[0]),
+                np.asarray(load.kv_tokens[0]) / np.asarray(run.fleet.profile.kv_capacity_tokens),
+                run.fleet.names,
+            ),
+        )
     records = {run.config.policy: result.records.at(0)}
     curves = plots.limit_cdfs(records, run.config.service_limits, run.fleet.profile.network_rtt_s)
     yield from curves.items()
@@ -268,85 +293,3 @@ def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, An
 def _share(part: float, whole: float) -> float:
     """Return part / whole, NaN where there is no whole."""
     return float(part) / whole if whole > 0 else math.nan
-
-
-_LATENCIES = (
-    ("latency per token", "latency_per_token", "ms", 1000, 1),
-    ("TPOT", "tpot", "ms", 1000, 1),
-    ("TTFT", "ttft", "s", 1, 3),
-    ("E2E latency", "e2e_latency", "s", 1, 2),
-)
-
-
-_COUNTS = (
-    ("arrived", "arrived"),
-    ("completed", "completed"),
-    ("rejected (full queue)", "rejected"),
-    ("rejected (too long)", "rejected_too_long"),
-    ("dropped", "dropped"),
-    ("failed", "failed"),
-)
-
-
-def render_run(summary: Mapping[str, Any]) -> str:
-    """Return the key figures of ``single_run.summarise_run`` in three small tables."""
-    s = summary
-    limits = {name: s[name] for name in LIMITS}
-    only_l = all(limits[name] is None for name in OTHER_LIMITS)
-    head = f"{s['policy']} on {s['fleet']}, {s['scheduler']}, {s['requests']}, "
-    head += f"L = {1000 * s['latency_limit_s']:.4g} ms/token" if only_l else limits_text(limits)
-    figures = [
-        ["average QoS", _number(s["average_qos"], 4)],
-        ["within L" if only_l else "within all limits", _percent(s["share_within_limit"])],
-        *(
-            [f"within {label}", _percent(s[f"share_within_{name}"])]
-            for name, (label, limit) in WITHIN.items()
-            if not only_l and limits[limit] is not None
-        ),
-        ["mean quality", _number(s["mean_quality"], 4)],
-        *([label, f"{s[count]:,}"] for label, count in _COUNTS if s[count] or count != "failed"),
-        ["preemptions per request", _number(s["preemptions_per_request"], 3)],
-        ["busy share", _percent(s["busy_share"])],
-        ["KV utilisation", _percent(s["kv_utilisation"])],
-        ["QoS per busy second", _number(s["qos_per_busy_s"], 3)],
-        ["QoS per kJ", _number(1000 * s["qos_per_joule"], 3)],
-    ]
-    latencies = [
-        [f"{label} ({unit})"]
-        + [_number(factor * s[f"{name}_{part}_s"], digits) for part in ("mean", "p50", "p95", "p99")]
-        for label, name, unit, factor, digits in _LATENCIES
-    ]
-    lost = {"rejected": "rejected", "too long": "rejected_too_long"} | (
-        {"failed": "failed"} if s["failed"] else {}
-    )
-    experts = [
-        [each["expert"], *(f"{each[count]:,}" for count in ("routed", *lost.values()))]
-        + [_percent(each[share]) for share in ("busy_share", "kv_utilisation")]
-        for each in s["experts"]
-    ]
-    latency_table = _table(["", "mean", "p50", "p95", "p99"], latencies)
-    expert_table = _table(["expert", "routed", *lost, "busy", "KV used"], experts)
-    parts = [head, _table([], figures), latency_table, expert_table]
-    if s["rejected_too_long"]:
-        parts.append(
-            f"note: prompt + output of {s['rejected_too_long']:,} requests exceed kv_capacity_tokens of the "
-            "expert chosen, or the prompt its context limit, so no queue there can hold them"
-        )
-    if s["rejected"] and s["scheduler"] == LLAMA_CPP:
-        parts.append(f"note: {s['rejected']:,} {WOULD_WAIT}")
-    return "\n\n".join(parts)
-
-
-def _table(headers: list[str], rows: list[list[str]]) -> str:
-    align = ["left", *["right"] * (len(rows[0]) - 1)]
-    style = "simple" if headers else "plain"
-    return tabulate(rows, headers=headers, tablefmt=style, colalign=align, disable_numparse=True)
-
-
-def _number(value: float, digits: int) -> str:
-    """Return a number with fixed digits, "-" where undefined."""
-    return f"{value:z.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "-"

@@ -20,6 +20,8 @@ import pytest
 from qos_jax.evaluation.single_run import SingleRunConfig
 from qos_jax.simulation import records
 from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.world_config import WorldConfig
+from qos_jax.workload import read_fleet
 from tests.launch import golden
 from tests.serving.replay import SHARED_MEMORY
 
@@ -161,7 +163,8 @@ def test_summary_follows_from_the_records(launch, tmp_path):
     assert METRICS.keys() <= summary.keys()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["seed"] == 7
-    given = {field.name: config[field.name] for field in dataclasses.fields(SingleRunConfig)}
+    fields = [*dataclasses.fields(SingleRunConfig), *dataclasses.fields(WorldConfig)]
+    given = {field.name: config[field.name] for field in fields if field.name != "world"}
     assert summary.items() >= given.items()
 
     done = [row for row in rows if row["status"] == "completed"]
@@ -316,3 +319,34 @@ def test_ctrl_c(tmp_path):
     assert "Traceback" not in err
     assert err.endswith("stopped; files already complete are kept\n")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_a_server_that_is_down_fails_what_it_took(launch, tmp_path):
+    """Nobody notices: health checks come too late, and requests hang."""
+    expert = read_fleet(FLEET).names[0]
+    flags = {"views": "live", "fault": f"{expert}:0:1e6:down", "detection_delay_s": 1e6}
+    flags |= {"failure_delay_s": "inf", "policy": "round_robin"}
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", **flags))
+    assert ended.code == 0, ended.err
+    assert "round_robin@live" in ended.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    down, *others = summary["experts"]
+    assert down["failed"] == down["routed"] - down["rejected"] - down["rejected_too_long"] > 0
+    assert all(each["failed"] == 0 and each["completed"] > 0 for each in others)
+    assert summary["views"] == json.loads((tmp_path / "run" / "config.json").read_text())["views"] == ["live"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"views": "live,twin"}, "give one, such as twin"),
+        ({"outage_per_s": 0.1, "retry": True}, "'retry'"),
+        ({"fault": "nobody:1:2:down"}, "'nobody' is unknown"),
+    ],
+    ids=str,
+)
+def test_a_world_that_one_run_cannot_have(launch, tmp_path, flags, says):
+    refused = launch("launch.simulate", *arguments(tmp_path / "run", **flags))
+    assert refused.code == 2
+    assert says in refused.err
+    assert not (tmp_path / "run").exists()
