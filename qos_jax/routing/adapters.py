@@ -36,6 +36,10 @@ def flat_observation(seen: Observation, with_slots: bool = False) -> jax.Array:
     parts = [graph.arrived, graph.expert, graph.pair]
     if with_slots:
         parts += [graph.slot, graph.running_mask.astype(jnp.float32)]
+    if seen.belief is not None:
+        notes = seen.belief
+        known = [jnp.log1p(notes.scrape_age_s), jnp.log1p(notes.foreign_load)]
+        parts += [jnp.stack(known), jnp.log(notes.pace), notes.up.astype(jnp.float32)]
     return jnp.concatenate([part.reshape(-1) for part in parts])
 
 
@@ -151,9 +155,7 @@ class GymnaxEnv:
         return self.default_params if params is None else params
 
     def _is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
-        if params.episode is None:
-            return jnp.bool_(False)
-        return state.step >= params.episode.row.shape[0]
+        return self.env.is_over(params, state)
 
     def _reported(self, result: TimeStep) -> tuple[jax.Array, Info]:
         observation = flat_observation(result.observation, self.with_slots)

@@ -260,7 +260,7 @@ def after_routing(
         age_s=jnp.broadcast_to(age_s, (num_experts,)),
     )
     copies = telemetry.routers if telemetry.view == "own_times_routers" else 1
-    fleet, synced = add_each((belief.fleet, belief.synced_tokens), jnp.where(here, copies, 0), own)
+    fleet, synced = add_each((belief.fleet, belief.synced_tokens), copies * here.astype(jnp.int32), own)
     last = jax.tree.map(lambda new, old: jnp.where(here, new, old), own, belief.last)
     return dataclasses.replace(
         belief,

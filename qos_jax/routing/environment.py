@@ -1,4 +1,4 @@
-"""The routing environment: one step is one arrival, one decision, and the time to the next arrival."""
+"""The routing environment: one step is one decision, and the time to the next arrival."""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from flax import struct
 from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet
 from qos_jax.routing.fleet_step import step_fleet
-from qos_jax.routing.observation import Observation, TrueObservation, observe, reveal
+from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation, observe, reveal
 from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
 from qos_jax.routing.reward import reward_for
+from qos_jax.routing.routers import redirected
 from qos_jax.routing.spaces import Discrete, Tree, tree_space
+from qos_jax.routing.world_environment import (
+    EnvWorld,
+    arrival_keys,
+    believed,
+    choices_of,
+    decide_at_hand,
+    next_decision,
+    start_world,
+    true_queues,
+    with_belief,
+)
 from qos_jax.serving import FleetProfile, cut_at_limit, with_context_limit
 from qos_jax.workload.arrivals import ArrivalState, init_arrivals, next_gap
 
@@ -31,11 +43,23 @@ class EnvState:
     rejected: jax.Array  # [] int32, by a full queue
     rejected_too_long: jax.Array  # [] int32, beyond an expert's KV cache or context limit
     dropped: jax.Array  # [] int32
+    world: EnvWorld | None = None  # with ``EnvConfig.telemetry``; its requests' ids are tags
+
+    @property
+    def arrived(self) -> jax.Array:
+        """[] int32, requests that arrived and were routed at least once; the newcomer is not counted."""
+        return self.step if self.world is None else self.world.arrival
+
+    @property
+    def failed(self) -> jax.Array:
+        """[] int32, requests that failed for good."""
+        return jnp.zeros_like(self.step) if self.world is None else self.world.failed
 
     @property
     def in_flight(self) -> jax.Array:
-        """[] int32, requests waiting or running; the arrived one, not yet routed, is not counted."""
-        return jnp.sum(self.fleet.serving.live, dtype=jnp.int32)
+        """[] int32, requests waiting, running, or to be routed again; the newcomer is not counted."""
+        live = jnp.sum(self.fleet.serving.live, dtype=jnp.int32)
+        return live if self.world is None else live + self.world.retries.count
 
 
 @struct.dataclass
@@ -45,6 +69,7 @@ class StepInfo:
     routed: Routed
     passed: Passed
     gap_s: jax.Array  # [] float32, seconds that passed; inf on the draining last step of a trace
+    failed: jax.Array | None = None  # [] int32, requests that failed for good; None without faults
 
 
 @struct.dataclass
@@ -83,6 +108,12 @@ class RoutingEnvironment:
         - slot_predicted_output_tokens: [N, K] float32, tokens.
         - slot_predicted_quality: [N, K] float32 in [0, 1].
         - slot_ttft_s: [N, K] float32, seconds to its first token; -1 = none yet.
+        - belief: :class:`BeliefNotes` with ``EnvConfig.telemetry``, else None; the queues, demand and
+          profile above are then what the request's router believes:
+            - scrape_age_s: [] float32, seconds since its last scrape.
+            - pace: [N] float32, estimated pace; 1 = as the profile says, more is slower.
+            - foreign_load: [] float32, requests of other routers for each of its own.
+            - up: [N] bool, not known to be down.
     - action: [] int32, 0..N-1 the expert; N drops the request where ``allow_drop``. Other numbers drop too.
     - reward: [] float32, quality (no unit); see ``reward.py``. By default the QoS of the requests completed
       since the last decision.
@@ -91,7 +122,9 @@ class RoutingEnvironment:
         - truncated: [] bool, the time limit of decisions is reached (:meth:`max_steps`).
         - No auto-reset; stepping an ended episode is undefined.
     - randomness: only arrivals and request contents are random, and neither depends on the actions, so
-      equal keys give every policy the same requests at the same times.
+      equal keys give every policy the same requests at the same times. So are routers, scrapes and faults,
+      which are drawn by the key of the reset alone; with faults, arrivals are too, by their number, since
+      requests that are routed again take steps of their own.
 
     Source: arXiv 2508.00234, problem formulation; see routing/README.md, rules 1 to 8.
     """
@@ -102,13 +135,18 @@ class RoutingEnvironment:
         """Return an empty edge at the instant of the first arrival.
 
         Raises:
-          ValueError: ``params`` have neither a process nor an episode.
+          ValueError: ``params`` have neither a process nor an episode, or not the telemetry or faults that
+            the configuration asks for.
         """
         arrivals_key, row_key = jax.random.split(key)
         arrivals = None if params.process is None else init_arrivals(arrivals_key, params.process)
         zero = jnp.int32(0)
+        asked, fleet, world = choices_of(self.config, params), empty_fleet(self.config.serving), None
+        if asked is not None:
+            fleet, world = start_world(self.config.serving, asked[0], params, asked[1], key)
+            row_key = row_key if params.faults is None else arrival_keys(world, zero)[1]
         state = EnvState(
-            fleet=empty_fleet(self.config.serving),
+            fleet=fleet,
             request=self._request(row_key, params, zero),
             step=zero,
             arrivals=arrivals,
@@ -116,55 +154,89 @@ class RoutingEnvironment:
             rejected=zero,
             rejected_too_long=zero,
             dropped=zero,
+            world=world,
         )
-        state = vary_alike(state, key, params)
+        state = self._with_belief(params, vary_alike(state, key, params))
         return state, self.observation(params, state)
 
     def step(
         self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
     ) -> tuple[EnvState, TimeStep]:
-        """Route the arrived request, let time pass to the next arrival, pay for what completed."""
-        config = self.config
+        """Route the request at hand, let time pass to the next arrival, pay for what completed."""
+        config, world, number = self.config, state.world, state.arrived
         action = jnp.asarray(action, jnp.int32)
+        asked, known = choices_of(config, params), self._known(params)
         arrivals_key, row_key = jax.random.split(key)
-        before = self.true_observation(params, state)
+        if world is not None and params.faults is not None:
+            # By the number of the arrival: decisions lead to others, and so to more steps.
+            arrivals_key = arrival_keys(world, number)[0]
+        before = self._truth(params, state)
         if params.process is not None and state.arrivals is not None:
             gap_s, arrivals = next_gap(arrivals_key, params.process, state.arrivals)
             terminated = jnp.bool_(False)
         else:
             episode = _episode(params)
-            terminated = state.step + 1 >= episode.gap_after_s.shape[0]
-            gap_s, arrivals = jnp.where(terminated, jnp.inf, episode.gap_after_s[state.step]), None
-        fleet, routed, passed = step_fleet(
-            config.serving,
-            self._profile(params),
-            state.fleet,
-            state.request,
-            state.step,
-            action,
-            gap_s,
-            params.limits,
-        )
+            terminated = number + 1 >= episode.gap_after_s.shape[0]
+            gap_s, arrivals = jnp.where(terminated, jnp.inf, episode.gap_after_s[number]), None
+        failed = None
+        if asked is None or world is None:
+            fleet, routed, passed = step_fleet(
+                config.serving,
+                known.profile,
+                state.fleet,
+                state.request,
+                number,
+                action,
+                gap_s,
+                params.limits,
+            )
+            request = self._request(row_key, params, number + 1)
+        else:
+            choices, telemetry = asked
+            action = redirected(action, self.observation(params, state).belief)
+            decided = decide_at_hand(
+                config.serving,
+                choices,
+                telemetry,
+                known,
+                params,
+                state.fleet,
+                world,
+                state.request,
+                action,
+                gap_s,
+            )
+            fleet, routed, passed, moves_on = decided.fleet, decided.routed, decided.passed, decided.moves_on
+            world = next_decision(choices, telemetry, decided.world)
+            next_id = world.hand.request_id
+            if params.faults is not None:
+                failed, row_key = decided.failed, arrival_keys(world, next_id)[1]
+                terminated, gap_s = terminated & moves_on, jnp.where(moves_on, gap_s, 0.0)
+                arrivals = jax.tree.map(
+                    lambda new, old: jnp.where(moves_on, new, old), arrivals, state.arrivals
+                )
+            request = self._request(row_key, params, next_id)
         reached = EnvState(
             fleet=fleet,
-            request=self._request(row_key, params, state.step + 1),
+            request=request,
             step=state.step + 1,
             arrivals=arrivals,
             completed=state.completed + jnp.sum(passed.completed_count, dtype=jnp.int32),
             rejected=state.rejected + routed.rejected.astype(jnp.int32),
             rejected_too_long=state.rejected_too_long + routed.rejected_too_long.astype(jnp.int32),
             dropped=state.dropped + routed.dropped.astype(jnp.int32),
+            world=world,
         )
-        reached = vary_alike(reached, key, state, action, params)
-        after = self.true_observation(params, reached)
+        reached = self._with_belief(params, vary_alike(reached, key, state, action, params))
+        after = self._truth(params, reached)
         return reached, TimeStep(
-            observation=after.seen,
+            observation=after.seen if reached.world is None else self.observation(params, reached),
             reward=reward_for(
                 config.reward, params, before, action, routed.accepted, passed, after, terminated
             ),
             terminated=terminated,
             truncated=(reached.step >= self.max_steps(params)) & ~terminated,
-            info=StepInfo(routed=routed, passed=passed, gap_s=gap_s),
+            info=StepInfo(routed=routed, passed=passed, gap_s=gap_s, failed=failed),
         )
 
     def max_steps(self, params: EnvParams) -> int:
@@ -181,13 +253,40 @@ class RoutingEnvironment:
         return tree_space(jax.eval_shape(self.reset, jax.random.key(0), params)[1])
 
     def observation(self, params: EnvParams, state: EnvState) -> Observation:
-        """What a router may see of ``state``."""
-        known = dataclasses.replace(params.known, profile=self._profile(params))
-        return observe(known, state.fleet, state.request, state.step)
+        """What a router may see of ``state``; with ``EnvConfig.telemetry``, what the request's believes."""
+        asked, known = choices_of(self.config, params), self._known(params)
+        if asked is None or state.world is None:
+            return observe(known, state.fleet, state.request, state.step)
+        return believed(*asked, known, params, state.fleet, state.world, state.request)
 
     def true_observation(self, params: EnvParams, state: EnvState) -> TrueObservation:
         """What an oracle may see of ``state``."""
         return reveal(self.observation(params, state), state.fleet, state.request)
+
+    def is_over(self, params: EnvParams, state: EnvState) -> jax.Array:
+        """Return whether the episode that is replayed has ended at ``state``, [] bool."""
+        if params.episode is None:
+            return jnp.bool_(False)
+        number = state.step if self.config.telemetry is None else state.arrived
+        return number >= params.episode.row.shape[0]
+
+    def _truth(self, params: EnvParams, state: EnvState) -> TrueObservation:
+        """What rewards go by: the true queues, whatever routers believe."""
+        if state.world is None:
+            return self.true_observation(params, state)
+        known = self._known(params)
+        seen = true_queues(known, params, state.fleet, state.world, state.request)
+        return reveal(seen, state.fleet, state.request)
+
+    def _with_belief(self, params: EnvParams, state: EnvState) -> EnvState:
+        """Return the state with the belief of the router that decides next; as it is, without telemetry."""
+        asked = choices_of(self.config, params)
+        if asked is None or state.world is None:
+            return state
+        world = with_belief(
+            self.config.serving, asked[0], self._known(params), params, state.fleet, state.world
+        )
+        return dataclasses.replace(state, world=world)
 
     def _request(self, key: jax.Array, params: EnvParams, step: jax.Array) -> Request:
         """The request that arrives as number ``step``; past a trace's end, its last one again."""
@@ -197,6 +296,9 @@ class RoutingEnvironment:
             rows = _episode(params).row
             row = rows[jnp.minimum(step, rows.shape[0] - 1)]
         return cut_at_limit(self._profile(params), request_at(params.table, row))
+
+    def _known(self, params: EnvParams) -> KnownFleet:
+        return dataclasses.replace(params.known, profile=self._profile(params))
 
     def _profile(self, params: EnvParams) -> FleetProfile:
         """Return the profile with the context limits of the scheduler."""

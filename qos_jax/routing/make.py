@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
-from qos_jax.checks import COUNT, POSITIVE, SEED, check_one_of
+from qos_jax.checks import COUNT, NON_NEGATIVE, POSITIVE, SEED, check_one_of
 from qos_jax.errors import input_error
 from qos_jax.routing.environment import RoutingEnvironment
+from qos_jax.routing.faults import Faults
 from qos_jax.routing.params import REWARDS, EnvConfig, EnvParams, make_params
+from qos_jax.routing.telemetry import VIEWS, TelemetryConfig, live_telemetry
 from qos_jax.workload import poisson
 from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.drawn_requests import draw_table, known_length_log_std
@@ -33,6 +36,11 @@ def make(
     allow_drop: bool = True,
     num_requests: int = 4096,
     seed: int = 0,
+    view: str | None = None,
+    routers: int = 1,
+    scrape_period_s: float = 0.0,
+    scraped: str = "everything",
+    faults: Faults | None = None,
 ) -> tuple[RoutingEnvironment, EnvParams]:
     """Return an environment and its parameters, ready for ``reset`` and ``step``.
 
@@ -51,9 +59,15 @@ def make(
       allow_drop: whether action N, to drop the request, counts as one.
       num_requests: rows of the table of synthetic requests, which arrivals are drawn from.
       seed: of the requests' contents.
+      view: what routers know of the fleet, one of ``telemetry.VIEWS``; None = all of it, at every decision.
+      routers: how many share the fleet, evenly; needs a view, as all that follows.
+      scrape_period_s: seconds between two scrapes of a router; 0 = live, inf = never.
+      scraped: what a scrape shows, one of ``telemetry.SCRAPED``.
+      faults: how servers differ from their profile, leaves [N]; None = not at all.
 
     Raises:
-      InputError: an unknown name, a number out of range, both rates, or any fault of the fleet's file.
+      InputError: an unknown name, a number out of range, both rates, telemetry or faults without a view, or
+        any fault of the fleet's file.
     """
     check_one_of("reward", reward, REWARDS)
     if load is not None and arrival_rate is not None:
@@ -63,6 +77,22 @@ def make(
     for field, (value, interval) in checked.items():
         if value is not None and value not in interval:
             raise input_error(f"{value!r} is out of range", field=field, remedy=f"give {interval}")
+    choices, telemetry = None, None
+    if view is not None:
+        choices = TelemetryConfig(view, routers, scraped)
+        if scrape_period_s != math.inf and scrape_period_s not in NON_NEGATIVE:
+            raise input_error(
+                f"{scrape_period_s!r} is out of range",
+                field="scrape_period_s",
+                remedy=f"give {NON_NEGATIVE}, or inf",
+            )
+        telemetry = dataclasses.replace(live_telemetry(routers), scrape_period_s=jnp.float32(scrape_period_s))
+    elif routers != 1 or scrape_period_s != 0.0 or scraped != "everything" or faults is not None:
+        raise input_error(
+            "is needed where there are several routers, scrapes or faults",
+            field="view",
+            remedy=f"give view=, one of {', '.join(VIEWS)}",
+        )
     setting = open_setting(
         fleet,
         scheduler=scheduler,
@@ -85,6 +115,10 @@ def make(
         setting.limits,
         jnp.asarray(known_length_log_std(setting.figures, runs)),
         process=poisson(arrival_rate),
+        telemetry=telemetry,
+        faults=faults,
     )
-    config = EnvConfig(setting.serving, max_steps=max_steps, reward=reward, allow_drop=allow_drop)
+    config = EnvConfig(
+        setting.serving, max_steps=max_steps, reward=reward, allow_drop=allow_drop, telemetry=choices
+    )
     return RoutingEnvironment(config), dataclasses.replace(params, max_steps_in_episode=max_steps)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.believed_quality import expected_quality, quality_fit
+from qos_jax.routing.faults import Faults
 from qos_jax.routing.fleet_state import Request
 from qos_jax.routing.observation import KnownFleet
+from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, as_limits
 from qos_jax.workload.arrivals import ArrivalProcess
 from qos_jax.workload.request_table import RequestTable
@@ -31,6 +33,8 @@ class EnvConfig:
     max_steps: int = 1000  # decisions until the time limit (truncation)
     reward: str = "qos"  # "qos", "paper" or "potential", see reward.py
     allow_drop: bool = True  # whether action N (drop the request) is valid
+    # What routers know; None = everything, and servers never err. Its numbers are in ``EnvParams.telemetry``.
+    telemetry: TelemetryConfig | None = None
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
@@ -68,6 +72,8 @@ class EnvParams:
     discount: jax.Array  # [] float32, gamma of the potential-based reward
     process: ArrivalProcess | None = None
     episode: Episode | None = None
+    telemetry: Telemetry | None = None  # with ``EnvConfig.telemetry``, else None
+    faults: Faults | None = None  # None = servers are as their profiles say
     # Decisions until the time limit, static; None = EnvConfig.max_steps. Trainers read it by gymnax's name.
     max_steps_in_episode: int | None = struct.field(pytree_node=False, default=None)
 
@@ -92,6 +98,8 @@ def make_params(
     episode: Episode | None = None,
     impact_weight: float | jax.Array = 1.0,
     discount: float | jax.Array = 0.99,
+    telemetry: Telemetry | None = None,
+    faults: Faults | None = None,
 ) -> EnvParams:
     """Return :class:`EnvParams` on device, numbers as float32.
 
@@ -104,6 +112,8 @@ def make_params(
       episode: arrivals to replay.
       impact_weight: weight of the paper's impact penalty.
       discount: gamma of the potential-based reward.
+      telemetry: what routers measure, and their shares; ``EnvConfig.telemetry`` says how they use it.
+      faults: how servers differ from their profile, leaves [N]; they need ``EnvConfig.telemetry``, too.
 
     Raises:
       ValueError: neither or both of ``process`` and ``episode``, or a table for another number of experts.
@@ -122,6 +132,8 @@ def make_params(
         discount=jnp.asarray(discount, jnp.float32),
         process=jax.tree.map(_as_32_bits, process),
         episode=None if episode is None else jax.tree.map(_as_32_bits, episode),
+        telemetry=jax.tree.map(_as_32_bits, telemetry),
+        faults=jax.tree.map(_as_32_bits, faults),
     )
 
 

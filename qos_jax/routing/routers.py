@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import vary_alike
 from qos_jax.routing.belief import (
     Belief,
     after_own_events,
@@ -74,21 +75,42 @@ def perceive(
       request: the arrived request.
       step: [] int32, requests that arrived before it.
     """
-    belief = jax.tree.map(lambda leaf: leaf[router], routers.belief)
-    log_std, num_experts = known.length_log_std, config.num_experts
-    up = jnp.ones((num_experts,), jnp.bool_)
+    belief = brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
+    up = known_up(choices, faults, fault_state, routers, router)
+    seen = look(choices, known, telemetry, faults, fault_state, belief, up, fleet, request, step)
+    return belief, seen
+
+
+def known_up(
+    choices: TelemetryConfig,
+    faults: Faults | None,
+    fault_state: FaultState | None,
+    routers: Routers,
+    router: jax.Array,
+) -> jax.Array:
+    """Return which servers a router does not know to be down, [N] bool."""
+    if faults is None or fault_state is None:
+        return jnp.ones(routers.since_failure_s.shape[-1:], jnp.bool_)
     if choices.view == "informed":
-        paces = jnp.ones_like(log_std)
-        if faults is not None and fault_state is not None:
-            paces, up = pace(faults, fault_state), fault_state.up
-        seen = observe(_slowed(known, paces), fleet, request, step)
-        return belief, _with_notes(seen, BeliefNotes(jnp.float32(0.0), paces, jnp.float32(0.0), up))
-    if faults is not None and fault_state is not None:
-        up = fault_state.known_up & (routers.since_failure_s[router] >= faults.detection_delay_s)
-    if choices.view == "live":
-        seen = observe(known, fleet, request, step)
-        ones = jnp.ones_like(log_std)
-        return belief, _with_notes(seen, BeliefNotes(jnp.float32(0.0), ones, jnp.float32(0.0), up))
+        return fault_state.up
+    return fault_state.known_up & (routers.since_failure_s[router] >= faults.detection_delay_s)
+
+
+def brought_to_now(
+    config: ServingConfig,
+    choices: TelemetryConfig,
+    known: KnownFleet,
+    faults: Faults | None,
+    fault_state: FaultState | None,
+    routers: Routers,
+    fleet: FleetState,
+    router: jax.Array,
+) -> Belief:
+    """Return the belief of a router brought to now, as :func:`perceive` does."""
+    belief = jax.tree.map(lambda leaf: leaf[router], routers.belief)
+    if choices.view in ("informed", "live"):
+        return belief
+    log_std = known.length_log_std
     paces = believed_pace(belief, log_std) if choices.advances else jnp.ones_like(log_std)
     elapsed_s = belief.behind_s
     belief = after_time(config, choices, known.profile, paces, belief)
@@ -98,7 +120,46 @@ def perceive(
     if choices.view == "twin" and choices.routers > 1:
         belief = with_ghosts(known.profile, log_std, belief, elapsed_s)
     if faults is not None:
-        belief = _without_the_dead(belief, up)
+        belief = _without_the_dead(belief, known_up(choices, faults, fault_state, routers, router))
+    return belief
+
+
+def look(
+    choices: TelemetryConfig,
+    known: KnownFleet,
+    telemetry: Telemetry,
+    faults: Faults | None,
+    fault_state: FaultState | None,
+    belief: Belief,
+    up: jax.Array,
+    fleet: FleetState,
+    request: Request,
+    step: jax.Array,
+) -> Observation:
+    """Return what a router sees whose belief is ``belief``, brought to now.
+
+    Args:
+      choices: the view, and what routers know.
+      known: profile, limit and length error as known beforehand.
+      telemetry: its numbers.
+      faults: how servers err; None = not at all.
+      fault_state: the hidden state now, with ``faults``.
+      belief: from :func:`brought_to_now`.
+      up: [N] bool, from :func:`known_up`.
+      fleet: the true fleet now, ids being tags.
+      request: the arrived request.
+      step: [] int32, requests that arrived before it.
+    """
+    log_std = known.length_log_std
+    paces = jnp.ones_like(log_std)
+    if choices.view == "informed":
+        if faults is not None and fault_state is not None:
+            paces = pace(faults, fault_state)
+        seen = observe(_slowed(known, paces), fleet, request, step)
+        return _with_notes(seen, BeliefNotes(jnp.float32(0.0), paces, jnp.float32(0.0), up))
+    if choices.view == "live":
+        seen = observe(known, fleet, request, step)
+        return _with_notes(seen, BeliefNotes(jnp.float32(0.0), paces, jnp.float32(0.0), up))
     if choices.advances:
         paces = believed_pace(belief, log_std)
     seen = observe(_slowed(known, paces), belief.fleet, request, step)
@@ -114,7 +175,8 @@ def perceive(
         true = observe(known if faults is None else _slowed(known, paces), fleet, request, step)
         seen = jax.tree.map(lambda now, then: jnp.where(live, now, then), true, seen)
         age_s = jnp.where(live, 0.0, age_s)
-    return belief, _with_notes(seen, BeliefNotes(age_s, paces, 1.0 / share - 1.0, up))
+        paces = jnp.where(live, 1.0, paces) if faults is None else paces
+    return _with_notes(seen, BeliefNotes(age_s, paces, 1.0 / share - 1.0, up))
 
 
 def act(
@@ -210,11 +272,12 @@ def _scraped(
         seen = as_seen_by(choices, router, fleet)
         after = after_scrape(choices, known.profile, known.length_log_std, paces, before, seen)
         chosen = jax.tree.map(lambda new, old: jnp.where(succeeds, new, old), after, before)
-        return jnp.bool_(False), chosen
+        return vary_alike((jnp.bool_(False), chosen), loop)
 
     # A loop of one round or none: skipped where no lane of a batch scrapes.
     todo = max_over_batch(succeeds.astype(jnp.int32)) > 0
-    return jax.lax.while_loop(lambda loop: loop[0], once, (todo, belief))[1]
+    start = vary_alike((todo, belief), fleet)
+    return jax.lax.while_loop(lambda loop: loop[0], once, start)[1]
 
 
 def _slowed(known: KnownFleet, paces: jax.Array) -> KnownFleet:

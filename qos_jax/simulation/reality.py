@@ -10,35 +10,26 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.faults import (
-    Faults,
-    FaultState,
-    can_fail,
-    clear_outcomes,
-    fail_requests,
-    faults_after_gap,
-    init_faults,
-    pass_time_under,
-)
-from qos_jax.routing.fleet_state import FleetState, Outcome, Request, empty_fleet, pass_time
+from qos_jax.routing.faults import Faults
+from qos_jax.routing.fleet_state import Outcome, Request
 from qos_jax.routing.observation import KnownFleet, reveal
-from qos_jax.routing.routers import (
-    Routers,
-    act,
-    after_failures,
-    after_gap_of_all,
-    init_routers,
-    perceive,
-    redirected,
-)
-from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, router_of
+from qos_jax.routing.routers import perceive, redirected
+from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.routing.whole_batch import max_over_batch
+from qos_jax.routing.world_step import (
+    Retries,
+    WorldState,
+    decide,
+    draws_of,
+    fail_at_arrival,
+    init_world,
+    next_at_hand,
+    pass_to_next_arrival,
+    world_key,
+)
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG
 from qos_jax.simulation.route import Arriving
-
-# Folded into the run's key for what is random in reality but for the policy: the same for all policies.
-_WORLD = 2**31 - 1
 
 
 @struct.dataclass
@@ -67,9 +58,7 @@ class Logbook:
 class RealCarry:
     """What one step hands to the next."""
 
-    fleet: FleetState
-    routers: Routers
-    faults: FaultState | None
+    world: WorldState
     logbook: Logbook
     busy_s: jax.Array  # [N] float32
     kv_token_s: jax.Array  # [N] float32
@@ -78,17 +67,13 @@ class RealCarry:
 
 def begin(config: ServingConfig, reality: Reality, seed: jax.Array, num_requests: int) -> RealCarry:
     """Return the carry before the first of T requests: an empty fleet, and routers that know it is."""
-    routers_key, faults_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), _WORLD))
-    fleet, faults = empty_fleet(config), None
-    if reality.faults is not None:
-        fleet, faults = can_fail(fleet), init_faults(faults_key, reality.faults)
+    key = world_key(jax.random.key(seed))
+    world, _ = init_world(config, key, reality.telemetry, reality.faults)
     nobody = jnp.full((num_requests,), -1, jnp.int32)
     none = jnp.full((num_requests,), jnp.nan, jnp.float32)
     zeros = jnp.zeros((num_requests,), jnp.int32)
     return RealCarry(
-        fleet=fleet,
-        routers=init_routers(config, routers_key, reality.telemetry),
-        faults=faults,
+        world=world,
         logbook=Logbook(nobody, nobody, nobody, zeros, none, none, zeros, zeros),
         busy_s=jnp.zeros((config.num_experts,), jnp.float32),
         kv_token_s=jnp.zeros((config.num_experts,), jnp.float32),
@@ -126,36 +111,24 @@ def route_in_reality(
       The carry right before the arrival after the last.
     """
     run_key = jax.random.key(seed)
-    world_key = jax.random.fold_in(run_key, _WORLD)
+    key_of_world = world_key(run_key)
     no_action = jnp.int32(config.num_experts)
 
     def step(carry: RealCarry, arrival: Arriving) -> tuple[RealCarry, None]:
         arrives = arrival.request_id >= 0
-        own_key = jax.random.fold_in(world_key, arrival.request_id)
-        router_key, fault_key, scrape_key = jax.random.split(own_key, 3)
-        fleet, routers, logbook = carry.fleet, carry.routers, carry.logbook
-        waiting = jnp.zeros(fleet.serving.live.shape, jnp.bool_)
-        if reality.faults is not None and carry.faults is not None:
-            fleet, failed = fail_requests(reality.faults, carry.faults, fleet)
-            routers = after_failures(choices, routers, fleet.serving.request_id, failed)
-            waiting = failed & reality.faults.retry
-        retries = jnp.sum(waiting, dtype=jnp.int32)
+        draws = draws_of(key_of_world, arrival.request_id)
+        world, waiting, _ = fail_at_arrival(choices, reality.faults, carry.world)
+        retries = waiting.count
 
-        def decide(
-            index: jax.Array, loop: tuple[FleetState, Routers, Logbook, jax.Array]
-        ) -> tuple[FleetState, Routers, Logbook, jax.Array]:
-            fleet, routers, logbook, waiting = loop
-            again = index < retries
-            # Failed ones first, by arrival.
-            tag = jnp.min(jnp.where(waiting, fleet.serving.request_id, jnp.iinfo(jnp.int32).max))
-            here = waiting & (fleet.serving.request_id == tag)
-            age_s = jnp.where(again, jnp.max(jnp.where(here, fleet.serving.age_s, 0.0)), 0.0)
-            fleet = clear_outcomes(fleet, here) if reality.faults is not None else fleet
-            request_id = jnp.where(again, tag // choices.routers, arrival.request_id)
-            request_id = jnp.where(index <= retries, request_id, -1)
-            router = jnp.where(again, tag % choices.routers, router_of(router_key, reality.telemetry))
+        def decide_one(
+            index: jax.Array, loop: tuple[WorldState, Retries, Logbook]
+        ) -> tuple[WorldState, Retries, Logbook]:
+            world, waiting, logbook = loop
+            hand = next_at_hand(choices, reality.telemetry, waiting, arrival.request_id, draws.router)
+            request_id = jnp.where(index <= retries, hand.request_id, -1)
+            hand = dataclasses.replace(hand, request_id=request_id)
             request = jax.tree.map(
-                lambda all_of, new: jnp.where(again, all_of[jnp.maximum(request_id, 0)], new),
+                lambda all_of, new: jnp.where(hand.is_retry, all_of[jnp.maximum(request_id, 0)], new),
                 contents,
                 arrival.request,
             )
@@ -165,31 +138,29 @@ def route_in_reality(
                 known,
                 reality.telemetry,
                 reality.faults,
-                carry.faults,
-                routers,
-                fleet,
-                router,
+                world.faults,
+                world.routers,
+                world.fleet,
+                hand.router,
                 request,
                 arrival.request_id,
             )
             key = jax.random.fold_in(run_key, arrival.request_id)
-            key = jnp.where(again, jax.random.fold_in(key, index), key)
-            action = policy_function(policy_params, key, reveal(seen, fleet, request))
+            key = jnp.where(hand.is_retry, jax.random.fold_in(key, index), key)
+            action = policy_function(policy_params, key, reveal(seen, world.fleet, request))
             action = redirected(action.astype(jnp.int32), seen.belief)
             action = jnp.where(request_id >= 0, action, no_action)
-            routers, fleet, routed = act(
+            world, waiting, routed = decide(
                 choices,
                 known,
                 reality.telemetry,
-                routers,
+                world,
+                waiting,
                 belief,
-                fleet,
-                router,
+                hand,
                 request,
-                request_id,
                 action,
-                age_s,
-                jax.random.fold_in(scrape_key, index),
+                jax.random.fold_in(draws.scrape, index),
             )
             status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
             status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
@@ -199,31 +170,23 @@ def route_in_reality(
                 logbook,
                 expert=logbook.expert.at[row].set(action, mode="drop"),
                 status=logbook.status.at[row].set(status, mode="drop"),
-                router=logbook.router.at[row].set(router, mode="drop"),
+                router=logbook.router.at[row].set(hand.router, mode="drop"),
                 tries=logbook.tries.at[row].add(1, mode="drop"),
             )
-            return fleet, routers, logbook, waiting & ~here
+            return world, waiting, logbook
 
-        loop = (fleet, routers, logbook, waiting)
+        loop = (world, waiting, carry.logbook)
         if reality.faults is None:
-            fleet, routers, logbook, _ = decide(jnp.int32(0), loop)
+            world, _, logbook = decide_one(jnp.int32(0), loop)
         else:
             # As many rounds in every lane of a batch; those that have nothing left to route do nothing.
             rounds = max_over_batch(retries + arrives.astype(jnp.int32))
-            fleet, routers, logbook, _ = jax.lax.fori_loop(jnp.int32(0), rounds, decide, loop)
-        gap_s = arrival.gap_after_s
-        faults = carry.faults
-        if reality.faults is not None and faults is not None:
-            fleet, passed, _ = pass_time_under(
-                config, known.profile, reality.faults, faults, fleet, gap_s, known.limits
-            )
-            faults = faults_after_gap(fault_key, reality.faults, faults, gap_s)
-        else:
-            fleet, passed = pass_time(config, known.profile, fleet, gap_s, known.limits)
+            world, _, logbook = jax.lax.fori_loop(jnp.int32(0), rounds, decide_one, loop)
+        world, passed, _ = pass_to_next_arrival(
+            config, known, reality.faults, world, arrival.gap_after_s, draws.faults
+        )
         carry = RealCarry(
-            fleet=fleet,
-            routers=after_gap_of_all(routers, gap_s),
-            faults=faults,
+            world=world,
             logbook=logbook,
             busy_s=carry.busy_s + passed.busy_s,
             kv_token_s=carry.kv_token_s + passed.kv_token_s,
@@ -236,7 +199,7 @@ def route_in_reality(
 
 def finish(choices: TelemetryConfig, carry: RealCarry) -> Logbook:
     """Return the logbook of a drained run, with the outcomes that are still in the slots."""
-    serving = carry.fleet.serving
+    serving = carry.world.fleet.serving
     outcome = Outcome(
         request_id=jnp.where(serving.live, -1, serving.request_id),
         expert=jnp.broadcast_to(

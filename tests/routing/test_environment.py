@@ -57,7 +57,7 @@ OBSERVATION = {
 
 
 def contract(tree):
-    return {k: (v.shape, v.dtype) for k, v in vars(tree).items() if k not in ("profile", "limits")}
+    return {k: (v.shape, v.dtype) for k, v in vars(tree).items() if k not in ("profile", "limits", "belief")}
 
 
 @pytest.mark.parametrize("kind", ["replay", "poisson", "gamma", "mmpp"])

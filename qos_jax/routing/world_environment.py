@@ -1,0 +1,230 @@
+"""What the environment keeps and does where routers act on beliefs and servers have faults."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from qos_jax.routing.belief import Belief
+from qos_jax.routing.faults import FaultState, pace
+from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed
+from qos_jax.routing.observation import KnownFleet, Observation, observe
+from qos_jax.routing.params import EnvConfig, EnvParams
+from qos_jax.routing.routers import Routers, brought_to_now, known_up, look
+from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
+from qos_jax.routing.world_step import (
+    AtHand,
+    Draws,
+    Retries,
+    WorldState,
+    decide,
+    draws_of,
+    fail_at_arrival,
+    init_world,
+    next_at_hand,
+    pass_to_next_arrival,
+    world_key,
+)
+from qos_jax.serving import ServingConfig
+from qos_jax.serving.profile import slowed
+
+
+@struct.dataclass
+class EnvWorld:
+    """The world around the fleet at the instant a request is to be routed."""
+
+    seed: jax.Array  # [] uint32, of all that is random in the world, by the number of the arrival
+    arrival: jax.Array  # [] int32, number of the newcomer
+    routers: Routers
+    faults: FaultState | None
+    retries: Retries  # failed requests to be routed again at this instant, before the newcomer
+    hand: AtHand  # the request to be routed now
+    tries: jax.Array  # [] int32, decisions taken at this instant
+    belief: Belief  # of the router of the request to be routed now, brought to now
+    failed: jax.Array  # [] int32, requests that failed for good, since reset
+
+    @property
+    def draws(self) -> Draws:
+        """The keys of the newcomer's arrival."""
+        return draws_of(world_key(jax.random.key(self.seed)), self.arrival)
+
+
+@struct.dataclass
+class Decided:
+    """What a decision led to; where ``moves_on`` holds, time passed to the next arrival."""
+
+    fleet: FleetState
+    world: EnvWorld
+    routed: Routed
+    passed: Passed
+    moves_on: jax.Array  # [] bool
+    failed: jax.Array  # [] int32, requests that failed for good
+
+
+def choices_of(config: EnvConfig, params: EnvParams) -> tuple[TelemetryConfig, Telemetry] | None:
+    """Return the choices and numbers of telemetry; None where routers see everything and servers never err.
+
+    Raises:
+      ValueError: configuration and parameters disagree on what there is.
+    """
+    choices, telemetry, faults = config.telemetry, params.telemetry, params.faults
+    if choices is None:
+        if telemetry is not None or faults is not None:
+            raise ValueError("params have telemetry or faults: give EnvConfig.telemetry=TelemetryConfig(...)")
+        return None
+    if telemetry is None:
+        raise ValueError("EnvConfig.telemetry is set: give make_params(telemetry=live_telemetry(routers))")
+    routers, experts = telemetry.router_share.shape[-1], config.serving.num_experts
+    if routers != choices.routers:
+        raise ValueError(f"router_share has {routers} routers, EnvConfig.telemetry {choices.routers}")
+    if faults is not None and faults.pace_log_std.shape[-1] != experts:
+        raise ValueError(f"faults are of {faults.pace_log_std.shape[-1]} experts, the fleet has {experts}")
+    return choices, telemetry
+
+
+def start_world(
+    config: ServingConfig, choices: TelemetryConfig, params: EnvParams, telemetry: Telemetry, key: jax.Array
+) -> tuple[FleetState, EnvWorld]:
+    """Return the empty fleet, and the world around it at the first arrival; ``key`` is of the reset."""
+    seed = jax.random.bits(world_key(key), (), jnp.uint32)
+    own = world_key(jax.random.key(seed))
+    state, retries = init_world(config, own, telemetry, params.faults)
+    zero = jnp.int32(0)
+    hand = next_at_hand(choices, telemetry, retries, zero, draws_of(own, zero).router)
+    belief = jax.tree.map(lambda leaf: leaf[hand.router], state.routers.belief)
+    world = EnvWorld(seed, zero, state.routers, state.faults, retries, hand, zero, belief, zero)
+    return state.fleet, world
+
+
+def arrival_keys(world: EnvWorld, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of the gap after arrival ``number`` and of its contents, [] each."""
+    keys = jax.random.split(draws_of(world_key(jax.random.key(world.seed)), number).arrival)
+    return keys[0], keys[1]
+
+
+def decide_at_hand(
+    config: ServingConfig,
+    choices: TelemetryConfig,
+    telemetry: Telemetry,
+    known: KnownFleet,
+    params: EnvParams,
+    fleet: FleetState,
+    world: EnvWorld,
+    request: Request,
+    action: jax.Array,
+    gap_s: jax.Array,
+) -> Decided:
+    """Route the request at hand; if it was the newcomer, let ``gap_s`` pass and fail what is to fail then.
+
+    Args:
+      config: static sizes and the scheduler.
+      choices: the view, and what routers know.
+      telemetry: its numbers.
+      known: profile, limits and length error as known beforehand.
+      params: of the environment.
+      fleet: the true fleet now.
+      world: around it.
+      request: contents of the request at hand.
+      action: [] int32, an expert; anything but 0..N-1 drops the request.
+      gap_s: [] float32, seconds to the next arrival.
+
+    Returns:
+      What it led to; who is at hand next, and what its router believes, are not brought up to date.
+    """
+    draws, before = world.draws, WorldState(fleet, world.routers, world.faults)
+    scrape_key = jax.random.fold_in(draws.scrape, world.tries)
+    decided, retries, routed = decide(
+        choices,
+        known,
+        telemetry,
+        before,
+        world.retries,
+        world.belief,
+        world.hand,
+        request,
+        action,
+        scrape_key,
+    )
+    later, passed, lost = pass_to_next_arrival(config, known, params.faults, decided, gap_s, draws.faults)
+    later, failing, given_up = fail_at_arrival(choices, params.faults, later)
+    failed, tries, moves_on = lost + given_up, jnp.int32(0), jnp.bool_(True)
+    if params.faults is not None:
+        moves_on = ~world.hand.is_retry
+        here = (decided, retries, jax.tree.map(jnp.zeros_like, passed), jnp.int32(0), world.tries + 1)
+        later, failing, passed, failed, tries = jax.tree.map(
+            lambda moved, stayed: jnp.where(moves_on, moved, stayed),
+            (later, failing, passed, failed, tries),
+            here,
+        )
+    evicted = routed.evicted
+    ids = jnp.where(evicted.request_id >= 0, evicted.request_id // choices.routers, -1)
+    world = dataclasses.replace(
+        world,
+        arrival=world.arrival + moves_on.astype(jnp.int32),
+        routers=later.routers,
+        faults=later.faults,
+        retries=failing,
+        tries=tries,
+        failed=world.failed + failed,
+    )
+    routed = dataclasses.replace(routed, evicted=dataclasses.replace(evicted, request_id=ids))
+    return Decided(later.fleet, world, routed, passed, moves_on, failed)
+
+
+def next_decision(choices: TelemetryConfig, telemetry: Telemetry, world: EnvWorld) -> EnvWorld:
+    """Return the world with who is to be routed next at hand."""
+    hand = next_at_hand(choices, telemetry, world.retries, world.arrival, world.draws.router)
+    return dataclasses.replace(world, hand=hand)
+
+
+def with_belief(
+    config: ServingConfig,
+    choices: TelemetryConfig,
+    known: KnownFleet,
+    params: EnvParams,
+    fleet: FleetState,
+    world: EnvWorld,
+) -> EnvWorld:
+    """Return the world with the belief of the router of the request at hand, brought to now."""
+    belief = brought_to_now(
+        config, choices, known, params.faults, world.faults, world.routers, fleet, world.hand.router
+    )
+    return dataclasses.replace(world, belief=belief)
+
+
+def believed(
+    choices: TelemetryConfig,
+    telemetry: Telemetry,
+    known: KnownFleet,
+    params: EnvParams,
+    fleet: FleetState,
+    world: EnvWorld,
+    request: Request,
+) -> Observation:
+    """Return what the router of the request at hand sees."""
+    up = known_up(choices, params.faults, world.faults, world.routers, world.hand.router)
+    return look(
+        choices,
+        known,
+        telemetry,
+        params.faults,
+        world.faults,
+        world.belief,
+        up,
+        fleet,
+        request,
+        world.arrival,
+    )
+
+
+def true_queues(
+    known: KnownFleet, params: EnvParams, fleet: FleetState, world: EnvWorld, request: Request
+) -> Observation:
+    """Return the true queues at their true pace, which no router sees, as an observation."""
+    if params.faults is not None and world.faults is not None:
+        paces = pace(params.faults, world.faults)
+        known = dataclasses.replace(known, profile=slowed(known.profile, paces))
+    return observe(known, fleet, request, world.arrival)
