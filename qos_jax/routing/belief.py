@@ -133,9 +133,11 @@ def after_time(
         serving, _ = advance(config, slowed(profile, pace), fleet.serving, elapsed_s)
         fleet = dataclasses.replace(fleet, serving=serving)
     fading = jnp.exp(-elapsed_s / PACE_MEMORY_S)
+    # Before the router's first request there is no gap between requests of its own.
+    gap_s = jnp.where(fleet.demand.prompt_tokens[0] > 0.0, elapsed_s, jnp.inf)
     return dataclasses.replace(
         belief,
-        fleet=dataclasses.replace(fleet, demand=after_gap(fleet.demand, elapsed_s)),
+        fleet=dataclasses.replace(fleet, demand=after_gap(fleet.demand, gap_s)),
         behind_s=jnp.zeros_like(elapsed_s),
         scrape_age_s=belief.scrape_age_s + elapsed_s,
         next_scrape_s=belief.next_scrape_s - elapsed_s,
