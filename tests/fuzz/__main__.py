@@ -16,6 +16,7 @@ os.environ.setdefault("XLA_FLAGS", quick_to_compile())  # before JAX is imported
 from qos_jax.runs.progress import progress
 from tests.fuzz.fuzz import fuzz, violation_of
 from tests.fuzz.scenario import POLICIES, REQUESTS, RUNS, SHAPES, Scenario, scenarios
+from tests.fuzz.world import WORLDS
 
 
 def main() -> int:
@@ -24,6 +25,9 @@ def main() -> int:
     parser.add_argument("--scenarios", type=int, default=5000, help="how many to play")
     parser.add_argument("--seed", type=int, default=None, help="of the draws; by default another each time")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of fleets, with commas between")
+    parser.add_argument(
+        "--worlds", default=",".join(WORLDS), help="to play them in, beside none; with commas"
+    )
     parser.add_argument("--scenario", default=None, help="play this one alone, as a violation names it")
     given = parser.parse_args()
     if given.scenario is not None:
@@ -37,7 +41,9 @@ def main() -> int:
         f"seed {seed}: {given.scenarios:,} scenarios of {RUNS} traces of {REQUESTS} requests", file=sys.stderr
     )
     with progress(given.scenarios, "scenarios") as advance:
-        strategy = scenarios(shapes=tuple(given.shapes.split(",")))
+        strategy = scenarios(
+            shapes=tuple(given.shapes.split(",")), worlds=("", *filter(None, given.worlds.split(",")))
+        )
         seen, violation = fuzz(strategy, POLICIES, given.scenarios, seed, lambda: advance(1))
     print(", ".join(f"{count:,} {name}" for name, count in seen.items()))
     if violation is not None:

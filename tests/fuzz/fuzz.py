@@ -11,7 +11,7 @@ import hypothesis
 import numpy as np
 from hypothesis import strategies as st
 
-from qos_jax.simulation.records import STATUS_NAMES
+from qos_jax.simulation.records import FAILED, STATUS_NAMES
 from tests.fuzz.invariants import INVARIANTS, near_ties
 from tests.fuzz.play import play
 from tests.fuzz.scenario import RUNS, Scenario, build
@@ -54,6 +54,9 @@ def violation_of(scenario: Scenario, policies: tuple[str, ...], seen: Counter[st
     seen.update(dict(zip(STATUS_NAMES, status.tolist(), strict=True)))
     seen["preempted"] += int(np.sum(played.result.records.preemptions > 0))
     seen["traces"] += RUNS
+    if played.world is not None:
+        seen["worlds"] += 1
+        seen["failed in worlds"] += int(np.sum(played.world.records.status == FAILED))
     seen["near ties"] += near_ties(played)
     seen["scenarios"] += 1
     return None

@@ -9,7 +9,7 @@ from qos_jax.serving import cut_at_limit, with_context_limit
 from qos_jax.serving.reference import ReferenceProfile
 from qos_jax.serving.scheduler import BY_NAME
 from qos_jax.simulation.metrics import METRICS, summarise
-from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, REJECTED_TOO_LONG, STATUS_NAMES
+from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG, STATUS_NAMES
 from tests.fuzz.play import Played
 from tests.fuzz.scenario import REQUESTS, RUNS, Built, Scenario
 
@@ -180,6 +180,56 @@ def outputs_are_cut(scenario: Scenario, built: Built, played: Played) -> None:
     np.testing.assert_array_equal(records.status == REJECTED_TOO_LONG, too_long)
 
 
+def holds_in_the_world(scenario: Scenario, built: Built, played: Played) -> None:
+    """Every request ends once in the world too, sound in its times, no faster and no better than it can be."""
+    if played.world is None:
+        return
+    records, totals = played.world.records, played.world.totals
+    metrics = summarise(records, totals, built.runs.profile, built.runs.limits)
+    parts = ("completed", "rejected", "rejected_too_long", "dropped", "failed")
+    assert np.all(sum(metrics[name] for name in parts) == REQUESTS)
+    for name in METRICS:
+        assert not np.any(metrics[name] < 0.0), name
+    done = records.status == COMPLETED
+    for times in (records.ttft_s, records.latency_s):
+        assert np.all(np.isfinite(times[done]) & (times[done] >= 0.0))
+        assert np.all(np.isnan(times[~done]))
+    for total in (totals.busy_s, totals.kv_token_s, totals.makespan_s):
+        assert np.all(np.isfinite(total) & (total >= 0.0))
+    profile = built.runs.profile
+    late_s = records.ttft_s + profile.network_rtt_s[records.expert] - records.latency_s
+    assert np.all(late_s[done] <= ATOL_S + RTOL * records.latency_s[done])
+    failed = records.status == FAILED
+    may_fail = scenario.scripted_outages or scenario.outage_per_s
+    assert may_fail or not np.any(failed)
+    lasts = built.runs.arrival_s[:, -1] > built.runs.arrival_s[:, 0]
+    if scenario.retry and not scenario.outage_per_s:  # servers are all up at the last arrival
+        assert not np.any(failed[lasts])
+    if scenario.pace_log_std == 0.0:  # no server is ever faster than its profile
+        by_expert = [_alone_s(profile, n, scenario.scheduler) for n in range(built.serving.num_experts)]
+        for r, t in np.argwhere(done):
+            alone_s = by_expert[records.expert[r, t]]
+            least_s = alone_s(int(records.prompt_tokens[r, t]), int(records.output_tokens[r, t]))
+            assert records.latency_s[r, t] >= least_s * (1 - RTOL) - ATOL_S, f"run {r}, request {t}"
+        qos = np.nan_to_num(records.qos(built.runs.limits, profile.network_rtt_s))
+        assert np.all(qos <= played.bound + 1e-6)
+
+
+def what_is_known_is_true(scenario: Scenario, built: Built, played: Played) -> None:
+    """Routers whose queues are live, or who know every length, decide as those that see the truth."""
+    live = scenario.world == "live" or (scenario.scrape_period_s == 0.0 and scenario.world == "own")
+    known = (
+        scenario.world == "known" and scenario.length_log_std == 0.0 and np.isinf(scenario.scrape_period_s)
+    )
+    if played.world is None or scenario.has_faults or not (live or known):
+        return
+    mine, other = played.world.records, played.result.records
+    for name in ("status", "expert", "preemptions"):
+        np.testing.assert_array_equal(getattr(mine, name), getattr(other, name), err_msg=name)
+    for name in ("ttft_s", "latency_s"):
+        np.testing.assert_allclose(getattr(mine, name), getattr(other, name), rtol=RTOL, err_msg=name)
+
+
 INVARIANTS = (
     every_request_ends_once,
     nothing_is_negative_or_nan,
@@ -190,6 +240,8 @@ INVARIANTS = (
     no_better_than_the_bound,
     equals_the_reference,
     outputs_are_cut,
+    holds_in_the_world,
+    what_is_known_is_true,
 )
 
 

@@ -17,7 +17,9 @@ from qos_jax.routing.observation import TrueObservation
 from qos_jax.serving import ServingConfig
 from qos_jax.serving.reference import ReferenceOutcome, ReferenceRun, simulate_fleet
 from qos_jax.simulation.simulate import SimulationResult, simulate
+from qos_jax.simulation.world import simulate_world
 from tests.fuzz.scenario import REQUESTS, RUNS, Built, Scenario
+from tests.fuzz.world import world_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Played:
     bound: np.ndarray  # [R, T] QoS that no policy can exceed
     outcomes: list[list[ReferenceOutcome]]  # [R][T] of the reference, on the simulator's decisions
     reference: list[list[ReferenceRun]]  # [R][N]
+    world: SimulationResult | None  # of the same requests in the scenario's world, if it has one
 
 
 @functools.cache
@@ -69,8 +72,12 @@ def play(scenario: Scenario, built: Built, policies: tuple[str, ...]) -> Played:
         )
         outcomes.append(each)
         reference.append(by_expert)
+    world = None
+    if scenario.world:
+        around = world_of(scenario, built.serving.num_experts, runs.arrival_s)
+        world = simulate_world(built.serving, router, runs, around, block_runs=RUNS)
     bound = _bounds(runs.profile, requests, jax.tree.map(jnp.asarray, runs.limits), scenario.scheduler)
-    return Played(result, _steps(built, records.expert), np.asarray(bound), outcomes, reference)
+    return Played(result, _steps(built, records.expert), np.asarray(bound), outcomes, reference, world)
 
 
 _bounds = jax.jit(jax.vmap(upper_bound, in_axes=(None, 0, 0, None)), static_argnums=3)

@@ -19,6 +19,7 @@ from qos_jax.policies.registry import NEVER_DROPPING
 from qos_jax.serving import SCHEDULERS, DecodeKnot, FleetProfile, ServiceLimits, ServingConfig
 from qos_jax.simulation.simulate import Runs
 from qos_jax.workload import RequestTable
+from tests.fuzz.world import EVENTS, WORLDS
 
 RUNS, REQUESTS = 4, 32  # traces of a scenario, which share fleet and router, and requests of each
 BLANK_TOKENS = 2**20  # of a prompt that no expert can hold, so that it changes nothing
@@ -69,12 +70,27 @@ class Scenario:
     e2e_limit_s: float
     length_log_std: float  # of predicted lengths
     free: tuple[str, ...]  # coefficients of iteration times that are 0
+    world: str  # one of WORLDS, beside the fleet that routers see and that never errs; "" = none
+    scrape_period_s: float  # these where there is a world
+    pace_log_std: float  # of fixed errors and of drift
+    slowdown_per_s: float
+    outage_per_s: float
+    scripted_outages: int  # at most EVENTS
+    detection_delay_s: float
+    failure_delay_s: float
+    retry: bool
+
+    @property
+    def has_faults(self) -> bool:
+        """Whether servers of the world may differ from their profile."""
+        return self.pace_log_std + self.slowdown_per_s + self.outage_per_s + self.scripted_outages > 0
 
 
 def scenarios(
     shapes: tuple[str, ...] = tuple(SHAPES),
     schedulers: tuple[str, ...] = SCHEDULERS,
     policies: tuple[str, ...] = POLICIES,
+    worlds: tuple[str, ...] = ("", *WORLDS),
 ) -> st.SearchStrategy[Scenario]:
     """Return the strategy of scenarios, the simplest values first, which failures shrink to."""
     return st.builds(
@@ -97,6 +113,15 @@ def scenarios(
         e2e_limit_s=st.sampled_from([np.inf, 3.0, 0.3]),
         length_log_std=st.sampled_from([0.0, 0.5, 1.0]),
         free=st.sampled_from([(), ("prefill_per_token_sq_s",), ("decode_per_seq_s", "network_rtt_s"), TIMES]),
+        world=st.sampled_from(worlds),
+        scrape_period_s=st.sampled_from([0.0, np.inf, 0.5, 0.05]),
+        pace_log_std=st.sampled_from([0.0, 0.0, 0.4]),
+        slowdown_per_s=st.sampled_from([0.0, 2.0]),
+        outage_per_s=st.sampled_from([0.0, 2.0]),
+        scripted_outages=st.sampled_from([0, 1, EVENTS]),
+        detection_delay_s=st.sampled_from([0.0, 0.1, np.inf]),
+        failure_delay_s=st.sampled_from([0.0, 0.05, np.inf]),
+        retry=st.booleans(),
     )
 
 

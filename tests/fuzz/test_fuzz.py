@@ -11,7 +11,7 @@ from tests.fuzz.fuzz import fuzz, violation_of
 from tests.fuzz.scenario import Scenario, scenarios
 
 POLICIES = ("random", "load_aware_greedy")
-SAMPLE = scenarios(("table",), ("chunked_prefill",), POLICIES)
+SAMPLE = scenarios(("table",), ("chunked_prefill",), POLICIES, ("",))
 
 
 def test_every_invariant_holds_in_a_sample():
@@ -21,6 +21,14 @@ def test_every_invariant_holds_in_a_sample():
     for name in ("completed", "rejected", "dropped", "preempted"):
         assert seen[name] > 40, name
     assert seen["near ties"] < seen["traces"] / 10
+
+
+def test_every_invariant_holds_in_a_sample_of_worlds():
+    one = ("shortest_queue",)
+    seen, violation = fuzz(scenarios(("affine",), ("prefill_first",), one, ("twin",)), one, 30, seed=0)
+    assert violation is None, str(violation)
+    assert seen["worlds"] == 30
+    assert seen["failed in worlds"] > 30
 
 
 def test_a_violation_is_shrunk_and_can_be_played_again(monkeypatch):
