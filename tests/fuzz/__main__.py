@@ -25,9 +25,7 @@ def main() -> int:
     parser.add_argument("--scenarios", type=int, default=5000, help="how many to play")
     parser.add_argument("--seed", type=int, default=None, help="of the draws; by default another each time")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of fleets, with commas between")
-    parser.add_argument(
-        "--worlds", default=",".join(WORLDS), help="to play them in, beside none; with commas"
-    )
+    parser.add_argument("--worlds", default=",".join(WORLDS), help="to play scenarios in, beside none")
     parser.add_argument("--scenario", default=None, help="play this one alone, as a violation names it")
     given = parser.parse_args()
     if given.scenario is not None:

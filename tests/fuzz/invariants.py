@@ -181,7 +181,7 @@ def outputs_are_cut(scenario: Scenario, built: Built, played: Played) -> None:
 
 
 def holds_in_the_world(scenario: Scenario, built: Built, played: Played) -> None:
-    """Every request ends once in the world too, sound in its times, no faster and no better than it can be."""
+    """Every request ends once in the world too, in sound times, no faster and no better than it can be."""
     if played.world is None:
         return
     records, totals = played.world.records, played.world.totals
