@@ -3,7 +3,7 @@
 #   make demo    train a router for two minutes, then compare it with all others on a six-expert edge fleet:
 #                learning curve in runs/quick, tables and plots in runs/demo
 #   make test    the test suite
-#   make fuzz    5,000 random scenarios through simulator, environment and reference; ends at the first violation
+#   make fuzz    5,000 random scenarios and worlds through simulator, environment and reference; ends at the first violation
 #   make lint    style, types and the floors of the imports
 #   make bench   speed of the simulator
 #   make clean   remove the virtual environment and the caches
