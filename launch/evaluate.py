@@ -29,7 +29,7 @@ def main() -> None:
         print(f"note: {note}", file=sys.stderr)
     with progress(comparison.work_requests(plan, cases)) as advance:
         result = comparison.execute_comparison(plan, cases, folder, plot=plot, on_progress=advance)
-    for note in comparison.notes(plan.setting.serving.scheduler, result):
+    for note in comparison.notes(plan.setting.serving.scheduler, result, plan.worlds):
         print(f"note: {note}", file=sys.stderr)
     print(f"{render_text(result)}\n\nresults in {folder.path}")
 

@@ -259,10 +259,16 @@ def execute_comparison(
     return comparison
 
 
-def notes(scheduler: str, result: Comparison) -> list[str]:
-    """Return remarks on what a comparison under a scheduler came to, for the user."""
+def notes(scheduler: str, result: Comparison, worlds: Mapping[str, World] | None = None) -> list[str]:
+    """Return remarks on what a comparison under a scheduler, in worlds by view, came to, for the user."""
     rejected = any(row.metric == "rejected_share" and row.mean > 0 for row in result.rows)
-    return [f"some {WOULD_WAIT}"] if rejected and scheduler == LLAMA_CPP else []
+    found = [f"some {WOULD_WAIT}"] if rejected and scheduler == LLAMA_CPP else []
+    scraping = {view: world for view, world in (worlds or {}).items() if world.choices.scrapes}
+    if any(world.telemetry.scrape_period_s == 0.0 for world in scraping.values()):
+        found.append(
+            f"true queues under {', '.join(scraping)}: scrapes are live; give --scrape_period_s=5, say"
+        )
+    return found
 
 
 def evaluate(**settings: Any) -> Comparison:

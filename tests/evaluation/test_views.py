@@ -11,8 +11,10 @@ from qos_jax.evaluation.comparison import (
     draw_cases,
     execute_comparison,
     load_comparison,
+    notes,
     work_requests,
 )
+from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.policies import policy
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.simulation import CaseConfig, WorldConfig, simulate_world, summarise
@@ -20,7 +22,7 @@ from tests.launch.conftest import FLEET
 
 CASES = CaseConfig(workloads=("poisson",), loads=(0.8,), seeds=2, num_requests=24)
 ROOMY = FLEET.replace("2,2,64,60", "2,2,4096,6000").replace("3,1,16,90", "3,1,4096,6000")
-WORLD = WorldConfig(views=("scrape", "own"), routers=2, scrape_period_s=2.0)
+WORLD = WorldConfig(views=("scrape", "live"), routers=2, scrape_period_s=2.0)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def test_rows_are_of_policies_under_views_and_go_on_where_they_were(config, tmp_
     folder = open_run_folder(tmp_path / "run", plan.settings)
     comparison = execute_comparison(plan, cases, folder, plot=False)
     rows = {row.policy: row for row in comparison.rows if row.metric == "average_qos"}
-    assert list(rows) == ["shortest_queue@scrape", "shortest_queue@own", "upper_bound"]
+    assert list(rows) == ["shortest_queue@scrape", "shortest_queue@live", "upper_bound"]
     (case,) = next(iter(cases.values()))
     for view, world in plan.worlds.items():
         done = simulate_world(plan.setting.serving, policy("shortest_queue"), case.runs, world)
@@ -59,10 +61,10 @@ def test_rows_are_of_policies_under_views_and_go_on_where_they_were(config, tmp_
 
 
 def test_a_baseline_is_named_with_its_view_or_is_under_the_first(config):
-    named = dataclasses.replace(config, baseline="shortest_queue@own")
-    assert load_comparison(named).baseline == "shortest_queue@own"
+    named = dataclasses.replace(config, baseline="shortest_queue@live")
+    assert load_comparison(named).baseline == "shortest_queue@live"
     assert load_comparison(dataclasses.replace(config, baseline="upper_bound")).baseline == "upper_bound"
-    with pytest.raises(InputError, match="shortest_queue@own"):
+    with pytest.raises(InputError, match="shortest_queue@live"):
         load_comparison(dataclasses.replace(config, baseline="shortest_queue@twin"))
 
 
@@ -76,3 +78,11 @@ def test_without_a_world_names_and_programs_are_as_they_were(config):
     plan = load_comparison(dataclasses.replace(config, world=WorldConfig()))
     assert plan.worlds == {}
     assert plan.baseline == "shortest_queue"
+
+
+@pytest.mark.parametrize(("period_s", "said"), [(0.0, True), (2.0, False)])
+def test_views_that_scrape_a_live_fleet_are_said_to_see_it(config, period_s, said):
+    world = dataclasses.replace(WORLD, scrape_period_s=period_s)
+    plan = load_comparison(dataclasses.replace(config, world=world))
+    remarks = notes("prefill_first", Comparison("", ()), plan.worlds)
+    assert any("true queues under scrape:" in remark for remark in remarks) is said
