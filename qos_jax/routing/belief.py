@@ -161,8 +161,10 @@ def after_own_events(
     own = serving.live & (serving.request_id >= 0)
     begun = truth.serving.live & (truth.serving.ttft_s >= 0.0) & (truth.serving.ttft_s <= truth.serving.age_s)
     # One number of each true slot, so that one pass over the pairs of slots says all: -1 no token yet, -2 its
-    # first token came, else the length of the answer that ended. No match, 0: it ended longer ago.
-    said = jnp.where(truth.serving.live, jnp.where(begun, -2, -1), truth.output_tokens)
+    # first token came, else the length of the answer that ended. No match, 0: it ended longer ago, or failed:
+    # that says nothing of its length.
+    length = jnp.where(truth.serving.latency_s < 0.0, 0, truth.output_tokens)
+    said = jnp.where(truth.serving.live, jnp.where(begun, -2, -1), length)
     same = serving.request_id[:, :, None] == truth.serving.request_id[:, None, :]
     said = jnp.sum(jnp.where(same, said[:, None, :], 0), axis=-1, dtype=jnp.int32)
     ended = own & (said >= 0)

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qos_jax.errors import InputError
-from qos_jax.routing.belief import MAX_PACE, believed_pace, no_belief, with_first_tokens, with_progress
+from qos_jax.routing.belief import (
+    MAX_PACE,
+    after_own_events,
+    believed_pace,
+    no_belief,
+    with_first_tokens,
+    with_progress,
+)
 from qos_jax.routing.fleet_state import empty_fleet, pass_time, route
 from qos_jax.routing.newcomers import Newcomer, add_each
 from qos_jax.routing.observation import KnownFleet, observe
@@ -223,3 +230,22 @@ def test_a_proxy_takes_a_server_that_is_down_out_of_its_pool():
 def test_unknown_choices_are_refused(changes):
     with pytest.raises(InputError):
         TelemetryConfig(**changes)
+
+
+@pytest.mark.parametrize("latency_s", [-1.0, 2.0])
+def test_a_failed_request_is_gone_and_says_nothing_of_its_length_or_of_the_pace(latency_s):
+    choices, ones = TelemetryConfig("twin"), jnp.ones(EXPERTS)
+    numbers, zero = jnp.zeros(EXPERTS, jnp.int32), jnp.float32(0.0)
+    new = Newcomer(numbers, numbers + 5, numbers + 50, numbers, ones * 50, ones, jnp.zeros(EXPERTS))
+    before = no_belief(CONFIG, zero)
+    here = (jnp.arange(EXPERTS) == 1).astype(jnp.int32)
+    fleet, synced = add_each((before.fleet, before.synced_tokens), here, new)
+    before = dataclasses.replace(before, fleet=fleet, synced_tokens=synced)
+    serving = dataclasses.replace(
+        fleet.serving,
+        live=jnp.zeros_like(fleet.serving.live),
+        latency_s=jnp.full_like(fleet.serving.latency_s, latency_s),
+    )
+    after = after_own_events(choices, ones, before, dataclasses.replace(fleet, serving=serving))
+    assert not after.fleet.serving.live.any()
+    assert bool(jnp.any(after.observed_tokens > 0.0)) == (latency_s > 0.0)
