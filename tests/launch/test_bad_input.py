@@ -464,6 +464,17 @@ TABLE_CASES = [
         lambda g: (_write_table(g), g.flags.update(predictions="mean,true", baseline="random@fitted")),
         ("'baseline': 'random@fitted'", "; use one of random@mean, shortest_queue@mean, random@true"),
     ),
+    Case(
+        "baseline of other predictions and views",
+        lambda g: (
+            _write_table(g),
+            g.flags.update(predictions="mean,true", views="own", baseline="random@own"),
+        ),
+        (
+            "'baseline': 'random@own'",
+            "; use one of random@mean@own, shortest_queue@mean@own, random@true@own",
+        ),
+    ),
     _table("not split", {"split": None}, "'split': ", "missing", "; use 'all'", table_split="test"),
     Case(
         "table: split unknown",
