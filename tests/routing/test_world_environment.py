@@ -16,6 +16,7 @@ from qos_jax.routing import EnvConfig, GymnaxEnv, RoutingEnvironment, make
 from qos_jax.routing.adapters import flat_observation
 from qos_jax.routing.faults import no_faults
 from qos_jax.routing.fleet_state import remaining_outcomes
+from qos_jax.routing.observation import BeliefNotes
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, live_telemetry
 from qos_jax.serving import ServiceLimits
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG
@@ -33,6 +34,7 @@ from tests.routing.scenes import (
     replay_params,
     rollout,
 )
+from tests.routing.seen import observation
 
 KEY, T, ROUTERS = jax.random.key(0), 300, 2
 TWIN = TelemetryConfig("twin", routers=ROUTERS)
@@ -195,8 +197,8 @@ def test_it_does_what_the_simulator_of_worlds_does():
     assert bool(in_world().is_over(params, last))
 
 
-@pytest.mark.parametrize(("view", "reward"), [("live", "qos"), ("twin", "potential")])
-def test_live_telemetry_changes_no_bit(view, reward):
+def test_live_telemetry_changes_no_bit():
+    view, reward = "twin", "paper"
     params, actions = replay_params(2, 12), random_actions(2, 12)
     live = dataclasses.replace(params, telemetry=live_telemetry())
     states, results, last = rollout(environment(reward=reward), KEY, params, actions)
@@ -211,22 +213,25 @@ def test_live_telemetry_changes_no_bit(view, reward):
         chex.assert_trees_all_equal(dataclasses.replace(state, world=None), other)
 
 
-def test_flat_observations_have_what_is_believed_and_transforms_take_it():
+def test_flat_observations_have_what_is_believed():
+    notes = BeliefNotes(jnp.float32(3.0), jnp.array([1.0, 2.0]), jnp.float32(1.0), jnp.array([True, False]))
+    plain = observation()
+    believed = dataclasses.replace(plain, belief=notes)
+    without, flat = jax.jit(lambda *seen: tuple(map(flat_observation, seen)))(plain, believed)
+    np.testing.assert_array_equal(flat[:-6], without)
+    np.testing.assert_allclose(flat[-6:], [np.log(4.0), np.log(2.0), 0.0, np.log(2.0), 1.0, 0.0], rtol=1e-6)
+
+
+def test_transforms_take_it():
     params = process_params(poisson(30.0), telemetry=SHARES, faults=FAULTS)
-    env = in_world(reward="potential", max_steps=3)
+    env = in_world(max_steps=3)
     wrapped = GymnaxEnv(env, params)
-    state, seen = jax.jit(env.reset)(KEY, params)
-    observation = flat_observation(seen)
-    plain, _ = jax.eval_shape(GymnaxEnv(environment(), process_params(poisson(30.0))).reset, KEY)
-    assert observation.shape == wrapped.observation_space().shape == (plain.shape[0] + 2 + 2 * EXPERTS,)
-    assert bool(wrapped.observation_space().contains(observation))
-    assert np.all(np.isfinite(observation))
-    assert bool(env.observation_space(params).contains(seen))
-    stepped = jax.eval_shape(env.step, KEY, state, jnp.int32(0), params)
-    assert jax.tree.map(jnp.result_type, stepped[0]) == jax.tree.map(jnp.result_type, state)
+    flat, state = jax.eval_shape(wrapped.reset, KEY)
+    assert flat.shape == wrapped.observation_space().shape
     with jax.enable_x64(True):
-        wide = jax.eval_shape(wrapped.step, KEY, state, jnp.int32(0))
+        wide = jax.eval_shape(env.step, KEY, state, jnp.int32(0), params)
     assert not [leaf for leaf in jax.tree.leaves(wide) if leaf.dtype in (np.float64, np.int64)]
+    assert jax.tree.map(jnp.result_type, wide[0]) == jax.tree.map(jnp.result_type, state)
 
     def lane(keys, params):
         state = env.reset(keys[0], params)[0]
