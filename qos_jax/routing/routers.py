@@ -16,11 +16,11 @@ from qos_jax.routing.belief import (
     after_time,
     believed_pace,
     no_belief,
-    with_ghosts,
 )
 from qos_jax.routing.demand import MAX_LOAD
 from qos_jax.routing.faults import Faults, FaultState, pace
 from qos_jax.routing.fleet_state import FleetState, Request, Routed, route
+from qos_jax.routing.ghosts import with_ghosts
 from qos_jax.routing.observation import BeliefNotes, KnownFleet, Observation, observe
 from qos_jax.routing.scrape import after_scrape, as_seen_by
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, first_scrape_s, next_scrape_s

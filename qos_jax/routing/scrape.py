@@ -12,10 +12,10 @@ from qos_jax.routing.belief import (
     Belief,
     assumed_length,
     room_tokens,
-    typical_newcomer,
     with_progress,
 )
 from qos_jax.routing.fleet_state import FleetState
+from qos_jax.routing.ghosts import typical_newcomer
 from qos_jax.routing.newcomers import add_each
 from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.serving import FleetProfile
