@@ -46,8 +46,6 @@ class Logbook:
 
     expert: jax.Array  # [T] int32, the last action
     status: jax.Array  # [T] int32; COMPLETED = accepted
-    router: jax.Array  # [T] int32
-    tries: jax.Array  # [T] int32, times routed
     ttft_s: jax.Array  # [T] float32, NaN = none
     latency_s: jax.Array  # [T] float32, NaN = none
     preemptions: jax.Array  # [T] int32
@@ -74,7 +72,7 @@ def begin(config: ServingConfig, reality: Reality, seed: jax.Array, num_requests
     zeros = jnp.zeros((num_requests,), jnp.int32)
     return RealCarry(
         world=world,
-        logbook=Logbook(nobody, nobody, nobody, zeros, none, none, zeros, zeros),
+        logbook=Logbook(nobody, nobody, none, none, zeros, zeros),
         busy_s=jnp.zeros((config.num_experts,), jnp.float32),
         kv_token_s=jnp.zeros((config.num_experts,), jnp.float32),
         rounds=jnp.int32(0),
@@ -170,8 +168,6 @@ def route_in_reality(
                 logbook,
                 expert=logbook.expert.at[row].set(action, mode="drop"),
                 status=logbook.status.at[row].set(status, mode="drop"),
-                router=logbook.router.at[row].set(hand.router, mode="drop"),
-                tries=logbook.tries.at[row].add(1, mode="drop"),
             )
             return world, waiting, logbook
 
