@@ -134,6 +134,10 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         )
         for name, folder in chosen.checkpoints.items()
     }
+    measuring = [name for name, router in learned.items() if router.policy.measures]
+    if views and measuring:
+        fault = f"{measuring[0]!r} goes by what it measures itself, which no view holds"
+        raise input_error(fault, field="checkpoint", remedy="leave out the views, or this router")
     return ComparisonPlan(
         settings=settings_of(
             "evaluate",

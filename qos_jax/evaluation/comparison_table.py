@@ -14,6 +14,7 @@ from tabulate import SEPARATING_LINE, tabulate
 
 from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
+from qos_jax.policies.types import KNOWLEDGE, PROFILES
 from qos_jax.runs.folder import to_json
 from qos_jax.runs.statistics import mean_ci, paired_difference
 from qos_jax.serving import LIMITS
@@ -45,6 +46,7 @@ class ComparisonRow:
     ttft_limit_s: float | None = None  # seconds, as the two below; None = not set
     tpot_limit_s: float | None = None
     e2e_limit_s: float | None = None
+    knows: str = PROFILES  # what the policy goes by, one of ``KNOWLEDGE``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ def comparison_table(
         difference = paired_difference(values, base, resamples=resamples, seed=seed)
         parts = (mean.mean, mean.low, mean.high, difference.mean, difference.low, difference.high)
         case_of = (result.policy, result.workload, float(result.arrival_rate_per_s), result.latency_limit_s)
-        others = {name: getattr(result, name) for name in OTHER_LIMITS}
+        others = {name: getattr(result, name) for name in (*OTHER_LIMITS, "knows")}
         figures = np.stack(parts, axis=-1).tolist()  # [metrics, 6]
         rows += [
             ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n, **others)
@@ -160,7 +162,9 @@ def limits_text(limits: Mapping[str, float | None]) -> str:
 
 
 def render_text(comparison: Comparison) -> str:
-    """Return the key metrics as aligned text: a table per workload, rate and limit, best first.
+    """Return the key metrics as aligned text: a table per workload, rate and limit.
+
+    Policies are grouped by what they know, those that know most first; within a group, best first.
 
     Args:
       comparison: must hold ``average_qos``; of the other key metrics, those it holds are shown.
@@ -203,19 +207,19 @@ def _case_table(key: Case, case: dict[str, dict[str, ComparisonRow]], baseline: 
         if not any(metrics[name].mean > 0 for metrics in case.values() if name in metrics):
             columns = [column for column in columns if column[0] != name]
     lines = [
-        ["policy", "average QoS", "difference to", *(column[1] for column in columns)],
-        ["", "[95% CI]", f"{baseline} [95% CI]", *(column[2] for column in columns)],
+        ["policy", "knows", "average QoS", "difference to", *(column[1] for column in columns)],
+        ["", "", "[95% CI]", f"{baseline} [95% CI]", *(column[2] for column in columns)],
         SEPARATING_LINE,
     ]
-    for policy, metrics in sorted(case.items(), key=lambda item: _descending(item[1]["average_qos"].mean)):
+    for policy, metrics in sorted(case.items(), key=_by_knowledge):
         qos = metrics["average_qos"]
         difference = "-" if policy == baseline else _interval(qos.diff, qos.diff_low, qos.diff_high, "+")
         cells = [
             _number(metrics[name].mean * factor, digits) if name in metrics else "-"
             for name, _, _, factor, digits in columns
         ]
-        lines.append([policy, _interval(qos.mean, qos.ci_low, qos.ci_high), difference, *cells])
-    align = ["left", "left", "left", *["right"] * len(columns)]
+        lines.append([policy, qos.knows, _interval(qos.mean, qos.ci_low, qos.ci_high), difference, *cells])
+    align = ["left", "left", "left", "left", *["right"] * len(columns)]
     table = tabulate(lines, tablefmt="simple", colalign=align, disable_numparse=True)
     seeds = next(iter(case.values()))["average_qos"].n
     return f"{case_text(key)}, {seeds} {'seed' if seeds == 1 else 'seeds'}\n{table}"
@@ -238,6 +242,12 @@ def _interval(mean: float, low: float, high: float, sign: str = "") -> str:
 def _number(value: float, digits: int, sign: str = "") -> str:
     """Return a number with fixed digits, no negative zero, "-" where undefined."""
     return f"{value:{sign}z.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _by_knowledge(item: tuple[str, dict[str, ComparisonRow]]) -> tuple[int, float]:
+    """Return a sort key: who knows most first, then the best."""
+    qos = item[1]["average_qos"]
+    return -KNOWLEDGE.index(qos.knows), _descending(qos.mean)
 
 
 def _descending(value: float) -> float:

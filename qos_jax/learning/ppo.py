@@ -16,6 +16,7 @@ from qos_jax.errors import input_error
 from qos_jax.learning.rollout import (
     EnvLanes,
     Transition,
+    TrueImpact,
     check_allow_drop,
     decision_metrics,
     renew_lanes,
@@ -23,7 +24,7 @@ from qos_jax.learning.rollout import (
     start_lanes,
 )
 from qos_jax.learning.types import Learner, Metrics, SampleParams, paying_expected_quality
-from qos_jax.policies.actor_critic import actor_outputs, init_router
+from qos_jax.policies.actor_critic import LearnedImpact, actor_outputs, init_router
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import RouterInput, greedy_of
 from qos_jax.routing import RoutingEnvironment
@@ -56,6 +57,7 @@ class PPOConfig:
     reward_scale: float | None = None  # rewards are multiplied by it; None = 1 - gamma: values like a reward
     expected_quality: bool = True  # pay the expectation given the predictions, with half the noise
     average: float = 0.95  # decay per update of the running mean of the weights; 0 = the last ones alone
+    impact_weight: float = 1.0  # of the error of the learned impact, beside the policy's loss
     value_warmup_updates: int = 0  # first updates, which train the value's own layers alone
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ class Sample:
     value: jax.Array  # [] float32, as predicted then
     advantage: jax.Array  # [] float32
     target: jax.Array  # [] float32, of the value
+    impact: TrueImpact | None = None  # with ``learned_impact``
 
 
 def make_ppo(
@@ -189,7 +192,9 @@ def _collect(
         return action, (_pick(jax.nn.log_softmax(out.logits), action), out.value)
 
     greedy = greedy_of(state.params, network.allow_drop)
-    lanes, steps, (log_prob, value) = rollout(env, greedy, act, state.lanes, config.rollout_steps)
+    lanes, steps, (log_prob, value) = rollout(
+        env, greedy, act, state.lanes, config.rollout_steps, with_impact=network.learned_impact
+    )
     # Nothing is cut within a rollout: each step reaches the next one's state, the last that of the lanes.
     last_value = actor_outputs(network, state.params, lanes.input).value
     next_value = jnp.concatenate([value[1:], last_value[None]])
@@ -198,7 +203,7 @@ def _collect(
     discounts = config.gamma, config.gae_lambda
     advantage, target = gae(reward, value, next_value, steps.terminated, cut, *discounts)
     lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.rollout_steps)
-    return lanes, steps, Sample(steps.input, steps.action, log_prob, value, advantage, target)
+    return lanes, steps, Sample(steps.input, steps.action, log_prob, value, advantage, target, steps.impact)
 
 
 def _loss(
@@ -215,6 +220,9 @@ def _loss(
         "entropy": entropy(log_probs),
     }
     total = terms["policy_loss"] + config.value_weight * terms["value_loss"]
+    if batch.impact is not None and out.impact is not None:
+        terms["impact_loss"] = impact_loss(out.impact, batch.impact, batch.input.graph.available)
+        total = total + config.impact_weight * terms["impact_loss"]
     moved = jnp.exp(log_ratio) - 1.0
     return total - entropy_weight * terms["entropy"], terms | {
         "approx_kl": jnp.mean(moved - log_ratio),
@@ -287,6 +295,22 @@ def policy_loss(log_ratio: jax.Array, advantage: jax.Array, clip: float) -> jax.
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
     return -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+
+
+def impact_loss(learned: LearnedImpact, true: TrueImpact, available: jax.Array) -> jax.Array:
+    """Return the error of the learned impact, [] float32, over the experts that can take the request.
+
+    Cross entropy of the chance to keep the limits, and half the squared error of log(1 + QoS others lose).
+
+    Args:
+      learned: leaves [M, N].
+      true: leaves [M, N].
+      available: [M, N] bool.
+    """
+    chance = optax.sigmoid_binary_cross_entropy(learned.chance_logit, true.keeps)
+    lost = 0.5 * jnp.square(learned.lost_log - jnp.log1p(true.lost))
+    error = jnp.where(available, chance + lost, 0.0)
+    return jnp.sum(error) / jnp.maximum(jnp.sum(available, dtype=jnp.float32), 1.0)
 
 
 def value_loss(value: jax.Array, old_value: jax.Array, target: jax.Array, clip: float | None) -> jax.Array:

@@ -27,7 +27,9 @@ from qos_jax.learning.types import SampleParams
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.router_input import RouterInput, router_input
-from qos_jax.routing import EnvParams, EnvState, RoutingEnvironment
+from qos_jax.policies.types import PREDICTIONS, PROFILES
+from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
+from qos_jax.routing.impact import true_impact
 
 # (key, inputs [B]) -> (actions [B] int32, what else to keep of the choice, leaves [B, ...])
 Act = Callable[[jax.Array, RouterInput], tuple[jax.Array, Any]]
@@ -42,6 +44,14 @@ class EnvLanes:
     input: RouterInput  # leaves [B, ...], of the observation of ``state``
     overdue: jax.Array  # [B] int32, decisions since the episode ended; 0 = it goes on
     key: jax.Array  # [] key
+
+
+@struct.dataclass
+class TrueImpact:
+    """The impact that the newcomer has at each expert if nothing else arrives, by true lengths."""
+
+    keeps: jax.Array  # [N] float32, 1 = it keeps the limits there, 0 = it does not, or is rejected
+    lost: jax.Array  # [N] float32, QoS that others lose
 
 
 @struct.dataclass
@@ -60,6 +70,7 @@ class Transition:
     completed: jax.Array  # [] int32, how many those are
     rejected: jax.Array  # [] bool, by the chosen expert: a full queue, or too long for its KV cache
     dropped: jax.Array  # [] bool
+    impact: TrueImpact | None = None  # with ``with_impact``
 
 
 def check_allow_drop(env: RoutingEnvironment, network: NetworkConfig) -> None:
@@ -104,7 +115,12 @@ def start_lanes(
 
 
 def step_lanes(
-    env: RoutingEnvironment, greedy: GreedyParams, lanes: EnvLanes, actions: jax.Array
+    env: RoutingEnvironment,
+    greedy: GreedyParams,
+    lanes: EnvLanes,
+    actions: jax.Array,
+    *,
+    with_impact: bool = False,
 ) -> tuple[EnvLanes, Transition]:
     """Advance all lanes by one decision, actions [B] int32; transitions have leaves [B, ...]."""
     key, step_key = jax.random.split(lanes.key)
@@ -129,8 +145,9 @@ def step_lanes(
             completed=jnp.sum(result.info.passed.completed_count, dtype=jnp.int32),
             rejected=result.info.routed.rejected | result.info.routed.rejected_too_long,
             dropped=result.info.routed.dropped,
+            impact=_impact(env, params, state) if with_impact else None,
         )
-        return reached, router_input(observation, greedy), result.terminated | result.truncated, transition
+        return reached, _input(observation, greedy), result.terminated | result.truncated, transition
 
     keys = jax.random.split(step_key, lanes.overdue.shape[0])
     state, seen, over, transition = vmap_lanes(one)(keys, lanes.state, lanes.params, lanes.input, actions)
@@ -139,7 +156,13 @@ def step_lanes(
 
 
 def rollout(
-    env: RoutingEnvironment, greedy: GreedyParams, act: Act, lanes: EnvLanes, steps: int
+    env: RoutingEnvironment,
+    greedy: GreedyParams,
+    act: Act,
+    lanes: EnvLanes,
+    steps: int,
+    *,
+    with_impact: bool = False,
 ) -> tuple[EnvLanes, Transition, Any]:
     """Advance all lanes by ``steps`` decisions of a policy.
 
@@ -152,7 +175,8 @@ def rollout(
     def one(lanes: EnvLanes, _: None) -> tuple[EnvLanes, tuple[Transition, Any]]:
         key, act_key = jax.random.split(lanes.key)
         actions, kept = act(act_key, lanes.input)
-        lanes, transition = step_lanes(env, greedy, dataclasses.replace(lanes, key=key), actions)
+        lanes = dataclasses.replace(lanes, key=key)
+        lanes, transition = step_lanes(env, greedy, lanes, actions, with_impact=with_impact)
         return lanes, (transition, kept)
 
     lanes, (transitions, kept) = jax.lax.scan(one, lanes, None, length=steps)
@@ -196,6 +220,17 @@ def _fresh(
         params_key, reset_key = jax.random.split(key)
         params = sample_params(params_key)
         state, observation = env.reset(reset_key, params)
-        return state, params, router_input(observation, greedy)
+        return state, params, _input(observation, greedy)
 
     return jax.vmap(one)(jax.random.split(key, count))
+
+
+def _impact(env: RoutingEnvironment, params: EnvParams, state: EnvState) -> TrueImpact:
+    """Return the impact of the request at hand."""
+    impact = true_impact(env.true_observation(params, state), jnp.float32(0.0))
+    return TrueImpact(keeps=impact.own_chance, lost=impact.penalty)
+
+
+def _input(seen: Observation, greedy: GreedyParams) -> RouterInput:
+    """Return the networks' input: where answers are measured, that of a router that knows no profile."""
+    return router_input(seen, greedy, information=PROFILES if seen.measured is None else PREDICTIONS)

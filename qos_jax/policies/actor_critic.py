@@ -15,9 +15,22 @@ from qos_jax.policies.encoders import NetworkConfig, RouterEncoder, pooled
 from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
 from qos_jax.policies.han_star import StarEmbedding
 from qos_jax.policies.router_input import GREEDY, RouterInput, action_mask
+from qos_jax.policies.types import PROFILES
 from qos_jax.routing.graph import PAIR_FEATURES
 
 MASKED_LOGIT = -1e9  # finite, so that no gradient is NaN; its softmax is 0 in float32
+
+
+@struct.dataclass
+class LearnedImpact:
+    """The impact of the newcomer at each expert, as the network estimates it."""
+
+    chance_logit: jax.Array  # [N] float32, of the chance to keep the limits
+    lost_log: jax.Array  # [N] float32 >= 0, log(1 + QoS that others lose)
+
+    def net_gain(self, quality: jax.Array) -> jax.Array:
+        """Return quality ([N]) times the chance, less the QoS that others lose: [N] float32."""
+        return quality * jax.nn.sigmoid(self.chance_logit) - jnp.expm1(self.lost_log)
 
 
 @struct.dataclass
@@ -27,6 +40,7 @@ class RouterOutput:
     logits: jax.Array  # [A] float32; MASKED_LOGIT where an action is masked
     value: jax.Array  # [] float32, expected return
     quality_correction: jax.Array  # [N] float32, to be added to the predicted qualities
+    impact: LearnedImpact | None = None  # with ``learned_impact``
 
 
 def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> dict[str, Any]:
@@ -72,9 +86,16 @@ class ActorCritic(nn.Module):
         config = self.config
         embedding = RouterEncoder(config, name="trunk")(inputs)
         # The head's scores are in units of the temperature: a step of the optimiser moves logits, not QoS.
-        logits = ActionHead(config.hidden, config.allow_drop, config.residual, name="actor")(embedding)
+        impact, corrects = None, config.residual or config.learned_impact
+        if config.learned_impact:
+            impact = ImpactHead(config.hidden, name="impact")(embedding)
+            estimate = jax.lax.stop_gradient(
+                jnp.stack([jax.nn.sigmoid(impact.chance_logit), impact.lost_log], -1)
+            )
+            embedding = StarEmbedding(embedding.arrived, jnp.concatenate([embedding.expert, estimate], -1))
+        logits = ActionHead(config.hidden, config.allow_drop, corrects, name="actor")(embedding)
         correction = jnp.zeros_like(inputs.gain)
-        if config.calibrate_quality:
+        if config.calibrate_quality and config.information == PROFILES:
             correction = QualityCalibration(config.hidden, name="quality")(inputs.graph)
         if config.residual:
             chance = inputs.graph.pair[:, PAIR_FEATURES.index("own_chance")]
@@ -84,9 +105,15 @@ class ActorCritic(nn.Module):
             if config.allow_drop:  # a dropped request is worth 0
                 base = jnp.concatenate([base, jnp.zeros((1,), base.dtype)])
             logits = config.head_scale * logits + base / config.temperature
+        if impact is not None:
+            quality = inputs.graph.pair[:, PAIR_FEATURES.index("quality")]
+            base = jax.lax.stop_gradient(impact.net_gain(quality))
+            if config.allow_drop:
+                base = jnp.concatenate([base, jnp.zeros((1,), base.dtype)])
+            logits = config.head_scale * logits + base / config.temperature
         mask = action_mask(inputs, config.allow_drop)
         value = ValueHead(config.hidden, name="critic")(embedding, inputs.graph.expert_mask)
-        return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction)
+        return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction, impact)
 
 
 class TwinCritic(nn.Module):
@@ -105,6 +132,21 @@ class TwinCritic(nn.Module):
             value = ValueHead(config.hidden, name=f"value_{k}")(embedding, inputs.graph.expert_mask)
             both.append(head(embedding) + value)
         return jnp.stack(both)
+
+
+class ImpactHead(nn.Module):
+    """The impact of the newcomer at each expert from the embeddings, by one MLP shared by all experts."""
+
+    hidden: int  # width of its layer
+
+    @nn.compact
+    def __call__(self, embedding: StarEmbedding) -> LearnedImpact:
+        """Return the estimate of each expert."""
+        count = embedding.expert.shape[0]
+        arrived = jnp.broadcast_to(embedding.arrived, (count, embedding.arrived.shape[0]))
+        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([embedding.expert, arrived], -1)))
+        estimate = nn.Dense(2, kernel_init=nn.initializers.zeros, name="estimate")(hidden)
+        return LearnedImpact(estimate[:, 0], nn.softplus(estimate[:, 1] - 2.0))
 
 
 class ActionHead(nn.Module):

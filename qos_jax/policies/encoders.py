@@ -13,7 +13,8 @@ from qos_jax.errors import input_error
 from qos_jax.options import option
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder
-from qos_jax.policies.router_input import RouterInput
+from qos_jax.policies.router_input import INFORMATION, RouterInput
+from qos_jax.policies.types import PREDICTIONS, PROFILES
 from qos_jax.routing.graph import PAIR_FEATURES
 
 ENCODERS = ("han", "sets", "flat")
@@ -34,10 +35,18 @@ class NetworkConfig:
         help="han: attention over the graph, beside what sets sees; sets: experts as a set, without "
         "attention and slots; flat: an MLP on all features in one row (fixed N and K), the baseline network",
     )
+    information: str = option(
+        PROFILES,
+        help="what it knows. profiles: the closed form on profiled servers; predictions: predicted quality "
+        "and length, its own requests and what it measures of their answers, so that it must learn the rest",
+    )
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
     residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides the impact estimator's features; then no residual either
+    # Learn an action impact estimator, from what the simulator says of each expert; scores start as the net
+    # gain by it. PPO alone trains it.
+    learned_impact: bool = False
     calibrate_quality: bool = True  # learn an additive correction of the predicted qualities
     learned_prices: bool = True  # with the residual: learn the weights of the net gain's terms
     temperature: float = 0.03  # QoS, logits = scores / temperature
@@ -46,8 +55,15 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         check_one_of("encoder", self.encoder, ENCODERS)
+        check_one_of("information", self.information, INFORMATION)
         check_range(self, ("hidden",), COUNT)
         check_range(self, ("temperature", "head_scale"), POSITIVE)
+        if self.residual and self.information == PREDICTIONS:
+            fault = "is True, but the net gain is made of profiles, which are not known"
+            raise input_error(fault, field="residual", remedy="set residual=False as well")
+        if self.residual and self.learned_impact:
+            fault = "is True, and scores start from the net gain by a learned impact, too"
+            raise input_error(fault, field="residual", remedy="set one of the two to False")
         if self.residual and not self.impact_features:
             fault = "is True, but the net gain is made of the impact features, which are off"
             raise input_error(fault, field="residual", remedy="set residual=False as well")
@@ -100,7 +116,7 @@ class RouterEncoder(nn.Module):
     def __call__(self, inputs: RouterInput) -> StarEmbedding:
         """Return the embeddings of the arrived request and of each expert."""
         config = self.config
-        if not config.impact_features:
+        if not config.impact_features and config.information == PROFILES:
             shown = jnp.array([name not in IMPACT_FEATURES for name in PAIR_FEATURES])
             graph = dataclasses.replace(inputs.graph, pair=jnp.where(shown, inputs.graph.pair, 0.0))
             none = jnp.zeros_like(inputs.gain)

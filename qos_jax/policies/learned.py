@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from qos_jax.policies.actor_critic import actor_function, init_router
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import RouterInput, greedy_of, router_input
-from qos_jax.policies.types import Policy, Router
-from qos_jax.routing import graph
+from qos_jax.policies.types import PREDICTIONS, Policy, Router
+from qos_jax.routing import graph, measured_graph
 from qos_jax.routing.observation import Observation
 
 
@@ -30,7 +30,9 @@ def learned_policy(
     """
     summary = f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}."
     masks_drop = config.allow_drop and not allow_drop
-    return Policy(name, summary, router=_router(config, stochastic, masks_drop), params=params)
+    router = _router(config, stochastic, masks_drop)
+    measures = config.information == PREDICTIONS
+    return Policy(name, summary, router, knows=config.information, measures=measures, params=params)
 
 
 @functools.cache
@@ -39,7 +41,8 @@ def _router(config: NetworkConfig, stochastic: bool, masks_drop: bool) -> Router
     actor = actor_function(config)
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
-        logits = actor(params, router_input(seen, greedy_of(params, config.allow_drop))).logits
+        greedy = greedy_of(params, config.allow_drop)
+        logits = actor(params, router_input(seen, greedy, information=config.information)).logits
         if masks_drop:  # the last action
             logits = logits[:-1]
         if stochastic:
@@ -60,11 +63,12 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
     The number of experts, and of slots of each, matters to the flat encoder alone.
     """
     rows = (num_experts, slots)
+    columns = measured_graph if config.information == PREDICTIONS else graph
     features = graph.GraphFeatures(
-        arrived=jnp.zeros((len(graph.ARRIVED_FEATURES),)),
-        expert=jnp.zeros((num_experts, len(graph.EXPERT_FEATURES))),
-        slot=jnp.zeros((*rows, len(graph.SLOT_FEATURES))),
-        pair=jnp.zeros((num_experts, len(graph.PAIR_FEATURES))),
+        arrived=jnp.zeros((len(columns.ARRIVED_FEATURES),)),
+        expert=jnp.zeros((num_experts, len(columns.EXPERT_FEATURES))),
+        slot=jnp.zeros((*rows, len(columns.SLOT_FEATURES))),
+        pair=jnp.zeros((num_experts, len(columns.PAIR_FEATURES))),
         expert_mask=jnp.ones((num_experts,), bool),
         running_mask=jnp.zeros(rows, bool),
         waiting_mask=jnp.zeros(rows, bool),
@@ -77,7 +81,8 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
 def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:
     """Return the numbers of experts and of slots of each that a flat encoder's parameters are for."""
     encoder = params["params"]["trunk"]["flat"]
+    columns = measured_graph if config.information == PREDICTIONS else graph
     experts = encoder["experts"]["bias"].shape[0] // config.hidden
-    per_expert = (encoder["in"]["kernel"].shape[0] - len(graph.ARRIVED_FEATURES)) // experts
-    of_slots = per_expert - len(graph.EXPERT_FEATURES) - len(graph.PAIR_FEATURES) - 1
-    return experts, of_slots // (2 * len(graph.SLOT_FEATURES))
+    per_expert = (encoder["in"]["kernel"].shape[0] - len(columns.ARRIVED_FEATURES)) // experts
+    of_slots = per_expert - len(columns.EXPERT_FEATURES) - len(columns.PAIR_FEATURES) - 1
+    return experts, of_slots // (2 * len(columns.SLOT_FEATURES))

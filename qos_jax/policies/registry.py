@@ -15,7 +15,7 @@ from qos_jax.checks import check_one_of
 from qos_jax.errors import input_error
 from qos_jax.policies import heuristics, oracles
 from qos_jax.policies.greedy_params import GreedyParams, greedy_params, load_aware_params
-from qos_jax.policies.types import Policy
+from qos_jax.policies.types import NOTHING, PREDICTIONS, PROFILES, QUEUES, TRUTH, Policy
 from qos_jax.runs.checkpoint_record import CHECKPOINTS
 
 HEURISTICS = (
@@ -45,6 +45,17 @@ _PARAMS: dict[str, Callable[..., GreedyParams]] = {
     "projected_greedy": greedy_params,
     "load_aware_greedy": load_aware_params,
     "clairvoyant_greedy": load_aware_params,
+}
+# What those go by that do not read profiles.
+_KNOWS = {
+    "random": NOTHING,
+    "round_robin": NOTHING,
+    "assigned": NOTHING,
+    "shortest_queue": QUEUES,
+    "power_of_two": QUEUES,
+    "least_work": PREDICTIONS,
+    "best_quality": PREDICTIONS,
+    **dict.fromkeys((*ORACLES, *BOUNDS), TRUTH),
 }
 NEVER_DROPPING = tuple(name + NEVER_DROPS for name in _PARAMS)
 KNOWN = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS, *NEVER_DROPPING)
@@ -144,7 +155,8 @@ def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None =
     function = getattr(oracles if rule in ORACLES else heuristics, rule)
     summary = (function.__doc__ or "").strip().split("\n")[0]
     kind = "oracle" if rule in ORACLES else "router"
-    return Policy(name=name, summary=summary, params=params, **{kind: function})
+    knows = _KNOWS.get(rule, PROFILES)
+    return Policy(name=name, summary=summary, knows=knows, params=params, **{kind: function})
 
 
 def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:

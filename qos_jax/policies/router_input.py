@@ -11,9 +11,12 @@ from flax import struct
 
 from qos_jax.policies.greedy_params import GreedyParams, load_aware_params
 from qos_jax.policies.net_gain import as_believed, crowding_price, impact_of_each, net_gain
+from qos_jax.policies.types import PREDICTIONS, PROFILES
 from qos_jax.routing.graph import GraphFeatures, graph_features
+from qos_jax.routing.measured_graph import measured_features
 from qos_jax.routing.observation import Observation
 
+INFORMATION = (PREDICTIONS, PROFILES)  # what a learned router may know
 GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
 
 
@@ -27,7 +30,10 @@ class RouterInput:
 
 
 def router_input(
-    seen: Observation, greedy: GreedyParams, expert_mask: jax.Array | None = None
+    seen: Observation,
+    greedy: GreedyParams,
+    expert_mask: jax.Array | None = None,
+    information: str = PROFILES,
 ) -> RouterInput:
     """Return the networks' input, with predicted qualities shrunk as in ``greedy``.
 
@@ -37,7 +43,12 @@ def router_input(
       seen: of one environment; ``jax.vmap`` it over many.
       greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
+      information: one of ``INFORMATION``; with ``PREDICTIONS`` there is no net gain.
     """
+    if information == PREDICTIONS:
+        measured = measured_features(seen, expert_mask)
+        none = jnp.zeros_like(seen.predicted_quality)
+        return RouterInput(graph=measured, gain=none, crowding=none)
     impact = impact_of_each(greedy, seen, expert_mask)
     graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
     gain = net_gain(greedy, seen, impact, expert_mask)

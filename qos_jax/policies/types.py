@@ -11,6 +11,15 @@ import jax
 
 from qos_jax.routing.observation import Observation, TrueObservation
 
+# What a policy goes by, the least first: tables group policies by it.
+NOTHING, QUEUES, PREDICTIONS, PROFILES, TRUTH = KNOWLEDGE = (
+    "nothing",  # of servers and requests
+    "queues",  # how many requests each expert has
+    "predictions",  # predicted quality and length too, and what the router measures of its requests' answers
+    "profiles",  # the servers' profiles too: the closed form
+    "truth",  # true lengths and qualities: oracles and bounds
+)
+
 # (parameters, key, observation) -> [] int32, an expert 0..N-1, or N to drop.
 Router = Callable[[Any, jax.Array, Observation], jax.Array]
 Oracle = Callable[[Any, jax.Array, TrueObservation], jax.Array]
@@ -24,6 +33,8 @@ class Policy:
     summary: str  # one line for tables and help
     router: Router | None = None  # sees an Observation: predictions, never the truth
     oracle: Oracle | None = None  # sees a TrueObservation: a ceiling, not a competitor
+    knows: str = PROFILES  # one of ``KNOWLEDGE``
+    measures: bool = False  # it reads ``Observation.measured``
     params: Any = None  # default parameters, a pytree of traced leaves; None if it has none
 
     def __post_init__(self) -> None:

@@ -103,6 +103,11 @@ def mean_quality(demand: Demand) -> jax.Array:
     return _over_longest(demand, demand.predicted_quality)
 
 
+def mean_gap_s(demand: Demand) -> jax.Array:
+    """Return the mean seconds between arrivals, [W] float32; 0 before any gap."""
+    return jnp.where(demand.seen > 0.0, demand.gap_s / jnp.where(demand.seen > 0.0, demand.seen, 1.0), 0.0)
+
+
 def _over_longest(demand: Demand, total: jax.Array) -> jax.Array:
     """Divide a sum over the longest window, [N], by its weight; 0 before any arrival."""
     seen = demand.seen[-1]

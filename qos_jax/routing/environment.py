@@ -108,6 +108,7 @@ class RoutingEnvironment:
         - slot_predicted_output_tokens: [N, K] float32, tokens.
         - slot_predicted_quality: [N, K] float32 in [0, 1].
         - slot_ttft_s: [N, K] float32, seconds to its first token; -1 = none yet.
+        - measured: :class:`Measured` with ``EnvConfig.measures``, leaves [N, W] float32, else None.
         - belief: :class:`BeliefNotes` with ``EnvConfig.telemetry``, else None; the queues, demand and
           profile above are then what the request's router believes:
             - scrape_age_s: [] float32, seconds since its last scrape.
@@ -141,7 +142,8 @@ class RoutingEnvironment:
         arrivals_key, row_key = jax.random.split(key)
         arrivals = None if params.process is None else init_arrivals(arrivals_key, params.process)
         zero = jnp.int32(0)
-        asked, fleet, world = choices_of(self.config, params), empty_fleet(self.config.serving), None
+        asked, world = choices_of(self.config, params), None
+        fleet = empty_fleet(self.config.serving, measures=self.config.measures)
         if asked is not None:
             fleet, world = start_world(self.config.serving, asked[0], params, asked[1], key)
             row_key = row_key if params.faults is None else arrival_keys(world, zero)[1]

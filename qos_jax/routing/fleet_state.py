@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.demand import Demand, after_gap, after_request, no_demand
+from qos_jax.routing.measured import Measured, after_completions, no_measurements
 from qos_jax.serving import (
     FleetProfile,
     ServiceLimits,
@@ -49,6 +50,7 @@ class FleetState:
     demand: Demand  # recent arrivals
     # [N, K] float32, seconds at a server that is down; None, where no server can go down (see `faults`).
     stuck_s: jax.Array | None = None
+    measured: Measured | None = None  # of the answers so far; None where no router reads it
 
     @property
     def generated_tokens(self) -> jax.Array:
@@ -94,8 +96,8 @@ class Passed:
     rounds: jax.Array  # [] int32
 
 
-def empty_fleet(config: ServingConfig) -> FleetState:
-    """Return N idle experts before any arrival."""
+def empty_fleet(config: ServingConfig, *, measures: bool = False) -> FleetState:
+    """Return N idle experts before any arrival; with ``measures``, answers are measured."""
     shape = (config.num_experts, config.slots)
     return FleetState(
         serving=empty_state(config),
@@ -105,6 +107,7 @@ def empty_fleet(config: ServingConfig) -> FleetState:
         predicted_output_tokens=jnp.ones(shape, jnp.float32),
         predicted_quality=jnp.zeros(shape, jnp.float32),
         demand=no_demand(config.num_experts),
+        measured=no_measurements(config.num_experts) if measures else None,
     )
 
 
@@ -144,6 +147,7 @@ def route(
         demand=after_request(
             state.demand, request.prompt_tokens, request.predicted_output_tokens, request.predicted_quality
         ),
+        measured=state.measured,
     )
     dropped = (action < 0) | (action >= num_experts)
     return routed_state, Routed(
@@ -184,6 +188,18 @@ def pass_time(
     )
     good = progress.completed & all_kept(kept)
     reached = dataclasses.replace(state, serving=serving, demand=after_gap(state.demand, gap_s))
+    if state.measured is not None:
+        measured = after_completions(
+            state.measured,
+            progress.completed,
+            jnp.sum(state.serving.live, axis=-1, dtype=jnp.float32),
+            serving.latency_s,
+            serving.ttft_s,
+            state.output_tokens.astype(jnp.float32),
+            state.predicted_output_tokens,
+            all_kept(kept),
+        )
+        reached = dataclasses.replace(reached, measured=measured)
     return reached, Passed(
         completed=progress.completed,
         completed_count=jnp.sum(progress.completed, axis=-1, dtype=jnp.int32),

@@ -107,7 +107,7 @@ def last_slots(state: FleetState, width: int) -> FleetState:
             lambda leaf: leaf[:, -width:] if leaf.ndim == 2 else leaf, getattr(state, field.name)
         )
         for field in dataclasses.fields(state)
-        if field.name != "demand"
+        if field.name not in ("demand", "measured")
     }
     return dataclasses.replace(state, **slotted)
 

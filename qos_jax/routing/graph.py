@@ -86,12 +86,12 @@ class GraphFeatures:
     @property
     def running(self) -> jax.Array:
         """Features of the running nodes, [N, K, len(SLOT_FEATURES)] float32, masked."""
-        return _masked(self.slot, self.running_mask)
+        return masked(self.slot, self.running_mask)
 
     @property
     def waiting(self) -> jax.Array:
         """Features of the waiting nodes, [N, K, len(SLOT_FEATURES)] float32, masked."""
-        return _masked(self.slot, self.waiting_mask)
+        return masked(self.slot, self.waiting_mask)
 
 
 def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | None = None) -> GraphFeatures:
@@ -110,9 +110,9 @@ def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | N
     slot = _slot_features(seen, generated, left)
     return GraphFeatures(
         arrived=_arrived_features(seen, exists, live),
-        expert=_masked(_expert_features(seen, running_mask, waiting_mask, left), exists),
-        slot=_masked(slot, live),
-        pair=_masked(_pair_features(seen, impact), exists),
+        expert=masked(_expert_features(seen, running_mask, waiting_mask, left), exists),
+        slot=masked(slot, live),
+        pair=masked(_pair_features(seen, impact), exists),
         expert_mask=exists,
         running_mask=running_mask,
         waiting_mask=waiting_mask,
@@ -120,7 +120,8 @@ def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | N
     )
 
 
-def _masked(features: jax.Array, mask: jax.Array) -> jax.Array:
+def masked(features: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return the features, 0 where the mask is False."""
     return jnp.where(mask[..., None], features, 0.0)
 
 

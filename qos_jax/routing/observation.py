@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.demand import mean_output_tokens, mean_quality, offered_load
+from qos_jax.routing.demand import mean_gap_s, mean_output_tokens, mean_quality, offered_load
 from qos_jax.routing.fleet_state import FleetState, Request
+from qos_jax.routing.measured import Measured
 from qos_jax.serving import FleetProfile, ServiceLimits
 
 
@@ -47,6 +48,7 @@ class Observation:
     offered_load: jax.Array  # [W] float32, recent arrival rate / capacity, by the windows of demand.py
     mean_output_tokens: jax.Array  # [N] float32, mean predicted, recent arrivals; 0 before any
     mean_quality: jax.Array  # [N] float32, mean predicted, recent arrivals; 0 before any
+    mean_gap_s: jax.Array  # [W] float32, seconds between recent arrivals, by the same windows; 0 before any
     available: jax.Array  # [N] bool, fewer than max_waiting wait, and the expert can hold the prompt
     lead_s: jax.Array  # [N] float32, seconds to the end of the iteration in progress
     live: jax.Array  # [N, K] bool, waiting or running
@@ -59,6 +61,7 @@ class Observation:
     slot_predicted_quality: jax.Array  # [N, K] float32
     slot_ttft_s: jax.Array  # [N, K] float32, seconds from arrival to first token; -1 = none yet
     belief: BeliefNotes | None = None  # where the queues are believed, not seen
+    measured: Measured | None = None  # of the answers so far, where they are measured
 
     @property
     def latency_limit_s(self) -> jax.Array:
@@ -109,6 +112,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
         offered_load=offered_load(profile, state.demand, known.length_log_std),
         mean_output_tokens=mean_output_tokens(state.demand),
         mean_quality=mean_quality(state.demand),
+        mean_gap_s=mean_gap_s(state.demand),
         available=(waiting < profile.max_waiting) & (request.prompt_tokens < profile.request_capacity_tokens),
         lead_s=serving.lead_s,
         live=serving.live,
@@ -120,6 +124,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
         slot_predicted_output_tokens=state.predicted_output_tokens,
         slot_predicted_quality=state.predicted_quality,
         slot_ttft_s=jnp.where(serving.live, serving.ttft_s, -1.0),
+        measured=state.measured,
     )
 
 

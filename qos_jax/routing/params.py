@@ -33,12 +33,15 @@ class EnvConfig:
     max_steps: int = 1000  # decisions until the time limit (truncation)
     reward: str = "qos"  # "qos", "paper" or "potential", see reward.py
     allow_drop: bool = True  # whether action N (drop the request) is valid
+    measures: bool = False  # whether answers are measured, for routers that know no profile
     # What routers know; None = everything, and servers never err. Its numbers are in ``EnvParams.telemetry``.
     telemetry: TelemetryConfig | None = None
 
     def __post_init__(self) -> None:
         if self.reward not in REWARDS:
             raise ValueError(f"reward {self.reward!r} is unknown: use one of {', '.join(REWARDS)}")
+        if self.measures and self.telemetry is not None:
+            raise ValueError("measures = True: answers are measured only where telemetry is None")
         if self.max_steps < 1:
             raise ValueError(f"max_steps = {self.max_steps}: must be at least 1")
 

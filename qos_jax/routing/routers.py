@@ -167,7 +167,7 @@ def look(
     if choices.view == "own_times_routers":
         share = jnp.float32(1.0 / choices.routers)
     load = jnp.minimum(seen.offered_load / share, MAX_LOAD)
-    seen = dataclasses.replace(seen, offered_load=load)
+    seen = dataclasses.replace(seen, offered_load=load, mean_gap_s=seen.mean_gap_s * share)
     age_s = belief.scrape_age_s
     if choices.scrapes:
         live = telemetry.scrape_period_s <= 0.0

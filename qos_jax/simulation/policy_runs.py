@@ -14,6 +14,7 @@ import numpy as np
 
 from qos_jax.errors import input_error
 from qos_jax.policies import Policy, upper_bound
+from qos_jax.policies.types import PROFILES, TRUTH
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import METRICS, summarise
@@ -157,7 +158,9 @@ def _run_policy(
         metrics = summarise(done.records, done.totals, runs.profile, runs.limits)
         for place, index in enumerate(group):
             case, part = cases[index], slice(place * seeds, (place + 1) * seeds)
-            results[index] = _result(policy.name, case, {k: v[part] for k, v in metrics.items()})
+            results[index] = _result(
+                policy.name, policy.knows, case, {k: v[part] for k, v in metrics.items()}
+            )
             if case.name in keep:
                 kept[case.name] = done.records.at(part)
     in_order = {case.name: kept[case.name] for case in cases if case.name in kept}
@@ -174,9 +177,10 @@ def join_runs(parts: Sequence[Runs]) -> Runs:
     return dataclasses.replace(parts[0], **joined)
 
 
-def _result(policy: str, case: Case, metrics: dict[str, np.ndarray]) -> PolicyResult:
+def _result(policy: str, knows: str, case: Case, metrics: dict[str, np.ndarray]) -> PolicyResult:
     return PolicyResult(
         policy=policy,
+        knows=knows,
         workload=case.workload,
         arrival_rate_per_s=case.arrival_rate_per_s,
         **{name: float(limit_s[0]) for name, limit_s in limit_record(case.runs.limits).items()},
@@ -193,7 +197,7 @@ def _bound(case: Case, scheduler: str) -> PolicyResult:
     metrics = {name: np.full(runs.shape[0], np.nan) for name in METRICS}
     metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
     metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))
-    return _result(UPPER_BOUND, case, metrics)
+    return _result(UPPER_BOUND, TRUTH, case, metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,3 +212,4 @@ class PolicyResult:
     ttft_limit_s: float | None = None  # seconds, as the two below; None = not set
     tpot_limit_s: float | None = None
     e2e_limit_s: float | None = None
+    knows: str = PROFILES  # what the policy goes by, one of ``KNOWLEDGE``

@@ -155,7 +155,10 @@ def simulate(
             length_log_std=jnp.asarray(runs.length_log_std[lanes], jnp.float32),
         )
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
-        fleet = jax.tree.map(lambda x: jnp.broadcast_to(x, (block_runs, *x.shape)), empty_fleet(config))
+        fleet = jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (block_runs, *x.shape)),
+            empty_fleet(config, measures=policy.measures),
+        )
         kept = []
         for start in range(0, num_requests, chunk_requests):
             stop = min(start + chunk_requests, num_requests)

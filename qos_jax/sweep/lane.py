@@ -30,6 +30,7 @@ class LaneConfig:
     workload: str  # one of ``workload.named.WORKLOADS`` but "trace"
     num_requests: int  # T
     seeds: int  # S
+    measures: bool = False  # the policy reads ``Observation.measured``
 
 
 @struct.dataclass
@@ -123,7 +124,7 @@ def lane_bytes(config: LaneConfig, source: LaneSource, lane: Lane) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
     kept = jax.eval_shape(lambda s, x: _route_all(config, first, None, s, x), source, lane)
-    state = size(jax.eval_shape(lambda: empty_fleet(config.serving)))
+    state = size(jax.eval_shape(lambda: empty_fleet(config.serving, measures=config.measures)))
     return 2 * (size(kept) - state) + 16 * state
 
 
@@ -154,7 +155,7 @@ def _route_all(
         params,
         cell.known,
         lane.policy_seed,
-        empty_fleet(config.serving),
+        empty_fleet(config.serving, measures=config.measures),
         arriving,
     )
     return table, gap_s, carry, logged

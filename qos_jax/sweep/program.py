@@ -136,6 +136,7 @@ class LaneProgram:
         self, config: LaneConfig, policy: Policy, group: CellGroup, plan: ChunkPlan, mesh: Mesh, seed: int
     ) -> None:
         """Compile it; the group's source and the policy's parameters stay on the devices."""
+        config = dataclasses.replace(config, measures=policy.measures)
         self._config, self._group, self._plan, self._mesh, self._seed = config, group, plan, mesh, seed
         runs = plan.chunk_cells * config.seeds
         self._blocks = math.ceil(runs / plan.block_runs / mesh.size) * mesh.size

@@ -16,6 +16,7 @@ from qos_jax.learning.ppo import make_ppo
 from qos_jax.learning.sac import make_sac
 from qos_jax.learning.search import make_search
 from qos_jax.learning.types import Learner, Metrics
+from qos_jax.policies.types import PREDICTIONS
 from qos_jax.routing import EnvConfig, EnvParams, RoutingEnvironment
 from qos_jax.serving import ServingConfig
 from qos_jax.training.hyper import Together, unchecked
@@ -161,7 +162,11 @@ def _every_update(phase: Phase, state: Any) -> tuple[Any, Metrics]:
 
 
 def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> tuple[Phase, ...]:
-    sizes = EnvConfig(serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
+    network = config.network
+    measures = network.information == PREDICTIONS
+    sizes = EnvConfig(
+        serving, config.max_steps, config.reward, allow_drop=network.allow_drop, measures=measures
+    )
     env = RoutingEnvironment(sizes)
 
     def draw(key: jax.Array) -> EnvParams:

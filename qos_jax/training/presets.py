@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from qos_jax.learning.distil import DistilConfig
+from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.policies.encoders import NetworkConfig
@@ -34,6 +35,34 @@ _QUICK = TrainConfig(
     evaluation=EvaluationConfig(every=10, seeds=8, num_requests=1024),
     log_every=1,
     checkpoint_every=5,
+)
+
+# A router that knows predictions and what it measures, no profile: from scratch, it learns what servers do to
+# each other. Its reward is undiscounted: a discounted potential pays late completions less, and drops too much.
+_PREDICTIONS = TrainConfig(
+    agent="ppo",
+    discount=1.0,
+    network=NetworkConfig(
+        information="predictions", han=_HAN, residual=False, learned_impact=True, calibrate_quality=False
+    ),
+    search=SearchConfig(updates=0),
+    distil=DistilConfig(updates=0),
+    ppo=PPOConfig(
+        num_envs=512,
+        rollout_steps=32,
+        total_updates=500,
+        epochs=2,
+        minibatches=16,
+        learning_rate=7e-4,
+        final_learning_rate=0.02,
+        gamma=0.98,
+        gae_lambda=0.9,
+        reward_scale=0.1,
+        average=0.98,
+    ),
+    evaluation=EvaluationConfig(every=50, workloads=("poisson",)),
+    log_every=10,
+    checkpoint_every=50,
 )
 
 # The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch,
@@ -71,4 +100,10 @@ _PAPER6 = TrainConfig(
 )
 
 _PAPER3 = dataclasses.replace(_PAPER6, fleet="paper3")
-PRESETS = {"edge6": _EDGE6, "quick": _QUICK, "paper3": _PAPER3, "paper6": _PAPER6}
+PRESETS = {
+    "edge6": _EDGE6,
+    "quick": _QUICK,
+    "predictions": _PREDICTIONS,
+    "paper3": _PAPER3,
+    "paper6": _PAPER6,
+}

@@ -98,6 +98,12 @@ class TrainConfig:
         if not self.evaluation.workloads and not self.trace:
             remedy = "name at least one, or give a trace"
             raise input_error("is empty", field="evaluation.workloads", remedy=remedy)
+        if self.network.learned_impact and (
+            self.agent != "ppo" or self.search.updates or self.distil.updates
+        ):
+            remedy = "set agent=ppo, search.updates=0 and distil.updates=0"
+            fault = "is True, and PPO alone trains the impact estimator"
+            raise input_error(fault, field="network.learned_impact", remedy=remedy)
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             fault = "is 'none', and neither search nor distil has updates, so nothing trains"
             raise input_error(fault, field="agent", remedy="choose an agent, or give distil.updates")

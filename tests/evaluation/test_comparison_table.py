@@ -17,15 +17,18 @@ from qos_jax.evaluation.comparison_table import (
 from qos_jax.simulation.policy_runs import PolicyResult
 
 
-def _result(policy: str, qos: list[float], rate: float = 5.0, **metrics: float) -> PolicyResult:
+def _result(
+    policy: str, qos: list[float], rate: float = 5.0, knows: str = "profiles", **metrics: float
+) -> PolicyResult:
     values = {name: np.full(len(qos), value) for name, value in metrics.items()}
-    return PolicyResult(policy, "poisson", rate, 0.05, {"average_qos": np.array(qos), **values})
+    held = {"average_qos": np.array(qos), **values}
+    return PolicyResult(policy, "poisson", rate, 0.05, held, knows=knows)
 
 
 @pytest.fixture
 def results() -> list[PolicyResult]:
     return [
-        _result("round_robin", [0.5, 0.5, 0.5, 0.5], share_within_limit=0.75, qos_per_joule=0.00125),
+        _result("round_robin", [0.5] * 4, knows="nothing", share_within_limit=0.75, qos_per_joule=0.00125),
         _result("greedy", [0.625, 0.75, 0.625, 0.5], share_within_limit=0.875, qos_per_joule=np.nan),
         _result("worst", [0.25, 0.25, 0.25, 0.25], share_within_limit=0.5, qos_per_joule=0.0005),
     ]
@@ -33,17 +36,17 @@ def results() -> list[PolicyResult]:
 
 TEXT = """\
 poisson, 5 requests/s, L = 0.05 s/token, 4 seeds
------------  --------------------  -----------------------  ----  ----
-policy       average QoS           difference to            in L   QoS
-             [95% CI]              round_robin [95% CI]        %   /kJ
------------  --------------------  -----------------------  ----  ----
-greedy       0.625 [0.531, 0.719]  +0.125 [+0.031, +0.219]  87.5     -
-round_robin  0.500 [0.500, 0.500]  -                        75.0  1.25
-worst        0.250 [0.250, 0.250]  -0.250 [-0.250, -0.250]  50.0  0.50
------------  --------------------  -----------------------  ----  ----"""
+-----------  --------  --------------------  -----------------------  ----  ----
+policy       knows     average QoS           difference to            in L   QoS
+                       [95% CI]              round_robin [95% CI]        %   /kJ
+-----------  --------  --------------------  -----------------------  ----  ----
+greedy       profiles  0.625 [0.531, 0.719]  +0.125 [+0.031, +0.219]  87.5     -
+worst        profiles  0.250 [0.250, 0.250]  -0.250 [-0.250, -0.250]  50.0  0.50
+round_robin  nothing   0.500 [0.500, 0.500]  -                        75.0  1.25
+-----------  --------  --------------------  -----------------------  ----  ----"""
 
 
-def test_text_is_aligned_and_best_first(results):
+def test_text_is_aligned_and_grouped_by_knowledge_the_best_first(results):
     assert render_text(comparison_table(results, baseline="round_robin", resamples=20_000)) == TEXT
 
 
@@ -76,10 +79,10 @@ def test_a_full_queue_is_noted_where_the_real_one_has_no_end(scheduler, share, n
 
 
 CSV = """\
-policy,workload,arrival_rate_per_s,latency_limit_s,metric,mean,ci_low,ci_high,diff,diff_low,diff_high,n,unit,baseline
-round_robin,poisson,5.0,0.05,qos_per_joule,0.00125,0.00125,0.00125,0.0,0.0,0.0,4,1/J,round_robin
-greedy,poisson,5.0,0.05,qos_per_joule,,,,,,,4,1/J,round_robin
-worst,poisson,5.0,0.05,qos_per_joule,0.0005,0.0005,0.0005,-0.00075,-0.00075,-0.00075,4,1/J,round_robin
+policy,workload,arrival_rate_per_s,latency_limit_s,metric,mean,ci_low,ci_high,diff,diff_low,diff_high,n,knows,unit,baseline
+round_robin,poisson,5.0,0.05,qos_per_joule,0.00125,0.00125,0.00125,0.0,0.0,0.0,4,nothing,1/J,round_robin
+greedy,poisson,5.0,0.05,qos_per_joule,,,,,,,4,profiles,1/J,round_robin
+worst,poisson,5.0,0.05,qos_per_joule,0.0005,0.0005,0.0005,-0.00075,-0.00075,-0.00075,4,profiles,1/J,round_robin
 """
 
 

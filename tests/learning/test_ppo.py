@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.learning.ppo import PPOConfig, entropy, make_ppo, normalised, policy_loss, scheduled, value_loss
+from qos_jax.learning.ppo import (
+    PPOConfig,
+    entropy,
+    impact_loss,
+    make_ppo,
+    normalised,
+    policy_loss,
+    scheduled,
+    value_loss,
+)
+from qos_jax.learning.rollout import TrueImpact
+from qos_jax.policies.actor_critic import LearnedImpact
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.routing import make_params
@@ -27,7 +38,14 @@ CONFIG = PPOConfig(
     gamma=0.5,
     value_warmup_updates=2,
 )
-NETWORK = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8, residual=False)
+NETWORK = NetworkConfig(
+    han=HANConfig(layers=1, hidden=8, heads=2),
+    hidden=8,
+    residual=False,
+    learned_impact=True,
+    temperature=5.0,  # the net gain says little, so that the head must learn
+    head_scale=1.0,
+)
 SEEDS = 2
 
 
@@ -108,6 +126,8 @@ def test_it_learns_which_expert_serves_which_request(run):
     assert np.all(metrics["approx_kl"][3:6].max(0) > 1e-4)
     assert np.all(metrics["clip_fraction"][2:6].max(0) > 0.01)
     assert np.all(metrics["clip_fraction"] < 0.6)
+    # Every request keeps its limit, whoever serves it.
+    assert np.all(metrics["impact_loss"][-1] < 0.1 * metrics["impact_loss"][0])
 
 
 def test_metrics_are_finite_numbers(run):
@@ -235,6 +255,15 @@ def test_given_parameters_are_those_it_starts_from(start):
     assert equal(fresh.lanes, given.lanes)
     kernels = jax.tree.leaves(fresh.params)
     assert any(not np.array_equal(leaf[0], leaf[1]) for leaf in kernels)  # seeds differ
+
+
+def test_impact_loss_is_cross_entropy_and_half_the_square_over_those_available():
+    learned = LearnedImpact(jnp.array([[0.0, np.log(3.0), 9.0]]), jnp.log1p(jnp.array([[1.0, 0.5, 9.0]])))
+    true = TrueImpact(keeps=jnp.array([[1.0, 0.0, 0.0]]), lost=jnp.array([[3.0, 0.5, 0.0]]))
+    available = jnp.array([[True, True, False]])
+    expected = (np.log(2) + 0.5 * np.log(2) ** 2 + np.log(4)) / 2
+    np.testing.assert_allclose(impact_loss(learned, true, available), expected, rtol=1e-6)
+    assert impact_loss(learned, true, jnp.zeros((1, 3), bool)) == 0.0
 
 
 def test_policy_loss_stops_pushing_beyond_the_clip():

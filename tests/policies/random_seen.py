@@ -57,6 +57,7 @@ def random_seen(seed: int, experts: int = 3) -> Observation:
         offered_load=rng.uniform(0.2, 1.5, 2).astype(np.float32),
         mean_output_tokens=uniform(1.0, 80.0),
         mean_quality=uniform(0.0, 1.0),
+        mean_gap_s=np.array([0.2, 0.3], np.float32),
         available=in_flight - running < WAITING,
         lead_s=np.where(in_flight > 0, uniform(0.0, 0.05), 0.0).astype(np.float32),
         live=live,
@@ -79,7 +80,7 @@ def random_scenes(count: int, experts: int = 3) -> Observation:
 
 def reordered(tree, rows, axis: int = 0):
     """Take these rows of every leaf that has an axis of experts there."""
-    of_the_request = ("step", "prompt_tokens", "limits", "offered_load")
+    of_the_request = ("step", "prompt_tokens", "limits", "offered_load", "mean_gap_s")
     changed = {
         field.name: jax.tree.map(
             lambda leaf: jnp.asarray(np.take(np.asarray(leaf), rows, axis)), getattr(tree, field.name)

@@ -297,6 +297,9 @@ def test_twin_critics_are_two(inputs):
         ({"temperature": 0.0}, "'temperature': 0.0 is out"),
         ({"temperature": float("nan")}, "'temperature': nan is out"),
         ({"impact_features": False}, "set residual=False as well"),
+        ({"information": "everything"}, "'information': 'everything' is unknown"),
+        ({"information": "predictions"}, "set residual=False as well"),
+        ({"learned_impact": True}, "set one of the two to False"),
     ],
 )
 def test_choices_out_of_range(choices, says):

@@ -15,7 +15,9 @@ from qos_jax.policies.greedy_params import load_aware_params
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
 from qos_jax.policies.router_input import router_input
+from qos_jax.simulation.simulate import Runs, repeated_limits, simulate
 from tests.policies.random_seen import SLOTS, random_scenes, random_seen
+from tests.routing.scenes import SERVING, profile, table
 
 SCENES, TRAINED = 32, 6
 CONFIG = NetworkConfig(han=HANConfig(layers=1, hidden=8, heads=2), hidden=8, allow_drop=False)
@@ -108,10 +110,15 @@ def test_it_may_drop_where_it_was_trained_to():
     assert choices(plain.router, plain.params, KEYS[:1], hopeless).tolist()[0] < 3
 
 
+WITHOUT_PROFILES = {"information": "predictions", "residual": False, "learned_impact": True}
+
+
+@pytest.mark.parametrize("choices", [{}, WITHOUT_PROFILES], ids=["profiles", "predictions"])
 @pytest.mark.parametrize("encoder", ["han", "sets", "flat"])
-def test_shapes_are_those_of_the_network(encoder):
-    config = NetworkConfig(encoder=encoder, han=CONFIG.han, hidden=8)
-    inputs = jax.jit(router_input)(random_seen(0), load_aware_params())
+def test_shapes_are_those_of_the_network(encoder, choices):
+    config = NetworkConfig(encoder=encoder, han=CONFIG.han, hidden=8, **choices)
+    known = jax.jit(router_input, static_argnames="information")
+    inputs = known(random_seen(0), load_aware_params(), information=config.information)
     made = jax.eval_shape(lambda key: init_router(config, key, inputs), jax.random.key(0))
     assert parameter_shapes(config, 3, SLOTS) == made
     assert (parameter_shapes(config, 4, SLOTS) == made) == (encoder != "flat")
@@ -119,5 +126,35 @@ def test_shapes_are_those_of_the_network(encoder):
 
 @pytest.mark.parametrize(("experts", "slots"), [(1, 2), (3, 7), (6, 32), (24, 1)])
 def test_a_flat_network_tells_what_fleet_it_is_for(experts, slots):
-    config = NetworkConfig(encoder="flat", hidden=16)
-    assert flat_sizes(config, parameter_shapes(config, experts, slots)) == (experts, slots)
+    for choices in ({}, WITHOUT_PROFILES):
+        config = NetworkConfig(encoder="flat", hidden=16, **choices)
+        assert flat_sizes(config, parameter_shapes(config, experts, slots)) == (experts, slots)
+
+
+def test_without_profiles_it_starts_from_the_net_gain_of_its_own_estimate():
+    config = dataclasses.replace(CONFIG, **WITHOUT_PROFILES)
+    untrained = learned_policy("untrained", config, weights(config, scale=0.0))
+    assert (untrained.knows, untrained.measures) == ("predictions", True)
+    seen = random_scenes(SCENES, TRAINED)
+    chosen = np.asarray(choices(untrained.router, untrained.params, KEYS, seen))
+    quality = np.where(seen.available, seen.predicted_quality, -1.0)
+    some = np.asarray(seen.available).any(1)
+    np.testing.assert_array_equal(chosen[some], quality.argmax(1)[some])
+
+
+def test_what_it_measures_changes_its_choices_in_a_simulation():
+    config = dataclasses.replace(CONFIG, **WITHOUT_PROFILES)
+    trained = learned_policy("mine", config, weights(config, experts=3))
+    rng, shape = np.random.default_rng(0), (2, 48)
+    runs = Runs(
+        profile=profile(),
+        limits=repeated_limits(0.06, 2),
+        length_log_std=np.full((2, 3), 0.5, np.float32),
+        arrival_s=np.cumsum(rng.exponential(0.1, shape), axis=1),
+        requests=jax.tree.map(lambda leaf: np.stack([leaf, leaf]), table(0, 48)),
+        seed=np.zeros(2, np.uint32),
+    )
+    serving = SERVING["prefill_first"]
+    records = simulate(serving, trained, runs).records
+    blind = dataclasses.replace(trained, measures=False)
+    assert np.any(records.expert != simulate(serving, blind, runs).records.expert)

@@ -59,6 +59,7 @@ def observation(
         offered_load=jnp.array([0.5, 0.25], jnp.float32),
         mean_output_tokens=both(10.0),
         mean_quality=both(0.7),
+        mean_gap_s=jnp.array([0.2, 0.3], jnp.float32),
         available=both(True, bool),
         lead_s=both(lead_s),
         live=jnp.asarray(live),

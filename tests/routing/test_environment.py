@@ -40,6 +40,7 @@ OBSERVATION = {
     "predicted_quality": ((3,), np.float32),
     "length_log_std": ((3,), np.float32),
     "offered_load": ((2,), np.float32),
+    "mean_gap_s": ((2,), np.float32),
     "mean_output_tokens": ((3,), np.float32),
     "mean_quality": ((3,), np.float32),
     "available": ((3,), np.bool_),
@@ -57,7 +58,11 @@ OBSERVATION = {
 
 
 def contract(tree):
-    return {k: (v.shape, v.dtype) for k, v in vars(tree).items() if k not in ("profile", "limits", "belief")}
+    return {
+        k: (v.shape, v.dtype)
+        for k, v in vars(tree).items()
+        if k not in ("profile", "limits", "belief", "measured")
+    }
 
 
 @pytest.mark.parametrize("kind", ["replay", "poisson", "gamma", "mmpp"])
