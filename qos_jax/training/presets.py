@@ -38,7 +38,7 @@ _QUICK = TrainConfig(
 )
 
 # A router that knows predictions and what it measures, no profile: from scratch, it learns what servers do to
-# each other. Its reward is undiscounted: a discounted potential pays late completions less, and drops too much.
+# each other. Its reward is undiscounted: a discounted potential pays late completions less, and drops more.
 _PREDICTIONS = TrainConfig(
     agent="ppo",
     discount=1.0,
