@@ -24,7 +24,7 @@ from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.simulation.records import WOULD_WAIT
 from qos_jax.simulation.world import World
-from qos_jax.simulation.world_config import WorldConfig
+from qos_jax.simulation.world_config import WorldConfig, check_views
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
@@ -102,13 +102,18 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     if config.table is None and config.predictions != (FITTED,):
         remedy = "give --table=FILE, or --error_level for synthetic predictions"
         raise input_error(f"{', '.join(config.predictions)} need a table", field="predictions", remedy=remedy)
+    views = config.world.chosen_views
     chosen = resolve(
-        config.policies, config.checkpoint, allow_drop=config.allow_drop, stochastic=config.stochastic
+        config.policies,
+        config.checkpoint,
+        allow_drop=config.allow_drop,
+        stochastic=config.stochastic,
+        with_measuring=not views,
     )
     routers = list(chosen.routers)
     if len(config.predictions) > 1:
         routers = [named_under(name, kind) for kind in config.predictions for name in routers]
-    views, baseline = config.world.chosen_views, config.baseline
+    baseline = config.baseline
     if views:
         baseline = named_under(baseline, views[0]) if baseline in routers else baseline
         routers = [named_under(name, view) for view in views for name in routers]
@@ -134,10 +139,9 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         )
         for name, folder in chosen.checkpoints.items()
     }
-    measuring = [name for name, router in learned.items() if router.policy.measures]
-    if views and measuring:
-        fault = f"{measuring[0]!r} goes by what it measures itself, which no view holds"
-        raise input_error(fault, field="checkpoint", remedy="leave out the views, or this router")
+    policies = [*chosen.policies, *(router.policy for router in learned.values())]
+    if views:
+        check_views(policies)
     return ComparisonPlan(
         settings=settings_of(
             "evaluate",
@@ -154,7 +158,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         cases=cases,
         setting=setting,
         sources=_sources(config, setting),
-        policies=[*chosen.policies, *(router.policy for router in learned.values())],
+        policies=policies,
         with_upper_bound=UPPER_BOUND in chosen.bounds,
         baseline=baseline,
         worlds=config.world.worlds(setting.fleet.names),

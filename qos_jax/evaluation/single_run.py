@@ -31,7 +31,7 @@ from qos_jax.simulation.records import (
 )
 from qos_jax.simulation.simulate import Runs, SimulationResult, repeated_limits, simulate
 from qos_jax.simulation.world import World, simulate_world
-from qos_jax.simulation.world_config import WorldConfig
+from qos_jax.simulation.world_config import WorldConfig, check_views
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.setting import limit_record, limit_settings, limits_of, open_fleet
@@ -131,6 +131,8 @@ def load_run(config: SingleRunConfig) -> SingleRun:
         **limit_record(config.service_limits),
     )
     worlds = config.world.worlds(fleet.names)
+    if worlds:
+        check_views([router])
     return SingleRun(config, settings, fleet, requests, router, worlds[config.views[0]] if worlds else None)
 
 

@@ -99,6 +99,7 @@ class Sample:
     advantage: jax.Array  # [] float32
     target: jax.Array  # [] float32, of the value
     impact: TrueImpact | None = None  # with ``learned_impact``
+    start: jax.Array | None = None  # [A] float32, of the logits when the action was taken
 
 
 def make_ppo(
@@ -186,13 +187,13 @@ def _collect(
 ) -> tuple[EnvLanes, Transition, Sample]:
     """Return renewed lanes, one rollout by the current policy, and its samples; leaves [T, B, ...]."""
 
-    def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, Any]:
         out = actor_outputs(network, state.params, inputs)
         action = jax.random.categorical(key, out.logits)
-        return action, (_pick(jax.nn.log_softmax(out.logits), action), out.value)
+        return action, (_pick(jax.nn.log_softmax(out.logits), action), out.value, out.start)
 
     greedy = greedy_of(state.params, network.allow_drop)
-    lanes, steps, (log_prob, value) = rollout(
+    lanes, steps, (log_prob, value, start) = rollout(
         env, greedy, act, state.lanes, config.rollout_steps, with_impact=network.learned_impact
     )
     # Nothing is cut within a rollout: each step reaches the next one's state, the last that of the lanes.
@@ -203,7 +204,8 @@ def _collect(
     discounts = config.gamma, config.gae_lambda
     advantage, target = gae(reward, value, next_value, steps.terminated, cut, *discounts)
     lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.rollout_steps)
-    return lanes, steps, Sample(steps.input, steps.action, log_prob, value, advantage, target, steps.impact)
+    samples = Sample(steps.input, steps.action, log_prob, value, advantage, target, steps.impact, start)
+    return lanes, steps, samples
 
 
 def _loss(
@@ -211,7 +213,11 @@ def _loss(
 ) -> tuple[jax.Array, Metrics]:
     """Return PPO's loss of a minibatch: clipped surrogate, value error and entropy bonus."""
     out = actor_outputs(network, params, batch.input)
-    log_probs = jax.nn.log_softmax(out.logits)
+    logits = out.logits
+    if out.start is not None and batch.start is not None:
+        # The learned impact moves within an update, too; the policy's own steps alone are to be clipped.
+        logits = logits + (batch.start - out.start)
+    log_probs = jax.nn.log_softmax(logits)
     log_ratio = _pick(log_probs, batch.action) - batch.log_prob
     advantage = normalised(batch.advantage) if config.normalise_advantages else batch.advantage
     terms = {

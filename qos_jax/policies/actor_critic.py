@@ -41,6 +41,7 @@ class RouterOutput:
     value: jax.Array  # [] float32, expected return
     quality_correction: jax.Array  # [N] float32, to be added to the predicted qualities
     impact: LearnedImpact | None = None  # with ``learned_impact``
+    start: jax.Array | None = None  # [A] float32, the part of the logits that comes of it
 
 
 def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class ActorCritic(nn.Module):
         config = self.config
         embedding = RouterEncoder(config, name="trunk")(inputs)
         # The head's scores are in units of the temperature: a step of the optimiser moves logits, not QoS.
-        impact, corrects = None, config.residual or config.learned_impact
+        impact, start, corrects = None, None, config.residual or config.learned_impact
         if config.learned_impact:
             impact = ImpactHead(config.hidden, name="impact")(embedding)
             estimate = jax.lax.stop_gradient(
@@ -110,10 +111,11 @@ class ActorCritic(nn.Module):
             base = jax.lax.stop_gradient(impact.net_gain(quality))
             if config.allow_drop:
                 base = jnp.concatenate([base, jnp.zeros((1,), base.dtype)])
-            logits = config.head_scale * logits + base / config.temperature
+            start = base / config.temperature
+            logits = config.head_scale * logits + start
         mask = action_mask(inputs, config.allow_drop)
         value = ValueHead(config.hidden, name="critic")(embedding, inputs.graph.expert_mask)
-        return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction, impact)
+        return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction, impact, start)
 
 
 class TwinCritic(nn.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.greedy_params import GreedyParams
+from qos_jax.policies.greedy_params import GreedyParams, MeasuredParams
 from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length, tokens_left
 from qos_jax.routing.impact import paper_impact, projected_impact
-from qos_jax.routing.observation import Observation
+from qos_jax.routing.measured import means, pace_at
+from qos_jax.routing.observation import Observation, relative_length
 
 
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
@@ -54,6 +55,25 @@ def power_of_two(params: None, key: jax.Array, seen: Observation) -> jax.Array:
 def best_quality(params: None, key: jax.Array, seen: Observation) -> jax.Array:
     """Route to the highest predicted quality, whatever the load (the paper's "BERT router")."""
     return jnp.argmax(seen.predicted_quality).astype(jnp.int32)
+
+
+def measured_greedy(params: MeasuredParams, key: jax.Array, seen: Observation) -> jax.Array:
+    """Route to the highest predicted quality times chance by measured latency, less a price of crowding.
+
+    An expert of which nothing is measured yet is taken to keep the limits.
+    """
+    size = jnp.sum(seen.live, axis=-1, dtype=jnp.float32)
+    score = seen.predicted_quality
+    if seen.measured is not None:
+        output = jnp.maximum(seen.predicted_output_tokens, 1.0)
+        pace_s = means(seen.measured).ttft_s[:, 0] / output + pace_at(seen.measured, size + 1.0)
+        slack = jnp.log(seen.limits.pace_s / jnp.maximum(pace_s, 1e-9))
+        known = seen.measured.seen[:, -1] > 0.0
+        score = score * jnp.where(known, jax.scipy.special.ndtr(slack / params.margin), 1.0)
+    share = size / jnp.maximum(jnp.sum(size), 1.0)
+    length = relative_length(seen, seen.predicted_output_tokens) ** params.price_by_length
+    score = score - params.crowding_price * share * length
+    return best_of(jnp.where(seen.available, score, -jnp.inf), params.drop_below)
 
 
 def quality_within_limit(params: None, key: jax.Array, seen: Observation) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from qos_jax.checks import check_one_of
 from qos_jax.errors import input_error
 from qos_jax.policies import heuristics, oracles
-from qos_jax.policies.greedy_params import GreedyParams, greedy_params, load_aware_params
+from qos_jax.policies.greedy_params import greedy_params, load_aware_params, measured_params
 from qos_jax.policies.types import NOTHING, PREDICTIONS, PROFILES, QUEUES, TRUTH, Policy
 from qos_jax.runs.checkpoint_record import CHECKPOINTS
 
@@ -25,6 +25,7 @@ HEURISTICS = (
     "least_work",
     "power_of_two",
     "best_quality",
+    "measured_greedy",
     "quality_within_limit",
     "impact_greedy",
     "projected_greedy",
@@ -40,7 +41,8 @@ NEVER_DROPS = "@never_drops"
 # Both are in every table that groups make, so that it shows what dropping is worth.
 _SHOWN_TWICE = ("projected_greedy", "load_aware_greedy")
 # Default parameters of those that have any: they drop, where allowed, a request that no expert gains from.
-_PARAMS: dict[str, Callable[..., GreedyParams]] = {
+_PARAMS: dict[str, Callable[..., Any]] = {
+    "measured_greedy": measured_params,
     "impact_greedy": greedy_params,
     "projected_greedy": greedy_params,
     "load_aware_greedy": load_aware_params,
@@ -55,8 +57,10 @@ _KNOWS = {
     "power_of_two": QUEUES,
     "least_work": PREDICTIONS,
     "best_quality": PREDICTIONS,
+    "measured_greedy": PREDICTIONS,
     **dict.fromkeys((*ORACLES, *BOUNDS), TRUTH),
 }
+_MEASURING = ("measured_greedy",)  # they go by what they measure of answers
 NEVER_DROPPING = tuple(name + NEVER_DROPS for name in _PARAMS)
 KNOWN = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS, *NEVER_DROPPING)
 # Names that stand for several.
@@ -98,6 +102,7 @@ def resolve(
     allow_drop: bool = True,
     stochastic: bool = False,
     with_bounds: bool = True,
+    with_measuring: bool = True,
 ) -> Chosen:
     """Resolve the policies that a user names.
 
@@ -108,6 +113,7 @@ def resolve(
         come without those named ``NEVER_DROPS``, which would be there twice.
       stochastic: whether learned routers draw their actions, so that there must be one.
       with_bounds: whether bounds may be named; else the groups come without them.
+      with_measuring: whether groups hold those that go by what they measure themselves.
 
     Raises:
       InputError: an unknown name, with the nearest known one; nothing that routes; a fault of
@@ -116,6 +122,7 @@ def resolve(
     found: list[str] = []
     for item in names:
         left_out = (*(() if with_bounds else BOUNDS), *(() if allow_drop else NEVER_DROPPING))
+        left_out = (*left_out, *(() if with_measuring else _MEASURING))
         found += [name for name in GROUPS[item] if name not in left_out] if item in GROUPS else [item]
     found = list(dict.fromkeys(found))
     routing = [name for name in found if name not in BOUNDS or not with_bounds]
@@ -156,7 +163,8 @@ def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None =
     summary = (function.__doc__ or "").strip().split("\n")[0]
     kind = "oracle" if rule in ORACLES else "router"
     knows = _KNOWS.get(rule, PROFILES)
-    return Policy(name=name, summary=summary, knows=knows, params=params, **{kind: function})
+    given: dict[str, Any] = {kind: function}
+    return Policy(name, summary, knows=knows, measures=rule in _MEASURING, params=params, **given)
 
 
 def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:

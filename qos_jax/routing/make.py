@@ -41,6 +41,7 @@ def make(
     scrape_period_s: float = 0.0,
     scraped: str = "everything",
     faults: Faults | None = None,
+    measures: bool = False,
 ) -> tuple[RoutingEnvironment, EnvParams]:
     """Return an environment and its parameters, ready for ``reset`` and ``step``.
 
@@ -64,6 +65,7 @@ def make(
       scrape_period_s: seconds between two scrapes of a router; 0 = live, inf = never.
       scraped: what a scrape shows, one of ``telemetry.SCRAPED``.
       faults: how servers differ from their profile, leaves [N]; None = not at all.
+      measures: measure answers, for routers that know no profile; not together with ``view`` or ``faults``.
 
     Raises:
       InputError: an unknown name, a number out of range, both rates, telemetry or faults without a view, or
@@ -119,6 +121,11 @@ def make(
         faults=faults,
     )
     config = EnvConfig(
-        setting.serving, max_steps=max_steps, reward=reward, allow_drop=allow_drop, telemetry=choices
+        setting.serving,
+        max_steps=max_steps,
+        reward=reward,
+        allow_drop=allow_drop,
+        measures=measures,
+        telemetry=choices,
     )
     return RoutingEnvironment(config), dataclasses.replace(params, max_steps_in_episode=max_steps)

@@ -12,6 +12,7 @@ import numpy as np
 from qos_jax.checks import COUNT, NON_NEGATIVE, POSITIVE, SHARE, check_one_of, check_range, check_some_of
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
+from qos_jax.policies import Policy
 from qos_jax.routing.faults import Faults
 from qos_jax.routing.telemetry import SCRAPED, VIEWS, Telemetry, TelemetryConfig
 from qos_jax.simulation.world import World
@@ -156,6 +157,18 @@ class WorldConfig:
             failure_delay_s=jnp.float32(self.failure_delay_s),
             retry=jnp.bool_(self.retry),
         )
+
+
+def check_views(policies: Sequence[Policy]) -> None:
+    """Check that every policy can route by a view, which holds nothing of what a router measures of answers.
+
+    Raises:
+      InputError: a policy that goes by that.
+    """
+    for policy in policies:
+        if policy.measures:
+            fault = f"{policy.name!r} goes by what it measures of answers, which no view holds"
+            raise input_error(fault, field="views", remedy="leave out that policy, or the views and faults")
 
 
 def _event(text: str) -> tuple[str, float, float, float]:

@@ -10,8 +10,9 @@ import pytest
 
 from qos_jax.policies import heuristics, policy
 from qos_jax.policies.greedy_params import greedy_params
+from qos_jax.routing.measured import no_measurements
 from qos_jax.serving import ServiceLimits
-from tests.routing.seen import observation, with_slots
+from tests.routing.seen import LIMIT_S, observation, with_slots
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 
@@ -105,6 +106,29 @@ def test_quality_within_limit():
     # A full queue is no choice.
     full = dataclasses.replace(seen, available=jnp.array([True, False]))
     assert set(choices("quality_within_limit", full)) == {0}
+
+
+def measured_seen(kept_pace_s, slots=1):
+    """Two experts of quality 0.5 and 0.9 whose answers took so many seconds a token; limit LIMIT_S."""
+    pace_s = jnp.asarray(kept_pace_s, jnp.float32)[:, None] * jnp.ones((1, 2))
+    seen = jnp.where(pace_s > 0.0, 1.0, 0.0)
+    none = dataclasses.replace(no_measurements(2), seen=seen, pace_s=pace_s)
+    return dataclasses.replace(observation(slots=slots), measured=none)
+
+
+def test_measured_greedy_weighs_quality_by_what_was_measured_against_crowding():
+    # The one request in flight is at expert 0, which pays the price of crowding.
+    assert set(choices("measured_greedy", observation(slots=1))) == {1}
+    for pace_s, expected in (([0.0, 0.0], 1), ([0.0, LIMIT_S / 2], 1), ([LIMIT_S / 2, 4 * LIMIT_S], 0)):
+        assert set(choices("measured_greedy", measured_seen(pace_s))) == {expected}, pace_s
+    # Idle, nothing but quality times chance counts: 0.9 at a chance below 1/2 is less than 0.5 for sure.
+    for factor, expected in ((0.5, 1), (1.2, 0)):
+        seen = measured_seen([LIMIT_S / 4, factor * LIMIT_S], slots=0)
+        assert set(choices("measured_greedy", seen)) == {expected}
+    hopeless = measured_seen([9 * LIMIT_S, 9 * LIMIT_S])
+    full = dataclasses.replace(hopeless, available=jnp.array([True, False]))
+    assert set(choices("measured_greedy", full)) == {2}
+    assert set(choices("measured_greedy", full, allow_drop=False)) == {0}
 
 
 def test_impact_greedy_weighs_quality_against_the_papers_penalty():
