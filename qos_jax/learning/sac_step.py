@@ -73,7 +73,7 @@ def entropy_surplus(entropy: jax.Array, mask: jax.Array, fraction: float) -> jax
 
 def critic_q(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Array:
     """Return both critics' estimates for inputs with a leading axis, [batch, 2, A] float32."""
-    q: Any = jax.vmap(lambda one: TwinCritic(network).apply(params, one))(inputs)
+    q: Any = TwinCritic(network).apply(params, inputs)
     return q
 
 

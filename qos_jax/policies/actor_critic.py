@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from qos_jax.policies.corrections import LearnedPrices, QualityCalibration
-from qos_jax.policies.encoders import NetworkConfig, RouterEncoder, pooled
+from qos_jax.policies.encoders import JointDense, NetworkConfig, RouterEncoder, pooled
 from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
 from qos_jax.policies.han_star import StarEmbedding
 from qos_jax.policies.router_input import GREEDY, RouterInput, action_mask
@@ -35,13 +35,13 @@ class LearnedImpact:
 
 @struct.dataclass
 class RouterOutput:
-    """The output of an actor-critic for one observation; A = N actions, or N + 1 with dropping."""
+    """The output of an actor-critic, with its input's leading axes; A = N actions, or N + 1 with dropping."""
 
-    logits: jax.Array  # [A] float32; MASKED_LOGIT where an action is masked
-    value: jax.Array  # [] float32, expected return
-    quality_correction: jax.Array  # [N] float32, to be added to the predicted qualities
+    logits: jax.Array  # [..., A] float32; MASKED_LOGIT where an action is masked
+    value: jax.Array  # [...] float32, expected return
+    quality_correction: jax.Array  # [..., N] float32, to be added to the predicted qualities
     impact: LearnedImpact | None = None  # with ``learned_impact``
-    start: jax.Array | None = None  # [A] float32, the part of the logits that comes of it
+    start: jax.Array | None = None  # [..., A] float32, the part of the logits that comes of it
 
 
 def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> dict[str, Any]:
@@ -62,13 +62,13 @@ def is_trained(params: Any) -> Any:
 
 
 def actor_function(config: NetworkConfig) -> Callable[[Any, RouterInput], RouterOutput]:
-    """Return (parameters, one input) -> output of the :class:`ActorCritic` of this configuration."""
+    """Return (parameters, inputs) -> outputs of the :class:`ActorCritic` of this configuration."""
     return cast(Callable[[Any, RouterInput], RouterOutput], ActorCritic(config).apply)
 
 
 def actor_outputs(config: NetworkConfig, params: Any, inputs: RouterInput) -> RouterOutput:
-    """Return the outputs of the :class:`ActorCritic` for inputs with a leading axis [B]."""
-    return jax.vmap(actor_function(config), (None, 0))(params, inputs)
+    """Return the outputs of the :class:`ActorCritic` for inputs with any leading axes."""
+    return actor_function(config)(params, inputs)
 
 
 class ActorCritic(nn.Module):
@@ -76,14 +76,15 @@ class ActorCritic(nn.Module):
 
     With the HAN one set of parameters serves any number of experts and slots. With ``residual`` the head
     corrects load_aware_greedy's net gain, and before training the most likely action is its choice.
-    One observation a call; ``jax.vmap`` for more. Source: arXiv 2508.00234, actor and critic on the HAN.
+    One observation a call, or a batch of any leading axes. Source: arXiv 2508.00234, actor and critic on the
+    HAN.
     """
 
     config: NetworkConfig
 
     @nn.compact
     def __call__(self, inputs: RouterInput) -> RouterOutput:
-        """Return logits and value of one observation."""
+        """Return logits and value of each observation."""
         config = self.config
         embedding = RouterEncoder(config, name="trunk")(inputs)
         # The head's scores are in units of the temperature: a step of the optimiser moves logits, not QoS.
@@ -99,18 +100,18 @@ class ActorCritic(nn.Module):
         if config.calibrate_quality and config.information == PROFILES:
             correction = QualityCalibration(config.hidden, name="quality")(inputs.graph)
         if config.residual:
-            chance = inputs.graph.pair[:, PAIR_FEATURES.index("own_chance")]
+            chance = inputs.graph.pair[..., PAIR_FEATURES.index("own_chance")]
             base = inputs.gain + jax.lax.stop_gradient(correction) * chance
             if config.learned_prices:
                 base = base + LearnedPrices(config.hidden, name="prices")(inputs)
             if config.allow_drop:  # a dropped request is worth 0
-                base = jnp.concatenate([base, jnp.zeros((1,), base.dtype)])
+                base = jnp.concatenate([base, jnp.zeros_like(base[..., :1])], -1)
             logits = config.head_scale * logits + base / config.temperature
         if impact is not None:
-            quality = inputs.graph.pair[:, PAIR_FEATURES.index("quality")]
+            quality = inputs.graph.pair[..., PAIR_FEATURES.index("quality")]
             base = jax.lax.stop_gradient(impact.net_gain(quality))
             if config.allow_drop:
-                base = jnp.concatenate([base, jnp.zeros((1,), base.dtype)])
+                base = jnp.concatenate([base, jnp.zeros_like(base[..., :1])], -1)
             start = base / config.temperature
             logits = config.head_scale * logits + start
         mask = action_mask(inputs, config.allow_drop)
@@ -119,21 +120,21 @@ class ActorCritic(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two independent estimates of the return of each action, for SAC: [2, A] float32."""
+    """Two independent estimates of the return of each action, for SAC: [..., 2, A] float32."""
 
     config: NetworkConfig
 
     @nn.compact
     def __call__(self, inputs: RouterInput) -> jax.Array:
-        """Return both estimates for one observation."""
+        """Return both estimates for each observation."""
         config = self.config
         both = []
         for k in range(2):
             embedding = RouterEncoder(config, name=f"trunk_{k}")(inputs)
             head = ActionHead(config.hidden, config.allow_drop, False, name=f"head_{k}")
             value = ValueHead(config.hidden, name=f"value_{k}")(embedding, inputs.graph.expert_mask)
-            both.append(head(embedding) + value)
-        return jnp.stack(both)
+            both.append(head(embedding) + value[..., None])
+        return jnp.stack(both, -2)
 
 
 class ImpactHead(nn.Module):
@@ -144,11 +145,10 @@ class ImpactHead(nn.Module):
     @nn.compact
     def __call__(self, embedding: StarEmbedding) -> LearnedImpact:
         """Return the estimate of each expert."""
-        count = embedding.expert.shape[0]
-        arrived = jnp.broadcast_to(embedding.arrived, (count, embedding.arrived.shape[0]))
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([embedding.expert, arrived], -1)))
+        mix = JointDense(self.hidden, name="mix")
+        hidden = nn.relu(mix(embedding.expert, embedding.arrived[..., None, :]))
         estimate = nn.Dense(2, kernel_init=nn.initializers.zeros, name="estimate")(hidden)
-        return LearnedImpact(estimate[:, 0], nn.softplus(estimate[:, 1] - 2.0))
+        return LearnedImpact(estimate[..., 0], nn.softplus(estimate[..., 1] - 2.0))
 
 
 class ActionHead(nn.Module):
@@ -160,16 +160,15 @@ class ActionHead(nn.Module):
 
     @nn.compact
     def __call__(self, embedding: StarEmbedding) -> jax.Array:
-        """Return the scores, [A] float32."""
-        count = embedding.expert.shape[0]
-        arrived = jnp.broadcast_to(embedding.arrived, (count, embedding.arrived.shape[0]))
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([embedding.expert, arrived], -1)))
+        """Return the scores, [..., A] float32."""
+        mix = JointDense(self.hidden, name="mix")
+        hidden = nn.relu(mix(embedding.expert, embedding.arrived[..., None, :]))
         init = nn.initializers.zeros if self.zero_init else nn.initializers.orthogonal(0.01)
-        scores = nn.Dense(1, kernel_init=init, name="score")(hidden)[:, 0]
+        scores = nn.Dense(1, kernel_init=init, name="score")(hidden)[..., 0]
         if not self.allow_drop:
             return scores
         drop = nn.relu(nn.Dense(self.hidden, name="drop_mix")(embedding.arrived))
-        return jnp.concatenate([scores, nn.Dense(1, kernel_init=init, name="drop_score")(drop)])
+        return jnp.concatenate([scores, nn.Dense(1, kernel_init=init, name="drop_score")(drop)], -1)
 
 
 class ValueHead(nn.Module):
@@ -179,7 +178,7 @@ class ValueHead(nn.Module):
 
     @nn.compact
     def __call__(self, embedding: StarEmbedding, expert_mask: jax.Array) -> jax.Array:
-        """Return the value, [] float32; ``expert_mask`` is [N] bool."""
+        """Return the value, [...] float32; ``expert_mask`` is [..., N] bool."""
         mean, peak = pooled(embedding.expert, expert_mask)
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(jnp.concatenate([embedding.arrived, mean, peak])))
-        return nn.Dense(1, name="value")(hidden)[0]
+        hidden = nn.relu(JointDense(self.hidden, name="mix")(embedding.arrived, mean, peak))
+        return nn.Dense(1, name="value")(hidden)[..., 0]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from qos_jax.policies.encoders import pooled
+from qos_jax.policies.encoders import JointDense, pooled
 from qos_jax.policies.router_input import RouterInput
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, PAIR_FEATURES, GraphFeatures
 
@@ -25,19 +25,18 @@ class QualityCalibration(nn.Module):
 
     @nn.compact
     def __call__(self, graph: GraphFeatures) -> jax.Array:
-        """Return the corrections, [N] float32."""
-        count = graph.pair.shape[0]
-        prompt = jnp.broadcast_to(graph.arrived[ARRIVED_FEATURES.index("prompt")], (count, 1))
+        """Return the corrections, [..., N] float32."""
+        prompt = graph.arrived[..., None, ARRIVED_FEATURES.index("prompt"), None]
+        prompt = jnp.broadcast_to(prompt, (*graph.expert_mask.shape, 1))
         predicted = jnp.stack(
-            [graph.pair[:, PAIR_FEATURES.index(name)] for name in ("quality", "output")], -1
+            [graph.pair[..., PAIR_FEATURES.index(name)] for name in ("quality", "output")], -1
         )
         row = jnp.concatenate([prompt, _static(graph), predicted], -1)
         hidden = nn.relu(nn.Dense(self.hidden, name="each")(row))
-        others = jnp.concatenate(pooled(hidden, graph.expert_mask))
-        others = jnp.broadcast_to(others, (count, 2 * self.hidden))
-        hidden = nn.relu(nn.Dense(self.hidden, name="all")(jnp.concatenate([hidden, others], -1)))
+        others = jnp.concatenate(pooled(hidden, graph.expert_mask), -1)
+        hidden = nn.relu(JointDense(self.hidden, name="all")(hidden, others[..., None, :]))
         # In tenths: corrections are a few hundredths.
-        return 0.1 * nn.Dense(1, kernel_init=nn.initializers.zeros, name="correction")(hidden)[:, 0]
+        return 0.1 * nn.Dense(1, kernel_init=nn.initializers.zeros, name="correction")(hidden)[..., 0]
 
 
 class LearnedPrices(nn.Module):
@@ -52,14 +51,15 @@ class LearnedPrices(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: RouterInput) -> jax.Array:
-        """Return what to add to the net gain, [N] float32 QoS."""
+        """Return what to add to the net gain, [..., N] float32 QoS."""
         graph = inputs.graph
-        arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
-        length = graph.pair[:, PAIR_FEATURES.index("length"), None]
-        own = graph.pair[:, PAIR_FEATURES.index("own_qos")]
-        lost = jnp.expm1(graph.pair[:, PAIR_FEATURES.index("penalty")])
+        shape = (*graph.expert_mask.shape, graph.arrived.shape[-1])
+        arrived = jnp.broadcast_to(graph.arrived[..., None, :], shape)
+        length = graph.pair[..., PAIR_FEATURES.index("length"), None]
+        own = graph.pair[..., PAIR_FEATURES.index("own_qos")]
+        lost = jnp.expm1(graph.pair[..., PAIR_FEATURES.index("penalty")])
         terms = jnp.stack([own, -lost, -inputs.crowding], -1)
-        terms = jnp.where(graph.available[:, None], terms, 0.0)
+        terms = jnp.where(graph.available[..., None], terms, 0.0)
         row = jnp.concatenate([arrived, _static(graph), length], -1)
         hidden = nn.relu(nn.Dense(self.hidden, name="mix")(row))
         change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
@@ -67,5 +67,5 @@ class LearnedPrices(nn.Module):
 
 
 def _static(graph: GraphFeatures) -> jax.Array:
-    """Return the features of the servers alone, [N, 4] float32."""
-    return jnp.stack([graph.expert[:, EXPERT_FEATURES.index(name)] for name in _STATIC_FEATURES], -1)
+    """Return the features of the servers alone, [..., N, 4] float32."""
+    return jnp.stack([graph.expert[..., EXPERT_FEATURES.index(name)] for name in _STATIC_FEATURES], -1)

@@ -78,13 +78,35 @@ class FlatEncoder(nn.Module):
     def __call__(self, inputs: RouterInput) -> StarEmbedding:
         """Return the embeddings of the arrived request and of each expert."""
         graph = inputs.graph
-        count = graph.expert.shape[0]
+        *lead, count = graph.expert_mask.shape
         parts = (graph.arrived, graph.expert, graph.pair, graph.running, graph.waiting, inputs.gain)
-        row = jnp.concatenate([part.reshape(-1) for part in parts])
+        row = jnp.concatenate([part.reshape(*lead, -1) for part in parts], -1)
         row = nn.relu(nn.Dense(4 * self.hidden, name="in")(row))
         row = nn.relu(nn.Dense(4 * self.hidden, name="between")(row))
-        experts = nn.Dense(count * self.hidden, name="experts")(row).reshape(count, self.hidden)
+        experts = nn.Dense(count * self.hidden, name="experts")(row).reshape(*lead, count, self.hidden)
         return StarEmbedding(arrived=nn.Dense(self.hidden, name="arrived")(row), expert=nn.relu(experts))
+
+
+class JointDense(nn.Module):
+    """``flax.linen.Dense`` of parts side by side, with its parameters, which multiplies each part by itself.
+
+    So a part that many rows share, of length 1 along their axis, is multiplied once.
+    """
+
+    features: int  # width of the output
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """Return the layer's output, [..., features]; parts are [..., F] each, alike or 1 but for F."""
+        widths = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        total = bias.reshape((1,) * (parts[0].ndim - 1) + (-1,))
+        start = 0
+        for part, width in zip(parts, widths, strict=True):
+            total = total + jnp.tensordot(part, kernel[start : start + width], 1)
+            start += width
+        return total
 
 
 class SetEncoder(nn.Module):
@@ -96,10 +118,11 @@ class SetEncoder(nn.Module):
     def __call__(self, inputs: RouterInput) -> StarEmbedding:
         """Return the embeddings of the arrived request and of each expert."""
         graph = inputs.graph
-        arrived = jnp.broadcast_to(graph.arrived, (graph.expert.shape[0], graph.arrived.shape[0]))
-        row = jnp.concatenate([graph.pair, graph.expert, inputs.gain[:, None], arrived], -1)
+        shape = (*graph.expert_mask.shape, graph.arrived.shape[-1])
+        arrived = jnp.broadcast_to(graph.arrived[..., None, :], shape)
+        row = jnp.concatenate([graph.pair, graph.expert, inputs.gain[..., None], arrived], -1)
         hidden = nn.relu(nn.Dense(self.hidden, name="each")(row))
-        pool = jnp.concatenate(pooled(hidden, graph.expert_mask))
+        pool = jnp.concatenate(pooled(hidden, graph.expert_mask), -1)
         return StarEmbedding(arrived=pool, expert=jnp.concatenate([row, hidden], -1))
 
 
@@ -127,13 +150,13 @@ class RouterEncoder(nn.Module):
         if config.encoder == "sets":
             return plain
         star = StarEncoder(config.han, name="star")(inputs.graph)
-        arrived = jnp.concatenate([star.arrived, plain.arrived])
+        arrived = jnp.concatenate([star.arrived, plain.arrived], -1)
         return StarEmbedding(arrived, jnp.concatenate([star.expert, plain.expert], -1))
 
 
 def pooled(rows: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return mean and maximum of the rows [N, F] that exist, [F] each; 0 where none does."""
-    shown = jnp.where(mask[:, None], rows, 0.0)
-    count = jnp.maximum(jnp.sum(mask, dtype=rows.dtype), 1.0)
-    peak = jnp.max(jnp.where(mask[:, None], rows, -jnp.inf), axis=0)
-    return jnp.sum(shown, axis=0) / count, jnp.where(jnp.any(mask), peak, 0.0)
+    """Return mean and maximum of the rows [..., N, F] that exist, [..., F] each; 0 where none does."""
+    shown = jnp.where(mask[..., None], rows, 0.0)
+    count = jnp.maximum(jnp.sum(mask, axis=-1, dtype=rows.dtype), 1.0)[..., None]
+    peak = jnp.max(jnp.where(mask[..., None], rows, -jnp.inf), axis=-2)
+    return jnp.sum(shown, axis=-2) / count, jnp.where(jnp.any(mask, axis=-1)[..., None], peak, 0.0)

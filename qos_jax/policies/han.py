@@ -36,6 +36,7 @@ from qos_jax.policies.han_attention import (
     GroupedEdges,
     Messages,
     Projected,
+    any_edge,
     attend,
     edge_mask,
     masked_exp,
@@ -93,13 +94,14 @@ class HANLayer(nn.Module):
         """Return new features by node type.
 
         Args:
-          nodes: by type [n, F] float32, F may differ between types; finite where masked, too.
-          masks: by type [n] bool, the node exists.
+          nodes: by type [..., n, F] float32, F may differ between types; finite where masked, too. Leading
+            axes, a batch of graphs, with :class:`GroupedEdges` alone.
+          masks: by type [..., n] bool, the node exists.
           edges: by type. :class:`Edges` and :class:`GroupedEdges` of the same graph give the same result with
             the same parameters.
 
         Returns:
-          by type [n, hidden] float32: every type in ``outputs``; masked rows are zero.
+          by type [..., n, hidden] float32: every type in ``outputs``; masked rows are zero.
 
         Raises:
           ValueError: an output type that no edge leads to, without ``residual``.
@@ -121,13 +123,13 @@ class HANLayer(nn.Module):
             ends = projected[sender], projected[receiver]
             messages = self._messages("__".join(kind), *ends, edge_set.features)
             out = attend(edge_set, mask, messages, self.config.negative_slope)
-            gathered[receiver].append((nn.relu(out), jnp.any(mask)))
+            gathered[receiver].append((nn.relu(out), any_edge(edge_set, mask)))
         fuse = _SemanticAttention(self.config.hidden, name="semantic")
         result = {}
         for name, parts in gathered.items():
             own = projected[name].rows()
             fused = fuse(parts, masks[name]) if parts else jnp.zeros_like(own)
-            result[name] = jnp.where(masks[name][:, None], fused + own if self.residual else fused, 0.0)
+            result[name] = jnp.where(masks[name][..., None], fused + own if self.residual else fused, 0.0)
         return result
 
     def _projected(self, name: str, raw: jax.Array, bias: bool = True) -> Projected:
@@ -148,10 +150,11 @@ class HANLayer(nn.Module):
         edge = None if features is None else self._projected(f"{name}_edge", features, bias=False)
         return Messages(
             sent=sent,
-            sent_score=sent.scores(vector("src")),
-            received_score=received.scores(vector("dst")),
+            received=received,
             edge=edge,
-            edge_score=None if edge is None else edge.scores(vector("edge")),
+            a_src=vector("src"),
+            a_dst=vector("dst"),
+            a_edge=None if edge is None else vector("edge"),
         )
 
 
@@ -162,7 +165,7 @@ class _SemanticAttention(nn.Module):
 
     @nn.compact
     def __call__(self, parts: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> jax.Array:
-        """Fuse ``parts``, of each edge type ([n, hidden], [] bool: it has an edge); mask [n]."""
+        """Fuse ``parts``, of each edge type ([..., n, hidden], [...] bool: it has an edge); mask [..., n]."""
         key = nn.Dense(self.hidden, name="key")
         query = self.param("query", nn.initializers.glorot_uniform(), (1, self.hidden))
         if len(parts) == 1:
@@ -172,12 +175,13 @@ class _SemanticAttention(nn.Module):
         values = jnp.stack([value for value, _ in parts])
         exists = jnp.stack([some for _, some in parts])
         # The mean over the nodes that exist, so that padding does not change the weights.
-        tanh = jnp.where(mask[None, :, None], jnp.tanh(key(values)), 0.0)
-        mean = jnp.sum(tanh, axis=1) / jnp.maximum(jnp.sum(mask, dtype=values.dtype), 1.0)
-        scores = mean @ query[0]
-        peak = jnp.max(jnp.where(exists, scores, jnp.finfo(scores.dtype).min))
-        weights = masked_exp(scores, jax.lax.stop_gradient(peak)[None], exists)
-        return jnp.einsum("r,rnf->nf", share_of(weights, jnp.sum(weights)[None]), values)
+        tanh = jnp.where(mask[None, ..., None], jnp.tanh(key(values)), 0.0)
+        count = jnp.maximum(jnp.sum(mask, axis=-1, dtype=values.dtype), 1.0)
+        scores = jnp.tensordot(jnp.sum(tanh, axis=-2), query[0], 1) / count[None]
+        peak = jnp.max(jnp.where(exists, scores, jnp.finfo(scores.dtype).min), axis=0, keepdims=True)
+        weights = masked_exp(scores, jax.lax.stop_gradient(peak), exists)
+        shares = share_of(weights, jnp.sum(weights, axis=0, keepdims=True))
+        return jnp.sum(shares[..., None, None] * values, axis=0)
 
 
 class HANEncoder(nn.Module):
@@ -192,7 +196,7 @@ class HANEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, nodes: _ByNode, masks: _ByNode, edges: _ByEdge) -> dict[str, jax.Array]:
-        """Return embeddings by node type, [n, hidden] float32 each, of the input of :class:`HANLayer`."""
+        """Return embeddings by node type, [..., n, hidden] float32, of the input of :class:`HANLayer`."""
         hidden = dict(nodes)
         for k in range(self.config.layers):
             last = k == self.config.layers - 1
@@ -200,5 +204,5 @@ class HANEncoder(nn.Module):
             outputs = self.outputs if last else tuple(hidden)
             new = HANLayer(self.config, outputs=outputs, name=f"layer_{k}")(hidden, masks, edges)
             normed = {name: nn.LayerNorm(name=f"norm_{k}_{name}")(value) for name, value in new.items()}
-            hidden = {name: jnp.where(masks[name][:, None], nn.relu(x), 0.0) for name, x in normed.items()}
+            hidden = {name: jnp.where(masks[name][..., None], nn.relu(x), 0.0) for name, x in normed.items()}
         return hidden

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jraph
@@ -24,14 +26,19 @@ class GroupedEdges:
     """All edges inside each of G groups of S senders and R receivers: dense, so no gather or scatter.
 
     Rows of senders are taken as [G, S] and rows of receivers as [G, R]; stars are groups with S or R = 1.
+    Nodes, masks and features may have further leading axes: a batch of graphs of equal shape.
     """
 
     groups: int = struct.field(pytree_node=False)  # G
-    mask: jax.Array | None = None  # [G, R, S] bool, the edge exists; None = all do
-    features: jax.Array | None = None  # [G, R, S, Fe] float32, finite where masked, too
+    mask: jax.Array | None = None  # [..., G, R, S] bool, the edge exists; None = all do
+    features: jax.Array | None = None  # [..., G, R, S, Fe] float32, finite where masked, too
 
 
 EdgeSet = Edges | GroupedEdges
+
+# Scores are clipped to this, so that no exponential overflows and none of a live edge is 0: the softmax needs
+# no maximum over the senders.
+_LARGEST_SCORE = 60.0
 
 
 @struct.dataclass
@@ -45,34 +52,39 @@ class Projected:
     def rows(self) -> jax.Array:
         """Return the projection, [..., H D] float32."""
         bias = self.bias.reshape((1,) * (self.raw.ndim - 1) + (-1,))
-        return self.raw @ self.kernel.reshape(self.raw.shape[-1], -1) + bias
+        return jnp.tensordot(self.raw, self.kernel.reshape(self.raw.shape[-1], -1), 1) + bias
+
+    def scorer(self, vector: jax.Array) -> jax.Array:
+        """Return the matrix [F, H] that takes raw features to ``vector`` ([H, D]) times their projection.
+
+        As (vector W) . raw, scores take H columns of products instead of H D. The bias is left out.
+        """
+        return jnp.einsum("fhd,hd->fh", self.kernel, vector)
 
     def scores(self, vector: jax.Array) -> jax.Array:
-        """Return ``vector`` ([H, D]) times the projection, by head: [..., H] float32.
-
-        As (vector W) . raw, it takes H columns of products instead of H D.
-        """
+        """Return ``vector`` ([H, D]) times the projection, by head: [..., H] float32."""
         bias = jnp.sum(self.bias * vector, axis=-1).reshape((1,) * (self.raw.ndim - 1) + (-1,))
-        return self.raw @ jnp.einsum("fhd,hd->fh", self.kernel, vector) + bias
+        return jnp.tensordot(self.raw, self.scorer(vector), 1) + bias
 
 
 @struct.dataclass
 class Messages:
     """The operands of attention over one edge type."""
 
-    sent: Projected  # leading shape [n_senders]
-    sent_score: jax.Array  # [n_senders, H] float32, a_src . sender
-    received_score: jax.Array  # [n_receivers, H] float32, a_dst . receiver
+    sent: Projected  # leading shape [..., n_senders]
+    received: Projected  # leading shape [..., n_receivers]
     edge: Projected | None  # leading shape of the edges; its bias is zero
-    edge_score: jax.Array | None  # [..., H] float32, a_edge . edge
+    a_src: jax.Array  # [H, D] float32, scores the sender's projection
+    a_dst: jax.Array  # [H, D] float32, the receiver's
+    a_edge: jax.Array | None  # [H, D] float32, the edge's
 
 
 def attend(edges: EdgeSet, mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
-    """Return attention over the incoming edges of each receiver, [n_receivers, H D]; 0 without any.
+    """Return attention over the incoming edges of each receiver, [..., n_receivers, H D]; 0 without any.
 
     Args:
       edges: the edges.
-      mask: [E] or [G, R, S] bool, see :func:`edge_mask`.
+      mask: [E] or [..., G, R, S] bool, see :func:`edge_mask`.
       messages: scores and values.
       slope: of the leaky ReLU on scores.
     """
@@ -82,13 +94,18 @@ def attend(edges: EdgeSet, mask: jax.Array, messages: Messages, slope: float) ->
 
 
 def edge_mask(edges: EdgeSet, sender_mask: jax.Array, receiver_mask: jax.Array) -> jax.Array:
-    """Return the edges that exist and whose two ends do: [E], or [G, R, S] bool."""
+    """Return the edges that exist and whose two ends do: [E], or [..., G, R, S] bool."""
     if isinstance(edges, Edges):
         ends = sender_mask[edges.senders] & receiver_mask[edges.receivers]
     else:
-        senders = sender_mask.reshape(edges.groups, 1, -1)
-        ends = senders & receiver_mask.reshape(edges.groups, -1, 1)
+        groups = (*sender_mask.shape[:-1], edges.groups)
+        ends = sender_mask.reshape(*groups, 1, -1) & receiver_mask.reshape(*groups, -1, 1)
     return ends if edges.mask is None else ends & edges.mask
+
+
+def any_edge(edges: EdgeSet, mask: jax.Array) -> jax.Array:
+    """Return whether a graph has an edge of this type, [...] bool, of its :func:`edge_mask`."""
+    return jnp.any(mask, axis=-1 if isinstance(edges, Edges) else (-3, -2, -1))
 
 
 def masked_exp(scores: jax.Array, peak: jax.Array, mask: jax.Array) -> jax.Array:
@@ -107,13 +124,14 @@ def share_of(parts: jax.Array, total: jax.Array) -> jax.Array:
 
 def _attend_sparse(edges: Edges, mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
     """Return :func:`attend` of edge lists, [n_receivers, H D], by segment operations; mask [E]."""
-    count, heads = messages.received_score.shape
-    scores = messages.sent_score[edges.senders] + messages.received_score[edges.receivers]
+    received = messages.received.scores(messages.a_dst)
+    count, heads = received.shape
+    scores = messages.sent.scores(messages.a_src)[edges.senders] + received[edges.receivers]
     values = messages.sent.rows()[edges.senders]
-    if messages.edge is not None and messages.edge_score is not None:
-        scores = scores + messages.edge_score
+    if messages.edge is not None and messages.a_edge is not None:
+        scores = scores + messages.edge.scores(messages.a_edge)
         values = values + messages.edge.rows()
-    scores = nn.leaky_relu(scores, slope)
+    scores = jnp.clip(nn.leaky_relu(scores, slope), -_LARGEST_SCORE, _LARGEST_SCORE)
     here = jnp.broadcast_to(mask[:, None], scores.shape)
     lowest = jnp.finfo(scores.dtype).min
     peak = jraph.segment_max(jnp.where(here, scores, lowest), edges.receivers, count)
@@ -125,31 +143,83 @@ def _attend_sparse(edges: Edges, mask: jax.Array, messages: Messages, slope: flo
 
 
 def _attend_grouped(mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
-    """Return :func:`attend` of grouped edges, [n_receivers, H D], by dense arrays; mask [G, R, S]."""
-    groups, received, sent = mask.shape
-    heads = messages.sent_score.shape[-1]
+    """Return :func:`attend` of grouped edges, [..., n_receivers, H D]; mask [..., G, R, S]."""
+    *lead, groups, received, sent = mask.shape
     if sent == 1:
         # The softmax of one is 1, whatever its score, which then need not be computed.
-        values = messages.sent.rows().reshape(groups, 1, -1)
+        values = messages.sent.rows().reshape(*lead, groups, 1, -1)
         if messages.edge is not None:
-            values = values + messages.edge.rows()[:, :, 0]
-        return jnp.where(mask, values, 0.0).reshape(groups * received, -1)
-    scores = messages.sent_score.reshape(groups, 1, sent, heads)
-    scores = scores + messages.received_score.reshape(groups, received, 1, heads)
-    if messages.edge_score is not None:
-        scores = scores + messages.edge_score
-    scores = nn.leaky_relu(scores, slope)
-    here = jnp.broadcast_to(mask[..., None], scores.shape)
-    lowest = jnp.finfo(scores.dtype).min
-    peak = jnp.max(jnp.where(here, scores, lowest), axis=2, keepdims=True)
-    parts = masked_exp(scores, jax.lax.stop_gradient(peak), here)
-    weights = share_of(parts, jnp.sum(parts, axis=2, keepdims=True))
-    # Attention is linear in the senders: weigh first and project the sums, H of them a receiver, instead
-    # of projecting every sender. XLA then drops the projection of a type that only sends.
-    raw = messages.sent.raw.reshape(groups, sent, -1)
-    out = jnp.einsum("grhf,fhd->grhd", jnp.einsum("grsh,gsf->grhf", weights, raw), messages.sent.kernel)
-    out = out + jnp.einsum("grh,hd->grhd", jnp.sum(weights, axis=2), messages.sent.bias)
-    if messages.edge is not None:
-        edge = jnp.einsum("grsh,grsf->grhf", weights, messages.edge.raw)
-        out = out + jnp.einsum("grhf,fhd->grhd", edge, messages.edge.kernel)
-    return out.reshape(groups * received, -1)
+            values = values + messages.edge.rows()[..., 0, :]
+        return jnp.where(mask, values, 0.0).reshape(*lead, groups * received, -1)
+    kernel, bias = messages.sent.kernel, messages.sent.bias
+    scorer = messages.sent.scorer(messages.a_src)
+    raw = messages.sent.raw.reshape(*lead, groups, 1, sent, -1)
+    raw = jnp.broadcast_to(raw, (*mask.shape, raw.shape[-1]))
+    if messages.edge is not None and messages.a_edge is not None:  # projections of both are summed
+        raw = jnp.concatenate(
+            [raw, jnp.broadcast_to(messages.edge.raw, (*mask.shape, len(messages.edge.kernel)))], -1
+        )
+        kernel = jnp.concatenate([kernel, messages.edge.kernel])
+        scorer = jnp.concatenate([scorer, messages.edge.scorer(messages.a_edge)])
+    width, heads, size = kernel.shape
+    # The senders of each receiver: their features, and a 1 that takes what a receiver's senders share.
+    senders = jnp.swapaxes(raw.reshape(-1, sent, width), 1, 2)
+    senders = jnp.concatenate([senders, jnp.ones_like(senders[:, :1])], 1)
+    shared = messages.received.scores(messages.a_dst).reshape(-1, heads)
+    shared = shared + jnp.sum(bias * messages.a_src, axis=-1)[None]
+    scorers = jnp.broadcast_to(scorer.T, (len(shared), heads, width))
+    scorers = jnp.concatenate([scorers, shared[..., None]], -1)
+    means = _weighted_means(scorers, senders, mask.reshape(-1, 1, sent), slope)
+    # Attention is linear in the senders: weigh first and project the means, H of them a receiver, instead of
+    # projecting every sender; by one matrix, in which no head reads another's mean.
+    projection = jnp.concatenate([kernel, bias[None]])
+    projection = jnp.einsum("fhd,hg->hfgd", projection, jnp.eye(heads, dtype=kernel.dtype))
+    means = means.reshape(len(shared), -1)
+    return (means @ projection.reshape(-1, heads * size)).reshape(*lead, groups * received, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _weighted_means(scorers: jax.Array, senders: jax.Array, mask: jax.Array, slope: float) -> jax.Array:
+    """Return the means of the senders' features by weights exp(score), [L, H, F]; 0 without any sender.
+
+    Its gradient is written by hand: every sum over senders is a product of small matrices, since XLA does
+    not vectorise sums along the last axis on a CPU.
+
+    Args:
+      scorers: [L, H, F] float32, score = leaky ReLU of scorer . sender.
+      senders: [L, F, S] float32, of which the last feature is 1.
+      mask: [L, 1, S] bool.
+      slope: of the leaky ReLU.
+    """
+    return _means_and_weights(scorers, senders, mask, slope)[0]
+
+
+def _means_and_weights(
+    scorers: jax.Array, senders: jax.Array, mask: jax.Array, slope: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """Return the means, and what their gradient reads."""
+    scores = jnp.einsum("lhf,lfs->lhs", scorers, senders)
+    bent = jnp.clip(jnp.where(scores > 0.0, scores, slope * scores), -_LARGEST_SCORE, _LARGEST_SCORE)
+    weights = jnp.where(mask, jnp.exp(bent), 0.0)
+    sums = jnp.einsum("lhs,lfs->lhf", weights, senders)
+    total = sums[..., -1:]
+    means = share_of(sums, total)
+    return means, (scorers, senders, scores, weights, total, means)
+
+
+def _means_gradient(
+    slope: float, kept: tuple[jax.Array, ...], of_means: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    """Return the gradients of scorers and senders from that of the means."""
+    scorers, senders, scores, weights, total, means = kept
+    of_sums = share_of(of_means, total)
+    both = jnp.sum(of_sums * means, axis=-1, keepdims=True)  # by the total, the sum of the last feature
+    of_weights = jnp.concatenate([of_sums[..., :-1], of_sums[..., -1:] - both], -1)
+    bent = jnp.where(scores > 0.0, scores, slope * scores)
+    steepness = jnp.where(jnp.abs(bent) < _LARGEST_SCORE, jnp.where(scores > 0.0, 1.0, slope), 0.0)
+    of_scores = jnp.einsum("lhf,lfs->lhs", of_weights, senders) * weights * steepness
+    of_senders = jnp.einsum("lhf,lhs->lfs", of_sums, weights) + jnp.einsum("lhf,lhs->lfs", scorers, of_scores)
+    return jnp.einsum("lhs,lfs->lhf", of_scores, senders), of_senders, None
+
+
+_weighted_means.defvjp(_means_and_weights, _means_gradient)

@@ -25,8 +25,8 @@ WIDTHS = {
 class TypedGraph:
     """The input of :class:`HANEncoder`."""
 
-    nodes: dict[str, jax.Array]  # by type [n, F] float32
-    masks: dict[str, jax.Array]  # by type [n] bool
+    nodes: dict[str, jax.Array]  # by type [..., n, F] float32
+    masks: dict[str, jax.Array]  # by type [..., n] bool
     edges: dict[EdgeType, EdgeSet]
 
 
@@ -34,30 +34,35 @@ class TypedGraph:
 class StarEmbedding:
     """Embeddings of N experts and of the arrived request: the input of actor and critic heads."""
 
-    arrived: jax.Array  # [hidden] float32
-    expert: jax.Array  # [N, hidden] float32, zero where the expert does not exist
+    arrived: jax.Array  # [..., hidden] float32
+    expert: jax.Array  # [..., N, hidden] float32, zero where the expert does not exist
 
 
 def star_graph(features: GraphFeatures) -> TypedGraph:
     """Return the structured form: stars as dense groups, node rows in the order of GraphLayout."""
-    experts, slots = features.running_mask.shape
-    slot_rows = experts * slots
-    slot, pair = features.slot.reshape(slot_rows, -1), features.pair
-    nodes = {"arrived": features.arrived[None], "expert": features.expert, "running": slot, "waiting": slot}
+    *lead, experts, slots = features.running_mask.shape
+    rows = (*lead, experts * slots)
+    slot, pair = features.slot.reshape(*rows, -1), features.pair
+    nodes = {
+        "arrived": features.arrived[..., None, :],
+        "expert": features.expert,
+        "running": slot,
+        "waiting": slot,
+    }
+    asks = {
+        "expert": GroupedEdges(groups=1, features=pair[..., None, :, None, :]),
+        "arrived": GroupedEdges(groups=1, features=pair[..., None, None, :, :]),
+    }
     return TypedGraph(
         nodes=nodes,
         masks={
-            "arrived": jnp.ones((1,), bool),
+            "arrived": jnp.ones((*lead, 1), bool),
             "expert": features.expert_mask,
-            "running": features.running_mask.reshape(slot_rows),
-            "waiting": features.waiting_mask.reshape(slot_rows),
+            "running": features.running_mask.reshape(rows),
+            "waiting": features.waiting_mask.reshape(rows),
         },
         edges={
-            kind: GroupedEdges(groups=experts)
-            if "arrived" not in kind
-            else GroupedEdges(
-                groups=1, features=pair[None, :, None] if kind[2] == "expert" else pair[None, None]
-            )
+            kind: GroupedEdges(groups=experts) if "arrived" not in kind else asks[kind[2]]
             for kind in EDGE_TYPES
         },
     )
@@ -86,7 +91,8 @@ class StarEncoder(nn.Module):
     """The router's HAN. One set of parameters serves any number of experts and slots, and both forms.
 
     Call it with :class:`GraphFeatures` (structured, the default: faster), or with the
-    :class:`TypedGraph` of :func:`graph_by_type` (generic, the reference). One observation; vmap for more.
+    :class:`TypedGraph` of :func:`graph_by_type` (generic, the reference). The structured form may have
+    leading axes; the generic one is of one observation: ``jax.vmap`` it over more.
     """
 
     config: HANConfig = HANConfig()
@@ -97,4 +103,4 @@ class StarEncoder(nn.Module):
         typed = star_graph(graph) if isinstance(graph, GraphFeatures) else graph
         encoder = HANEncoder(self.config, outputs=("arrived", "expert"), name="han")
         embedded = encoder(typed.nodes, typed.masks, typed.edges)
-        return StarEmbedding(arrived=embedded["arrived"][0], expert=embedded["expert"])
+        return StarEmbedding(arrived=embedded["arrived"][..., 0, :], expert=embedded["expert"])
