@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,7 @@ from qos_jax.policies.han_attention import (
     Projected,
     any_edge,
     attend,
+    attended_together,
     edge_mask,
     masked_exp,
     share_of,
@@ -117,13 +119,16 @@ class HANLayer(nn.Module):
             name: self._projected(f"project_{name}", nodes[name]) for name in nodes if name in needed
         }
         gathered: dict[str, list[tuple[jax.Array, jax.Array]]] = {name: [] for name in wanted}
-        for kind, edge_set in used.items():
-            sender, _, receiver = kind
-            mask = edge_mask(edge_set, masks[sender], masks[receiver])
-            ends = projected[sender], projected[receiver]
-            messages = self._messages("__".join(kind), *ends, edge_set.features)
-            out = attend(edge_set, mask, messages, self.config.negative_slope)
-            gathered[receiver].append((nn.relu(out), any_edge(edge_set, mask)))
+        for kinds in _attended_together(used, nodes):
+            sets = [used[kind] for kind in kinds]
+            found = [edge_mask(used[kind], masks[kind[0]], masks[kind[2]]) for kind in kinds]
+            messages = [
+                self._messages("__".join(kind), projected[kind[0]], projected[kind[2]], used[kind].features)
+                for kind in kinds
+            ]
+            outs = attend(sets, found, messages, self.config.negative_slope)
+            for kind, edge_set, mask, out in zip(kinds, sets, found, outs, strict=True):
+                gathered[kind[2]].append((nn.relu(out), any_edge(edge_set, mask)))
         fuse = _SemanticAttention(self.config.hidden, name="semantic")
         result = {}
         for name, parts in gathered.items():
@@ -158,6 +163,19 @@ class HANLayer(nn.Module):
         )
 
 
+def _attended_together(edges: _ByEdge, nodes: _ByNode) -> list[list[EdgeType]]:
+    """Return the edge types in lists that :func:`attend` takes at once, in their order.
+
+    Those are types whose senders have one array of features, as a slot's request has, running or waiting.
+    """
+    lists: dict[Any, list[EdgeType]] = {}
+    for kind, edge_set in edges.items():
+        sender, _, receiver = kind
+        alike = (id(nodes[sender]), receiver) if attended_together(edge_set) else kind
+        lists.setdefault(alike, []).append(kind)
+    return list(lists.values())
+
+
 class _SemanticAttention(nn.Module):
     """Weigh the edge types that lead to one node type; parameters shared by the node types, as in HANConv."""
 
@@ -181,7 +199,10 @@ class _SemanticAttention(nn.Module):
         peak = jnp.max(jnp.where(exists, scores, jnp.finfo(scores.dtype).min), axis=0, keepdims=True)
         weights = masked_exp(scores, jax.lax.stop_gradient(peak), exists)
         shares = share_of(weights, jnp.sum(weights, axis=0, keepdims=True))
-        return jnp.sum(shares[..., None, None] * values, axis=0)
+        weighed = [share[..., None, None] * value for share, (value, _) in zip(shares, parts, strict=True)]
+        return sum(
+            weighed[1:], weighed[0]
+        )  # a sum over a stack's first axis takes ten times as long on a CPU
 
 
 class HANEncoder(nn.Module):

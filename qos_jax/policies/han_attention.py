@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -79,18 +80,30 @@ class Messages:
     a_edge: jax.Array | None  # [H, D] float32, the edge's
 
 
-def attend(edges: EdgeSet, mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
+def attend(
+    edges: Sequence[EdgeSet], masks: Sequence[jax.Array], messages: Sequence[Messages], slope: float
+) -> list[jax.Array]:
     """Return attention over the incoming edges of each receiver, [..., n_receivers, H D]; 0 without any.
 
     Args:
-      edges: the edges.
-      mask: [E] or [..., G, R, S] bool, see :func:`edge_mask`.
-      messages: scores and values.
+      edges: of each of T edge types. Several have the same senders and receivers, in groups without features.
+      masks: of each, [E] or [..., G, R, S] bool, see :func:`edge_mask`.
+      messages: of each, scores and values.
       slope: of the leaky ReLU on scores.
+
+    Returns:
+      One array for each edge type.
     """
-    if isinstance(edges, Edges):
-        return _attend_sparse(edges, mask, messages, slope)
-    return _attend_grouped(mask, messages, slope)
+    if isinstance(edges[0], Edges):
+        return [_attend_sparse(edges[0], masks[0], messages[0], slope)]
+    if masks[0].shape[-1] == 1:
+        return [_attend_single(mask, message) for mask, message in zip(masks, messages, strict=True)]
+    return _attend_grouped(masks, messages, slope)
+
+
+def attended_together(edges: EdgeSet) -> bool:
+    """Return whether :func:`attend` takes such edges of several types at once."""
+    return isinstance(edges, GroupedEdges) and edges.features is None
 
 
 def edge_mask(edges: EdgeSet, sender_mask: jax.Array, receiver_mask: jax.Array) -> jax.Array:
@@ -142,40 +155,55 @@ def _attend_sparse(edges: Edges, mask: jax.Array, messages: Messages, slope: flo
     return jraph.segment_sum(values.reshape(len(weights), -1), edges.receivers, count)
 
 
-def _attend_grouped(mask: jax.Array, messages: Messages, slope: float) -> jax.Array:
-    """Return :func:`attend` of grouped edges, [..., n_receivers, H D]; mask [..., G, R, S]."""
-    *lead, groups, received, sent = mask.shape
-    if sent == 1:
-        # The softmax of one is 1, whatever its score, which then need not be computed.
-        values = messages.sent.rows().reshape(*lead, groups, 1, -1)
-        if messages.edge is not None:
-            values = values + messages.edge.rows()[..., 0, :]
-        return jnp.where(mask, values, 0.0).reshape(*lead, groups * received, -1)
-    kernel, bias = messages.sent.kernel, messages.sent.bias
-    scorer = messages.sent.scorer(messages.a_src)
-    raw = messages.sent.raw.reshape(*lead, groups, 1, sent, -1)
-    raw = jnp.broadcast_to(raw, (*mask.shape, raw.shape[-1]))
-    if messages.edge is not None and messages.a_edge is not None:  # projections of both are summed
-        raw = jnp.concatenate(
-            [raw, jnp.broadcast_to(messages.edge.raw, (*mask.shape, len(messages.edge.kernel)))], -1
-        )
-        kernel = jnp.concatenate([kernel, messages.edge.kernel])
-        scorer = jnp.concatenate([scorer, messages.edge.scorer(messages.a_edge)])
-    width, heads, size = kernel.shape
+def _attend_single(mask: jax.Array, messages: Messages) -> jax.Array:
+    """Return :func:`attend` of groups of one sender: the softmax of one is 1, whatever its score."""
+    *lead, groups, received, _ = mask.shape
+    values = messages.sent.rows().reshape(*lead, groups, 1, -1)
+    if messages.edge is not None:
+        values = values + messages.edge.rows()[..., 0, :]
+    return jnp.where(mask, values, 0.0).reshape(*lead, groups * received, -1)
+
+
+def _attend_grouped(
+    masks: Sequence[jax.Array], messages: Sequence[Messages], slope: float
+) -> list[jax.Array]:
+    """Return :func:`attend` of T types of grouped edges with the same senders; masks are [..., G, R, S]."""
+    *lead, groups, received, sent = masks[0].shape
+    first = messages[0]
+    raw = first.sent.raw.reshape(*lead, groups, 1, sent, -1)
+    raw = jnp.broadcast_to(raw, (*masks[0].shape, raw.shape[-1]))
+    kernels = [message.sent.kernel for message in messages]
+    scorers = [message.sent.scorer(message.a_src) for message in messages]
+    if first.edge is not None and first.a_edge is not None:  # projections of sender and edge are summed
+        raw = jnp.concatenate([raw, first.edge.raw], -1)
+        kernels = [jnp.concatenate([kernels[0], first.edge.kernel])]
+        scorers = [jnp.concatenate([scorers[0], first.edge.scorer(first.a_edge)])]
+    width, heads, size = kernels[0].shape
     # The senders of each receiver: their features, and a 1 that takes what a receiver's senders share.
     senders = jnp.swapaxes(raw.reshape(-1, sent, width), 1, 2)
     senders = jnp.concatenate([senders, jnp.ones_like(senders[:, :1])], 1)
-    shared = messages.received.scores(messages.a_dst).reshape(-1, heads)
-    shared = shared + jnp.sum(bias * messages.a_src, axis=-1)[None]
-    scorers = jnp.broadcast_to(scorer.T, (len(shared), heads, width))
-    scorers = jnp.concatenate([scorers, shared[..., None]], -1)
-    means = _weighted_means(scorers, senders, mask.reshape(-1, 1, sent), slope)
+    shared = [
+        message.received.scores(message.a_dst).reshape(-1, heads)
+        + jnp.sum(message.sent.bias * message.a_src, axis=-1)[None]
+        for message in messages
+    ]
+    rows, all_heads = len(shared[0]), len(messages) * heads
+    of_heads = jnp.broadcast_to(jnp.concatenate(scorers, -1).T, (rows, all_heads, width))
+    of_heads = jnp.concatenate([of_heads, jnp.concatenate(shared, -1)[..., None]], -1)
+    mask = jnp.stack([mask.reshape(-1, sent) for mask in masks], 1)
+    means = _weighted_means(of_heads, senders, mask, slope)
     # Attention is linear in the senders: weigh first and project the means, H of them a receiver, instead of
     # projecting every sender; by one matrix, in which no head reads another's mean.
-    projection = jnp.concatenate([kernel, bias[None]])
-    projection = jnp.einsum("fhd,hg->hfgd", projection, jnp.eye(heads, dtype=kernel.dtype))
-    means = means.reshape(len(shared), -1)
-    return (means @ projection.reshape(-1, heads * size)).reshape(*lead, groups * received, -1)
+    projections = [
+        jnp.concatenate([kernel, message.sent.bias[None]])
+        for kernel, message in zip(kernels, messages, strict=True)
+    ]
+    projection = jnp.einsum(
+        "fhd,hg->hfgd", jnp.concatenate(projections, 1), jnp.eye(all_heads, dtype=raw.dtype)
+    )
+    out = means.reshape(rows, -1) @ projection.reshape(-1, all_heads * size)
+    parts = jnp.split(out, len(messages), axis=-1)
+    return [part.reshape(*lead, groups * received, -1) for part in parts]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -188,7 +216,7 @@ def _weighted_means(scorers: jax.Array, senders: jax.Array, mask: jax.Array, slo
     Args:
       scorers: [L, H, F] float32, score = leaky ReLU of scorer . sender.
       senders: [L, F, S] float32, of which the last feature is 1.
-      mask: [L, 1, S] bool.
+      mask: [L, T, S] bool, of each T-th part of the heads.
       slope: of the leaky ReLU.
     """
     return _means_and_weights(scorers, senders, mask, slope)[0]
@@ -200,7 +228,8 @@ def _means_and_weights(
     """Return the means, and what their gradient reads."""
     scores = jnp.einsum("lhf,lfs->lhs", scorers, senders)
     bent = jnp.clip(jnp.where(scores > 0.0, scores, slope * scores), -_LARGEST_SCORE, _LARGEST_SCORE)
-    weights = jnp.where(mask, jnp.exp(bent), 0.0)
+    by_type = bent.reshape(*mask.shape[:2], -1, mask.shape[-1])
+    weights = jnp.exp(jnp.where(mask[:, :, None], by_type, -jnp.inf)).reshape(bent.shape)
     sums = jnp.einsum("lhs,lfs->lhf", weights, senders)
     total = sums[..., -1:]
     means = share_of(sums, total)
