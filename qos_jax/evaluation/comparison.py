@@ -24,7 +24,7 @@ from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.simulation.records import WOULD_WAIT
 from qos_jax.simulation.world import World
-from qos_jax.simulation.world_config import WorldConfig, check_views
+from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig, check_prefix_entries, check_views
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
@@ -48,6 +48,7 @@ class ComparisonConfig:
     stochastic: bool = False  # let learned routers draw from their policy, not take its most likely action
     baseline: str = "shortest_queue"  # what differences are taken to; POLICY is POLICY@VIEW of the first view
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
+    prefix_entries: int = option(0, help=PREFIX_HELP)
     latency_limit_s: float | None = None  # L, s per output token; none = the preset's or the fleet's own
     ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
     tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
@@ -73,6 +74,7 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        check_prefix_entries(self, self.world)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     setting = open_setting(
         config.fleet,
         scheduler=config.scheduler,
+        prefix_entries=config.prefix_entries,
         **limit_settings(config),
         table=config.table,
         table_split=config.table_split,

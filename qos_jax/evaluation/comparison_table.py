@@ -18,7 +18,7 @@ from qos_jax.policies.types import KNOWLEDGE, PROFILES
 from qos_jax.runs.folder import to_json
 from qos_jax.runs.statistics import mean_ci, paired_difference
 from qos_jax.serving import LIMITS
-from qos_jax.simulation.metrics import METRICS, WITHIN
+from qos_jax.simulation.metrics import ALL_METRICS, WITHIN
 from qos_jax.simulation.policy_runs import PolicyResult
 
 OTHER_LIMITS = LIMITS[1:]  # besides L
@@ -35,7 +35,7 @@ class ComparisonRow:
     workload: str
     arrival_rate_per_s: float  # requests / s
     latency_limit_s: float  # s/token
-    metric: str  # name in METRICS, whose unit the figures below have
+    metric: str  # name in ALL_METRICS, whose unit the figures below have
     mean: float  # over seeds
     ci_low: float  # 95% bootstrap interval of the mean
     ci_high: float
@@ -71,7 +71,7 @@ def comparison_table(
       results: one per policy, workload, rate and limit; those that share workload, rate and limit must
         come from identical requests, seed by seed.
       baseline: the policy to compare with, present on every workload and rate.
-      metrics: names to compare; by default those of ``METRICS`` that every result holds.
+      metrics: names to compare; by default those of ``ALL_METRICS`` that every result holds.
       resamples: bootstrap resamples.
       seed: seed of the resampling.
 
@@ -79,7 +79,7 @@ def comparison_table(
       InputError: if the baseline is missing somewhere, a result comes twice or the numbers of seeds differ.
     """
     held = [result.metrics for result in results]
-    names = tuple(metrics or (name for name in METRICS if all(name in each for each in held)))
+    names = tuple(metrics or (name for name in ALL_METRICS if all(name in each for each in held)))
     by_case: dict[Case, dict[str, np.ndarray]] = {}
     for result in results:
         case = by_case.setdefault(_case(result), {})
@@ -126,7 +126,7 @@ def write_comparison_csv(path: str | os.PathLike[str], comparison: Comparison) -
         for row in comparison.rows:
             values = [getattr(row, name) for name in columns]
             shown = ["" if isinstance(v, float) and not math.isfinite(v) else v for v in values]
-            writer.writerow([*shown, METRICS[row.metric].unit, comparison.baseline])
+            writer.writerow([*shown, ALL_METRICS[row.metric].unit, comparison.baseline])
 
 
 def write_comparison_json(path: str | os.PathLike[str], comparison: Comparison) -> None:

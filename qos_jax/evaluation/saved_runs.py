@@ -13,11 +13,12 @@ import numpy as np
 from qos_jax.files import atomic_write
 from qos_jax.runs.folder import RunFolder, to_json
 from qos_jax.simulation.cases import Case
-from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.metrics import ALL_METRICS, METRICS
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, PolicyResult, PolicyRun
 from qos_jax.simulation.records import RequestRecords
 
 _FROM_CASE = ("arrival_s", "prompt_tokens")  # the same for every policy, so not stored
+_OPTIONAL = ("cached_tokens",)  # with prefix caching
 _STORED = tuple(f.name for f in dataclasses.fields(RequestRecords) if f.name not in _FROM_CASE)
 
 
@@ -31,6 +32,7 @@ def save_policy_run(folder: RunFolder, run: PolicyRun) -> None:
             f"{place}.{name}": getattr(records, name)
             for place, records in enumerate(run.records.values())
             for name in _STORED
+            if getattr(records, name) is not None
         }
         with atomic_write(folder.file(f"records/{run.policy}.npz"), "wb") as stream:
             np.savez_compressed(stream, **arrays)
@@ -65,7 +67,7 @@ def load_policy_runs(
 
 def _result(line: Mapping[str, Any] | None) -> PolicyResult | None:
     """Return the result of a line of ``metrics.jsonl``, None if it is not whole."""
-    if line is None or line["metrics"].keys() != METRICS.keys():
+    if line is None or line["metrics"].keys() not in (METRICS.keys(), ALL_METRICS.keys()):
         return None
     numbers = {name: np.array(values, np.float64) for name, values in line["metrics"].items()}  # null: NaN
     limit_s = math.inf if line["latency_limit_s"] is None else line["latency_limit_s"]
@@ -86,7 +88,11 @@ def _load_records(
                 records[case.name] = RequestRecords(
                     arrival_s=case.runs.arrival_s,
                     prompt_tokens=np.asarray(case.runs.requests.prompt_tokens),
-                    **{name: arrays[f"{place}.{name}"] for name in _STORED},
+                    **{
+                        name: arrays[f"{place}.{name}"]
+                        for name in _STORED
+                        if f"{place}.{name}" in arrays or name not in _OPTIONAL
+                    },
                 )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None

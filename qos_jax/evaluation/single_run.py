@@ -31,7 +31,7 @@ from qos_jax.simulation.records import (
 )
 from qos_jax.simulation.simulate import Runs, SimulationResult, repeated_limits, simulate
 from qos_jax.simulation.world import World, simulate_world
-from qos_jax.simulation.world_config import WorldConfig, check_views
+from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig, check_prefix_entries, check_views
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.setting import limit_record, limit_settings, limits_of, open_fleet
@@ -64,6 +64,7 @@ class SingleRunConfig:
     e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
+    prefix_entries: int = option(0, help=PREFIX_HELP)
     seed: int = 0  # of the policy's own randomness
     allow_drop: bool = True  # let greedy policies drop what no expert gains from
     world: WorldConfig = option(WorldConfig, flat=True)  # of its views one, by default the twin's
@@ -74,6 +75,7 @@ class SingleRunConfig:
             raise input_error("is empty", field="requests", remedy="give the path of a CSV file")
         _ = self.service_limits  # checks them
         check_range(self, ("seed",), SEED)
+        check_prefix_entries(self, self.world)
         if len(self.world.views) > 1:
             remedy = f"give one, such as {self.world.views[-1]}; launch.evaluate compares several"
             raise input_error(f"{len(self.world.views)} views for one run", field="views", remedy=remedy)
@@ -143,6 +145,7 @@ def simulate_requests(
     limits: ServiceLimits | float,
     *,
     scheduler: str = "prefill_first",
+    prefix_entries: int = 0,
     seed: int = 0,
     keep_snapshots: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -158,6 +161,7 @@ def simulate_requests(
       router: who routes.
       limits: the service levels; a number is L alone, seconds per output token.
       scheduler: of every expert, one of ``serving.SCHEDULERS``.
+      prefix_entries: prefix groups that each expert remembers besides those in its slots; 0 = no caching.
       seed: of the policy's own randomness, 0 to 2**32 - 1.
       keep_snapshots: also return the experts' load before each arrival.
       on_progress: called every few hundred requests with the number just routed.
@@ -174,11 +178,10 @@ def simulate_requests(
         requests=jax.tree.map(lambda x: np.asarray(x)[None], requests.table),
         seed=np.array([seed], np.uint32),
     )
+    config = fleet.serving(scheduler, prefix_entries)
     if world is not None:
-        return simulate_world(fleet.serving(scheduler), router, runs, world, on_progress=on_progress)
-    return simulate(
-        fleet.serving(scheduler), router, runs, keep_snapshots=keep_snapshots, on_progress=on_progress
-    )
+        return simulate_world(config, router, runs, world, on_progress=on_progress)
+    return simulate(config, router, runs, keep_snapshots=keep_snapshots, on_progress=on_progress)
 
 
 def execute_run(
@@ -198,6 +201,7 @@ def execute_run(
         run.policy,
         config.service_limits,
         scheduler=config.scheduler,
+        prefix_entries=config.prefix_entries,
         seed=config.seed,
         keep_snapshots=plot,
         on_progress=on_progress,
@@ -237,11 +241,35 @@ def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
                 "failed": int(np.sum(status == FAILED)),
                 "busy_share": _share(result.totals.busy_s[0, index], makespan_s),
                 "kv_utilisation": _share(result.totals.kv_token_s[0, index], makespan_s * capacity),
+                **prefix_figures(records, run.fleet, index),
             }
         )
     config = dataclasses.asdict(run.config)
     config |= config.pop("world") | {"views": run.config.views} | limit_record(run.config.service_limits)
     return {**config, **metrics, "makespan_s": makespan_s, "experts": experts}
+
+
+def prefix_figures(records: RequestRecords, fleet: Fleet, index: int) -> dict[str, float]:
+    """Return what an expert's prefix cache spared it: tokens, their share, seconds of prefill; {} without.
+
+    Args:
+      records: of one run, [T].
+      fleet: the experts.
+      index: which of them.
+    """
+    if records.cached_tokens is None:
+        return {}
+    done = (records.expert == index) & (records.status == COMPLETED)
+    cached = records.cached_tokens[done].astype(np.float64)
+    profile = fleet.profile
+    per_token_s, per_token_sq_s = (
+        float(values[index]) for values in (profile.prefill_per_token_s, profile.prefill_per_token_sq_s)
+    )
+    return {
+        "cached_tokens": int(cached.sum()),
+        "hit_rate": _share(cached.sum(), float(records.prompt_tokens[done].sum())),
+        "prefill_saved_s": float((per_token_s * cached + per_token_sq_s * cached**2).sum()),
+    }
 
 
 def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:
@@ -268,10 +296,10 @@ def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -
 
 def _chunks(records: RequestRecords) -> Iterator[RequestRecords]:
     """Yield records [T] some thousands at a time."""
-    fields = [field.name for field in dataclasses.fields(records)]
+    held = {name: values for name, values in vars(records).items() if values is not None}
     for start in range(0, records.status.size, CSV_CHUNK_REQUESTS):
         part = slice(start, start + CSV_CHUNK_REQUESTS)
-        yield RequestRecords(**{name: getattr(records, name)[part] for name in fields})
+        yield RequestRecords(**{name: values[part] for name, values in held.items()})
 
 
 def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, Any]]:

@@ -12,6 +12,8 @@ from qos_jax.routing.demand import Demand, after_gap, after_request, no_demand
 from qos_jax.routing.measured import Measured, after_completions, no_measurements
 from qos_jax.serving import (
     FleetProfile,
+    PrefixHit,
+    PrefixTable,
     ServiceLimits,
     ServingConfig,
     ServingState,
@@ -19,7 +21,9 @@ from qos_jax.serving import (
     as_limits,
     assign_slot,
     empty_state,
+    empty_table,
     enqueue,
+    enqueue_prefix,
     evicted_content,
     insert,
 )
@@ -35,6 +39,13 @@ class Request:
     quality: jax.Array  # [N] float32 in [0, 1], true quality, which no router sees
     predicted_output_tokens: jax.Array  # [N] float32, the predictor's median
     predicted_quality: jax.Array  # [N] float32 in [0, 1]
+    # Shares its first tokens with every earlier request of its group (serving/README.md, rule 20).
+    prefix_group: jax.Array | None = None  # [] int32, below 0 = none
+    prefix_tokens: jax.Array | None = None  # [] int32
+
+
+# What each slot keeps of its request.
+_CONTENT = ("prompt_tokens", "output_tokens", "quality", "predicted_output_tokens", "predicted_quality")
 
 
 @struct.dataclass
@@ -51,6 +62,7 @@ class FleetState:
     # [N, K] float32, seconds at a server that is down; None, where no server can go down (see `faults`).
     stuck_s: jax.Array | None = None
     measured: Measured | None = None  # of the answers so far; None where no router reads it
+    prefixes: PrefixTable | None = None  # what caches remember beside the slots; None without prefix caching
 
     @property
     def generated_tokens(self) -> jax.Array:
@@ -67,6 +79,7 @@ class Outcome:
     ttft_s: jax.Array  # float32, seconds, at the server; -1 = failed
     latency_s: jax.Array  # float32, seconds, E2E, network included; -1 = failed
     preemptions: jax.Array  # int32
+    cached_tokens: jax.Array | None = None  # int32, prompt tokens found in the cache, with prefix caching
 
 
 @struct.dataclass
@@ -94,6 +107,7 @@ class Passed:
     busy_s: jax.Array  # [N] float32, seconds
     kv_token_s: jax.Array  # [N] float32, tokens x seconds
     rounds: jax.Array  # [] int32
+    allocated_tokens: jax.Array | None = None  # [N] int32, KV tokens allocated, with prefix caching
 
 
 def empty_fleet(config: ServingConfig, *, measures: bool = False) -> FleetState:
@@ -108,6 +122,7 @@ def empty_fleet(config: ServingConfig, *, measures: bool = False) -> FleetState:
         predicted_quality=jnp.zeros(shape, jnp.float32),
         demand=no_demand(config.num_experts),
         measured=no_measurements(config.num_experts) if measures else None,
+        prefixes=empty_table(config),
     )
 
 
@@ -118,6 +133,7 @@ def route(
     request_id: jax.Array,
     action: jax.Array,
     age_s: jax.Array | float = 0.0,
+    hit: PrefixHit | None = None,
 ) -> tuple[FleetState, Routed]:
     """Send ``request`` to expert ``action``; N, or any other number outside 0..N-1, drops it.
 
@@ -128,6 +144,7 @@ def route(
       request_id: [] int32, counts up with arrivals.
       action: [] int32.
       age_s: [] float32, seconds since it first arrived, above 0 for one that is routed again.
+      hit: what the expert's cache holds of its prompt, with prefix caching.
 
     Returns:
       The edge with the request in a slot, if an expert accepted it, and the result of the decision.
@@ -137,12 +154,14 @@ def route(
     assignment = assign_slot(profile, serving, action, request.prompt_tokens, request.output_tokens)
     evicted = evicted_content(assignment, _slot_outcomes(serving))
     evicted = dataclasses.replace(evicted, request_id=jnp.where(assignment.accepted, evicted.request_id, -1))
-    newcomer = {field.name: getattr(request, field.name) for field in dataclasses.fields(Request)}
+    newcomer = {name: getattr(request, name) for name in _CONTENT}
     if state.stuck_s is not None:
         newcomer["stuck_s"] = jnp.float32(0.0)
     content = insert(assignment, {name: getattr(state, name) for name in newcomer}, newcomer)
+    serving = enqueue(assignment, serving, request_id, request.prompt_tokens, request.output_tokens, age_s)
     routed_state = FleetState(
-        serving=enqueue(assignment, serving, request_id, request.prompt_tokens, request.output_tokens, age_s),
+        serving=serving if hit is None else enqueue_prefix(assignment, serving, hit),
+        prefixes=state.prefixes,
         **content,
         demand=after_request(
             state.demand, request.prompt_tokens, request.predicted_output_tokens, request.predicted_quality
@@ -208,6 +227,7 @@ def pass_time(
         busy_s=progress.busy_s,
         kv_token_s=progress.kv_token_s,
         rounds=progress.rounds,
+        allocated_tokens=progress.allocated_tokens,
     )
 
 
@@ -230,4 +250,5 @@ def _slot_outcomes(serving: ServingState) -> Outcome:
         ttft_s=serving.ttft_s,
         latency_s=serving.latency_s,
         preemptions=serving.preemptions,
+        cached_tokens=None if serving.prefix is None else serving.prefix.hit_tokens,
     )

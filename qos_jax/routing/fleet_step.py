@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pass_time, route
 from qos_jax.routing.whole_batch import max_over_batch
-from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig
+from qos_jax.serving import FleetProfile, PrefixHit, ServiceLimits, ServingConfig, forget, recall
 
 Tree = TypeVar("Tree")
 
@@ -52,16 +52,64 @@ def step_fleet(
     Returns:
       The edge at the next arrival, the result of the decision, and the totals of the time that passed.
     """
+    if state.prefixes is not None:
+        return _step_with_prefixes(config, profile, state, request, request_id, action, gap_s, limits)
+    return _step(config, profile, state, request, request_id, action, gap_s, limits, None)
+
+
+def _step_with_prefixes(
+    config: ServingConfig,
+    profile: FleetProfile,
+    state: FleetState,
+    request: Request,
+    request_id: jax.Array,
+    action: jax.Array,
+    gap_s: jax.Array,
+    limits: ServiceLimits,
+) -> tuple[FleetState, Routed, Passed]:
+    """Return :func:`step_fleet` with prefix caches, which also remember what lies in slots not stepped."""
+    if state.prefixes is None or request.prefix_group is None or request.prefix_tokens is None:
+        raise ValueError("prefix caching needs requests with prefix_group and prefix_tokens")
+    serving, table, hit = recall(
+        config,
+        profile,
+        state.serving,
+        state.prefixes,
+        action,
+        request.prefix_group,
+        request.prefix_tokens,
+        request.prompt_tokens,
+        request.output_tokens,
+    )
+    state = dataclasses.replace(state, serving=serving, prefixes=table)
+    state, routed, passed = _step(config, profile, state, request, request_id, action, gap_s, limits, hit)
+    assert passed.allocated_tokens is not None
+    serving, table = forget(state.serving, table, passed.allocated_tokens)
+    return dataclasses.replace(state, serving=serving, prefixes=table), routed, passed
+
+
+def _step(
+    config: ServingConfig,
+    profile: FleetProfile,
+    state: FleetState,
+    request: Request,
+    request_id: jax.Array,
+    action: jax.Array,
+    gap_s: jax.Array,
+    limits: ServiceLimits,
+    hit: PrefixHit | None,
+) -> tuple[FleetState, Routed, Passed]:
+    """Step the least width that holds all requests in flight; the arguments are those of `step_fleet`."""
 
     def stepped(state: FleetState) -> tuple[FleetState, Routed, Passed]:
-        routed_state, routed = route(profile, state, request, request_id, action)
+        routed_state, routed = route(profile, state, request, request_id, action, hit=hit)
         reached, passed = pass_time(config, profile, routed_state, gap_s, limits)
         return reached, routed, passed
 
     widths = step_widths(config.slots)
     if len(widths) == 1:
         return stepped(state)
-    given = (profile, request, request_id, action, gap_s, limits)
+    given = (profile, request, request_id, action, gap_s, limits, hit)
     # One more, free for the newcomer at any expert.
     needed = max_over_batch(jnp.minimum(occupied_slots(state) + 1, config.slots))
     shapes = jax.eval_shape(stepped, state)
@@ -107,7 +155,7 @@ def last_slots(state: FleetState, width: int) -> FleetState:
             lambda leaf: leaf[:, -width:] if leaf.ndim == 2 else leaf, getattr(state, field.name)
         )
         for field in dataclasses.fields(state)
-        if field.name not in ("demand", "measured")
+        if field.name not in ("demand", "measured", "prefixes")
     }
     return dataclasses.replace(state, **slotted)
 

@@ -4,8 +4,16 @@ from qos_jax.serving.advance import Progress, advance
 from qos_jax.serving.arrive import SlotAssignment, assign_slot, enqueue, evicted_content, insert
 from qos_jax.serving.context_limit import cut_at_limit, served_output_tokens, with_context_limit
 from qos_jax.serving.limits import LIMITS, ServiceLimits, as_limits
+from qos_jax.serving.prefix import PrefixHit, enqueue_prefix, forget, recall
 from qos_jax.serving.profile import DecodeKnot, FleetProfile, slowed
-from qos_jax.serving.state import SCHEDULERS, ServingConfig, ServingState, empty_state
+from qos_jax.serving.state import (
+    SCHEDULERS,
+    PrefixTable,
+    ServingConfig,
+    ServingState,
+    empty_state,
+    empty_table,
+)
 
 __all__ = [
     "ServingConfig",
@@ -27,5 +35,11 @@ __all__ = [
     "with_context_limit",
     "served_output_tokens",
     "cut_at_limit",
+    "recall",
+    "enqueue_prefix",
+    "forget",
+    "PrefixHit",
+    "PrefixTable",
+    "empty_table",
     "SCHEDULERS",
 ]

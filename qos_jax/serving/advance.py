@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.devices import vary_alike
-from qos_jax.serving import latency, scheduler
+from qos_jax.serving import latency, prefix, scheduler
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.scheduler import Batch, PromptPhase, count, masked_sum, once_per_expert
 from qos_jax.serving.state import ServingConfig, ServingState
@@ -34,6 +34,7 @@ class Progress:
     busy_s: jax.Array  # [N] float32, seconds of this gap in which an iteration ran
     kv_token_s: jax.Array  # [N] float32, KV tokens x seconds of the iterations BEGUN in this gap
     rounds: jax.Array  # [] int32, rounds of the event loop, decode runs within one not counted (profiling)
+    allocated_tokens: jax.Array | None = None  # [N] int32, KV tokens allocated, with prefix caching
 
 
 class _Loop(NamedTuple):
@@ -100,6 +101,7 @@ def advance(
         offset_s=state.lead_s,
         offset_rest_s=jnp.zeros_like(state.lead_s),
         kv_token_s=jnp.zeros_like(state.lead_s),
+        prefix=state.prefix,
     )
 
     def body(loop: _Loop) -> _Loop:
@@ -110,8 +112,12 @@ def advance(
     start = _Loop(batch, (state.lead_s < gap_s) & (count(batch.live) > 0), jnp.int32(0))
     start = vary_alike(start, profile, state, gap_s)
     batch, _, rounds = jax.lax.while_loop(lambda loop: jnp.any(loop.active), body, start)
+    prefixes, allocated = (
+        (None, None) if state.prefix is None else prefix.after_gap(config, profile, state, batch)
+    )
     advanced = dataclasses.replace(
         state,
+        prefix=prefixes,
         live=batch.live,
         running=batch.running,
         age_s=jnp.where(batch.live, state.age_s + gap_s, state.age_s),
@@ -128,6 +134,7 @@ def advance(
         busy_s=jnp.minimum(batch.offset_s, gap_s),
         kv_token_s=batch.kv_token_s,
         rounds=rounds,
+        allocated_tokens=allocated,
     )
     return advanced, progress
 
@@ -174,6 +181,7 @@ def _prompt_iteration(gap: _Gap, batch: Batch, phase: PromptPhase) -> Batch:
         offset_s=offset_s,
         offset_rest_s=rest_s,
         kv_token_s=batch.kv_token_s + held * phase.duration_s,
+        prefix=phase.prefix,
     )
 
 
@@ -185,13 +193,15 @@ def _decode(gap: _Gap, batch: Batch, decodes: jax.Array) -> Batch:
     """
     # Counts of stored masks, since a CPU does not vectorise a count of masks combined slot by slot.
     nobody_waits = count(batch.live) == count(batch.running)
+    shared = None if batch.prefix is None else batch.prefix.shared_tokens
 
     def body(run: _Decode) -> _Decode:
         running = run.left_tokens < _NOT_RUNNING
         size = count(running)
         held = masked_sum(running, batch.total_tokens - run.left_tokens)
         safe_size = jnp.maximum(size, 1)
-        in_memory = (gap.profile.kv_capacity_tokens - held) // safe_size
+        own = held if shared is None else held - masked_sum(running, shared)
+        in_memory = (gap.profile.kv_capacity_tokens - own) // safe_size
         decodes = run.decodes & (size > 0) & (in_memory > 0)
         first_completion = jnp.min(run.left_tokens, axis=-1)
         bound = jnp.maximum(jnp.minimum(first_completion, in_memory), 1)

@@ -6,7 +6,8 @@ disagreement of the two is settled by reading.
 
 One iteration is: queue the arrivals, let the scheduler plan (preempt, admit, price), let the time pass,
 hand out tokens. Only the plan differs between the schedulers. An outage cuts an iteration off and
-fails every request that the expert holds or is sent while it lasts.
+fails every request that the expert holds or is sent while it lasts. Prefix caches are those of
+`reference_cache`, block by block.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from numpy.typing import ArrayLike
 
 from qos_jax.checks import COUNT, check_one_of, check_range
 from qos_jax.errors import input_error
+from qos_jax.serving.reference_cache import BLOCK_TOKENS, BlockPool, SlotCache, content_ids
 
 if TYPE_CHECKING:
     from qos_jax.serving.profile import FleetProfile
 
 COMPLETED, REJECTED, DROPPED = "completed", "rejected", "dropped"
 REJECTED_TOO_LONG, FAILED = "rejected_too_long", "failed"
+LLAMA_CPP = "llama_cpp"
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class ReferenceOutcome:
     preemptions: int  # times it lost its KV cache and had to prefill again
     expert: int | None = None  # index of the expert it was routed to; None if dropped, or outside a fleet
     output_tokens: int = 0  # tokens generated, fewer than asked for where the context limit cut it
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache when it was first admitted
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,10 @@ class ReferenceRun:
 
     outcomes: list[ReferenceOutcome]  # [T] in routing order
     busy_s: float  # seconds, the sum of the iterations' durations
-    kv_token_s: float  # token-seconds: sum of duration x context tokens held at the iteration's start
-    peak_kv_tokens: int  # most context tokens held at the end of an iteration; never above the capacity
+    # Token-seconds: sum of duration x context tokens held at its start, shared ones by each that holds them.
+    kv_token_s: float
+    # Most context tokens held at the end of an iteration; above the capacity only where prefixes are shared.
+    peak_kv_tokens: int
     iterations: int  # number of iterations
     # Seconds: the smallest difference, other than exactly zero, between any arrival, change of pace or end of
     # an outage and any start or end of an iteration or failure; inf if there is none. A float32 simulator may
@@ -145,6 +151,8 @@ class _Request:
     rejected: str | None = None  # REJECTED or REJECTED_TOO_LONG where it was not queued
     fails_s: float | None = None  # instant at which it fails, of an expert that is down
     preemptions: int = 0
+    content: Sequence[int] = ()  # identities of its blocks, see `content_ids`
+    cached_tokens: int | None = None  # found in the prefix cache when it was first admitted
 
     @property
     def context_tokens(self) -> int:
@@ -161,6 +169,8 @@ class _Expert:
     # position by arrival; its length is the length of the queue.
     waiting: list[tuple[int, _Request]] = field(default_factory=list)
     running: list[_Request] = field(default_factory=list)
+    blocks: BlockPool | None = None  # with prefix caching, but for llama.cpp
+    slots: SlotCache | None = None  # with prefix caching, of llama.cpp
 
     def arrive(self, request: _Request) -> None:
         """Rules 1 and 18: queue a request, its output cut, or reject it, by the queue at this instant."""
@@ -184,11 +194,59 @@ class _Expert:
 
         One request alone always has room: it was rejected at arrival unless prompt + output fit.
         """
-        while self.held_tokens() + len(self.running) > self.profile.kv_capacity_tokens:
+        while self._memory_is_short():
             latest = max(self.running, key=lambda r: r.order)
             self.running.remove(latest)
             latest.preemptions += 1
             heapq.heappush(self.waiting, (latest.order, latest))
+            if self.blocks is not None:
+                self.blocks.release(latest.order)
+        if self.blocks is not None:
+            for request in self.running:
+                self.blocks.grow(request.order, request.context_tokens + 1)
+                if request.prefill_left_tokens == 0:
+                    self.blocks.enter(request.order, request.content, request.context_tokens)
+
+    def _memory_is_short(self) -> bool:
+        if self.blocks is None:
+            return self.held_tokens() + len(self.running) > self.profile.kv_capacity_tokens
+        missing = (self.blocks.missing_blocks(r.order, r.context_tokens + 1) for r in self.running)
+        return sum(missing) > len(self.blocks.free)
+
+    def cached_tokens(self, request: _Request) -> int:
+        """Rule 21: return the context tokens of a waiting request that the blocks hold; 0 without them."""
+        return 0 if self.blocks is None else self.blocks.hit_tokens(request.content, request.context_tokens)
+
+    def has_room(self, request: _Request, held_tokens: int, cached_tokens: int) -> bool:
+        """Rules 2 and 22: return whether a waiting request's context and one token more fit."""
+        tokens = request.context_tokens + 1
+        if self.blocks is None:
+            return held_tokens + tokens <= self.profile.kv_capacity_tokens
+        return self.blocks.has_room(request.content, tokens, cached_tokens)
+
+    def admit(self, request: _Request, cached_tokens: int) -> int:
+        """Give the first waiting request its memory; return the tokens of its context that are cached."""
+        heapq.heappop(self.waiting)
+        if self.blocks is not None:
+            tokens = request.context_tokens + 1
+            self.blocks.admit(request.order, request.content, tokens, cached_tokens)
+        if self.slots is not None:
+            cached_tokens = self.slots.admit(request.order, request.content, request.prompt_tokens)
+        if request.cached_tokens is None:
+            request.cached_tokens = cached_tokens
+        return cached_tokens
+
+    def computes(self, request: _Request, tokens: int) -> None:
+        """Rule 21: the whole blocks among its first ``tokens``, scheduled now, may be hit from now on."""
+        if self.blocks is not None:
+            self.blocks.enter(request.order, request.content, tokens)
+
+    def release(self, request: _Request) -> None:
+        """Rule 23: let go of the memory of a request that has completed; its prefix stays for now."""
+        if self.blocks is not None:
+            self.blocks.release(request.order)
+        if self.slots is not None:
+            self.slots.release(request.order, request.context_tokens - 1)
 
     def fail_until(self, now_s: float) -> None:
         """Rule 17: let go of those that have failed by now."""
@@ -204,6 +262,10 @@ class _Expert:
         """Rule 17: fail all that the expert holds, and all that arrive in [start, end) of the outage."""
         for request in (*self.running, *(r for _, r in self.waiting)):
             request.fails_s = outage.fails_s(outage.start_s)
+        if self.blocks is not None:
+            self.blocks = BlockPool(self.blocks.capacity_tokens)
+        if self.slots is not None:
+            self.slots = SlotCache(self.profile.max_running)
         for arrival_s, request in arriving:
             self.fail_until(arrival_s)
             self.arrive(request)
@@ -250,24 +312,26 @@ def _plan_prefill_first(expert: _Expert) -> _Plan:
     p = expert.profile
     admitted: list[_Request] = []
     held = expert.held_tokens()
-    prefill_tokens = 0
+    prefill_tokens, squares = 0, 0
     while expert.waiting:
         _, head = expert.waiting[0]
         c = head.context_tokens
+        cached = expert.cached_tokens(head)
         slot = len(expert.running) + len(admitted) + 1 <= p.max_running
-        memory = held + c + 1 <= p.kv_capacity_tokens
+        memory = expert.has_room(head, held, cached)
         # A prompt longer than the budget would wait for ever, so the first one is always within it.
-        budget = not admitted or prefill_tokens + c <= p.max_batched_tokens
+        budget = not admitted or prefill_tokens + c - cached <= p.max_batched_tokens
         if not (slot and memory and budget):
             break
-        heapq.heappop(expert.waiting)
+        cached = expert.admit(head, cached)
+        expert.computes(head, c)
         admitted.append(head)
         held += c + 1
-        prefill_tokens += c
+        prefill_tokens += c - cached
+        squares += c**2 - cached**2
 
     if admitted:
         expert.running += admitted
-        squares = sum(r.context_tokens**2 for r in admitted)
         return IterationWork(0, 0, prefill_tokens, squares), admitted
 
     expert.preempt_until_memory_suffices()
@@ -296,6 +360,7 @@ def _plan_chunked_prefill(expert: _Expert, shares_memory: bool = True) -> _Plan:
         prompt_tokens += chunk
         squares += (done + chunk) ** 2 - done**2
         request.prefill_left_tokens -= chunk
+        expert.computes(request, done + chunk)
         if request.prefill_left_tokens == 0:
             gaining.append(request)
 
@@ -304,12 +369,13 @@ def _plan_chunked_prefill(expert: _Expert, shares_memory: bool = True) -> _Plan:
     while expert.waiting and budget > 0:
         _, head = expert.waiting[0]
         c = head.context_tokens
+        cached = expert.cached_tokens(head)
         slot = len(expert.running) + 1 <= p.max_running
-        memory = not shares_memory or held + c + 1 <= p.kv_capacity_tokens
+        memory = not shares_memory or expert.has_room(head, held, cached)
         if not (slot and memory):
             break
-        heapq.heappop(expert.waiting)
-        head.prefill_left_tokens = c  # all of it: whatever was prefilled before a preemption is lost
+        # All that is not cached: whatever else was prefilled before a preemption is lost.
+        head.prefill_left_tokens = c - expert.admit(head, cached)
         expert.running.append(head)
         held += c + 1
         process_chunk(head)
@@ -325,7 +391,7 @@ def _plan_llama_cpp(expert: _Expert) -> _Plan:
 _SCHEDULERS: dict[str, Callable[[_Expert], _Plan]] = {
     "prefill_first": _plan_prefill_first,
     "chunked_prefill": _plan_chunked_prefill,
-    "llama_cpp": _plan_llama_cpp,
+    LLAMA_CPP: _plan_llama_cpp,
 }
 
 
@@ -337,6 +403,7 @@ def simulate_expert(
     *,
     request_id: Iterable[int] | None = None,
     scheduler: str = "prefill_first",
+    content: Sequence[Sequence[int]] | None = None,
     clock: Clock | None = None,
     pace: Sequence[tuple[float, float]] = (),
     outages: Sequence[tuple[float, float]] = (),
@@ -352,6 +419,8 @@ def simulate_expert(
       output_tokens: [T] integers, at least 1.
       request_id: [T] names for the outcomes; 0 .. T-1 if None.
       scheduler: "prefill_first" (vLLM v0, the paper's), "chunked_prefill" (vLLM v1) or "llama_cpp".
+      content: [T] identities of each request's blocks (:func:`content_ids`), of ``BLOCK_TOKENS`` tokens, or
+        of one under "llama_cpp"; None = no prefix caching.
       clock: gives the end of each iteration, to observe them or to set them right; start + duration if None.
       pace: (instant in seconds, factor) by rising instants: an iteration takes its duration times the factor
         in force at its start, 1 before the first.
@@ -365,7 +434,7 @@ def simulate_expert(
     Raises:
       InputError: an unknown scheduler, unsorted arrivals, a length below 1, or impossible limits.
 
-    Source: rules 1 to 8 and 16 to 19 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
+    Source: rules 1 to 8 and 16 to 24 of README.md; vLLM (Kwon et al., SOSP 2023) and, for chunks,
     Sarathi-Serve (Agrawal et al., OSDI 2024).
     """
     _check_limits(profile)
@@ -380,11 +449,11 @@ def simulate_expert(
             f"{len(ids)} ids for {len(requests)} requests", remedy="give one each", field="request_id"
         )
 
-    if scheduler == "llama_cpp":  # rule 19: the KV cache is divided among the slots
+    if scheduler == LLAMA_CPP:  # rule 19: the KV cache is divided among the slots
         share = profile.kv_capacity_tokens // profile.max_running
         given = profile.context_limit_tokens
         profile = replace(profile, context_limit_tokens=share if given is None else min(given, share))
-    expert = _Expert(profile)
+    expert = _with_cache(profile, scheduler, requests, content)
     to_come = [Outage(start, end, failure_delay_s, detection_delay_s) for start, end in outages]
     changes_s = [from_s for from_s, _ in pace]
     factors = [1.0, *(factor for _, factor in pace)]
@@ -439,6 +508,7 @@ def simulate_expert(
                 request.first_token_s = now_s
             if request.generated_tokens == request.output_tokens:
                 request.finish_s = now_s
+                expert.release(request)
         peak_kv_tokens = max(peak_kv_tokens, expert.held_tokens())
         expert.running = [r for r in expert.running if r.finish_s is None]
 
@@ -466,6 +536,8 @@ def simulate_fleet(
     expert: ArrayLike,
     scheduler: str = "prefill_first",
     *,
+    prefix_group: ArrayLike | None = None,
+    prefix_tokens: ArrayLike | None = None,
     pace: Sequence[Sequence[tuple[float, float]]] | None = None,
     outages: Sequence[Sequence[tuple[float, float]]] | None = None,
     failure_delay_s: float = np.inf,
@@ -480,6 +552,8 @@ def simulate_fleet(
       output_tokens: [T, N] integers, the length of the answer that each expert would give.
       expert: [T] integers in 0 .. N-1, or -1 where the router dropped the request.
       scheduler: as in :func:`simulate_expert`, for every expert.
+      prefix_group: [T] integers, below 0 = none; None = no prefix caching (rule 20).
+      prefix_tokens: [T] tokens that a request shares with every earlier one of its group.
       pace: [N], as in :func:`simulate_expert` for each expert; None = each at its profile.
       outages: [N], likewise; None = none.
       failure_delay_s: as in :func:`simulate_expert`, for every expert.
@@ -506,6 +580,11 @@ def simulate_fleet(
     # Checked here too, since the share of one expert may be sorted where the whole is not.
     _check_sorted(arrivals)
 
+    content = None
+    if prefix_group is not None and prefix_tokens is not None:
+        total = prompts + outputs.max(axis=1)
+        block = 1 if scheduler == LLAMA_CPP else BLOCK_TOKENS
+        content = content_ids(prefix_group, prefix_tokens, total, block)
     outcomes = [ReferenceOutcome(i, DROPPED, None, None, 0) for i in range(num)]
     runs = []
     for n in range(num_experts):
@@ -517,6 +596,7 @@ def simulate_fleet(
             outputs[mine, n],
             request_id=mine.tolist(),
             scheduler=scheduler,
+            content=None if content is None else [content[i] for i in mine],
             pace=() if pace is None else pace[n],
             outages=() if outages is None else outages[n],
             failure_delay_s=failure_delay_s,
@@ -527,6 +607,23 @@ def simulate_fleet(
             outcomes[outcome.request_id] = outcome
         runs.append(run)
     return outcomes, runs
+
+
+def _with_cache(
+    profile: ReferenceProfile,
+    scheduler: str,
+    requests: Sequence[_Request],
+    content: Sequence[Sequence[int]] | None,
+) -> _Expert:
+    """Return an idle expert; with content, its requests have it and it has the cache of its scheduler."""
+    if content is None:
+        return _Expert(profile)
+    for request, ids in zip(requests, content, strict=True):
+        request.content = ids
+    if scheduler == LLAMA_CPP:
+        return _Expert(profile, slots=SlotCache(profile.max_running))
+    blocks = BlockPool(profile.kv_capacity_tokens)
+    return _Expert(replace(profile, kv_capacity_tokens=blocks.whole_tokens), blocks=blocks)
 
 
 def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s: float) -> ReferenceOutcome:
@@ -543,6 +640,7 @@ def _outcome(request_id: int, request: _Request, arrival_s: float, network_rtt_s
         latency_s=request.finish_s - arrival_s + network_rtt_s,
         preemptions=request.preemptions,
         output_tokens=request.generated_tokens,
+        cached_tokens=request.cached_tokens or 0,
     )
 
 

@@ -11,7 +11,7 @@ from flax import struct
 
 from qos_jax.serving.latency import prefill_s
 from qos_jax.serving.profile import FleetProfile, decode_law
-from qos_jax.serving.state import LLAMA_CPP
+from qos_jax.serving.state import LLAMA_CPP, PrefixSlots
 
 
 @struct.dataclass
@@ -29,11 +29,27 @@ class Batch:
     offset_s: jax.Array  # [N] float32, seconds from the start of the gap to this boundary
     offset_rest_s: jax.Array  # [N] float32, seconds, what rounding left out of the offset
     kv_token_s: jax.Array  # [N] float32, KV tokens held x seconds, of the iterations begun in this gap
+    prefix: PrefixSlots | None = None  # with prefix caching
 
     @property
     def context_tokens(self) -> jax.Array:
         """[N, K] int32, prompt and generated tokens."""
         return self.total_tokens - self.left_tokens
+
+    @property
+    def own_tokens(self) -> jax.Array:
+        """[N, K] int32, the context less what an earlier live request holds too: what it adds to memory."""
+        context = self.context_tokens
+        return context if self.prefix is None else context - self.prefix.shared_tokens
+
+    @property
+    def uncached_tokens(self) -> jax.Array:
+        """[N, K] int32, the context that a waiting request has to prefill: at least its last token."""
+        prefix = self.prefix
+        if prefix is None:
+            return self.context_tokens
+        cached = jnp.minimum(prefix.cached_tokens, jnp.maximum(prefix.life_tokens, prefix.shared_tokens))
+        return self.context_tokens - jnp.clip(cached, 0, self.context_tokens - 1)
 
 
 @struct.dataclass
@@ -47,6 +63,7 @@ class PromptPhase:
     duration_s: jax.Array  # [N] float32, 0 = no prompt work
     worked: jax.Array  # [N] bool, there is prompt work
     rank: jax.Array  # [N, K] int32, position among the live slots before the iteration, from 1
+    prefix: PrefixSlots | None = None  # after the admissions and preemptions, with prefix caching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +121,14 @@ def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> Pro
     """
     waiting = batch.live & ~batch.running
     size = count(batch.running)
-    held = masked_sum(batch.running, batch.context_tokens)
+    uncached = batch.uncached_tokens
     rank = prefix_sum(batch.live.astype(jnp.int32))
-    footprint = prefix_sum(jnp.where(batch.live, batch.context_tokens + 1, 0))
-    prompt = footprint - (held[:, None] + rank)  # prefill tokens up to and with this waiting request
+    footprint = prefix_sum(jnp.where(batch.live, batch.own_tokens + 1, 0))
+    # Prefill tokens up to and with this waiting request:
+    if batch.prefix is None:
+        prompt = footprint - (masked_sum(batch.running, batch.context_tokens)[:, None] + rank)
+    else:
+        prompt = prefix_sum(jnp.where(waiting, uncached, 0))
     admitted = (
         active[:, None]
         & waiting
@@ -119,9 +140,12 @@ def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> Pro
     preempted = (
         (active & ~worked)[:, None] & batch.running & (footprint > profile.kv_capacity_tokens[:, None])
     )
-    tokens = masked_sum(admitted, batch.context_tokens).astype(jnp.float32)
+    tokens = masked_sum(admitted, uncached).astype(jnp.float32)
     context = batch.context_tokens.astype(jnp.float32)
     tokens_sq = masked_sum(admitted, context * context)
+    if batch.prefix is not None:
+        done = (batch.context_tokens - uncached).astype(jnp.float32)
+        tokens_sq = tokens_sq - masked_sum(admitted, done * done)
     return PromptPhase(
         running=(batch.running | admitted) & ~preempted,
         preempted=preempted,
@@ -130,6 +154,7 @@ def prefill_first(profile: FleetProfile, batch: Batch, active: jax.Array) -> Pro
         duration_s=jnp.where(worked, prefill_s(profile, tokens, tokens_sq), 0.0),
         worked=worked,
         rank=rank,
+        prefix=_prefix_after(batch, admitted, preempted),
     )
 
 
@@ -140,8 +165,9 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
     ``footprint <= kv``: a running request that fails it is preempted, a waiting one not admitted.
     """
     size_limit = profile.max_running[:, None]
+    uncached = batch.uncached_tokens
     rank = prefix_sum(batch.live.astype(jnp.int32))
-    footprint = prefix_sum(jnp.where(batch.live, batch.context_tokens + 1, 0))
+    footprint = prefix_sum(jnp.where(batch.live, batch.own_tokens + 1, 0))
     in_memory = footprint <= profile.kv_capacity_tokens[:, None]
     preempted = active[:, None] & batch.running & ~in_memory
     kept = batch.running & ~preempted
@@ -153,17 +179,22 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
     resumed = jnp.minimum(masked_sum(partial, batch.prefill_left_tokens), budget)
     spare = (budget - resumed)[:, None]
     waiting = batch.live & ~batch.running
-    held = masked_sum(batch.running, batch.context_tokens)
     # Prefill tokens of the waiting ones ahead; if any was preempted, the test of memory fails for all.
-    ahead = footprint - held[:, None] - rank - batch.context_tokens
+    if batch.prefix is None:
+        held = masked_sum(batch.running, batch.context_tokens)
+        ahead = footprint - held[:, None] - rank - uncached
+    else:
+        ahead = prefix_sum(jnp.where(waiting, uncached, 0)) - uncached
     admitted = active[:, None] & waiting & (rank <= size_limit) & in_memory & (ahead < spare)
-    chunk = jnp.where(admitted, jnp.minimum(batch.context_tokens, spare - ahead), 0) + jnp.where(
+    chunk = jnp.where(admitted, jnp.minimum(uncached, spare - ahead), 0) + jnp.where(
         active[:, None] & partial, resumed[:, None], 0
     )
     done = jnp.where(partial, batch.context_tokens - batch.prefill_left_tokens, 0)
+    if batch.prefix is not None:
+        done = jnp.where(admitted, batch.context_tokens - uncached, done)
     tokens = jnp.sum(chunk, axis=-1, dtype=jnp.int32)
     worked = tokens > 0
-    prefill_left = jnp.where(admitted, batch.context_tokens, batch.prefill_left_tokens) - chunk
+    prefill_left = jnp.where(admitted, uncached, batch.prefill_left_tokens) - chunk
     prefilled = (admitted | partial) & (prefill_left == 0)
     before = done.astype(jnp.float32)
     step = chunk.astype(jnp.float32)
@@ -180,6 +211,22 @@ def chunked_prefill(profile: FleetProfile, batch: Batch, active: jax.Array) -> P
         duration_s=jnp.where(worked, duration_s, 0.0),
         worked=worked,
         rank=rank,
+        prefix=_prefix_after(batch, admitted, preempted),
+    )
+
+
+def _prefix_after(batch: Batch, admitted: jax.Array, preempted: jax.Array) -> PrefixSlots | None:
+    """Return the slots' prefixes after a boundary: a preempted request's blocks are the next to be taken."""
+    prefix = batch.prefix
+    if prefix is None:
+        return None
+    context, found = batch.context_tokens, batch.context_tokens - batch.uncached_tokens
+    cached = jnp.where(admitted, found, jnp.where(preempted, context, prefix.cached_tokens))
+    return dataclasses.replace(
+        prefix,
+        cached_tokens=cached,
+        life_tokens=jnp.where(preempted, context, prefix.life_tokens),
+        hit_tokens=jnp.where(admitted & (prefix.hit_tokens < 0), found, prefix.hit_tokens),
     )
 
 
@@ -200,8 +247,8 @@ def head_fits(profile: FleetProfile, batch: Batch, phase: PromptPhase) -> jax.Ar
     # Those running, some of whom may just have completed, are the first by rank; the head is the next.
     head = phase.rank == (count(phase.running) + 1)[:, None]
     head = head & batch.live & ~batch.running
-    prompt = masked_sum(head, batch.context_tokens)
-    held = masked_sum(batch.running, batch.context_tokens)
+    prompt = masked_sum(head, batch.own_tokens)
+    held = masked_sum(batch.running, batch.own_tokens)
     return (
         (prompt > 0)
         & (count(batch.running) < profile.max_running)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.checks import COUNT, check_one_of, check_range
+from qos_jax.checks import COUNT, COUNT_OR_ZERO, check_one_of, check_range
 
 LLAMA_CPP = "llama_cpp"
+NO_LIFE = -(2**30)  # life of a prefix long since evicted; far from overflow
 SCHEDULERS = ("prefill_first", "chunked_prefill", LLAMA_CPP)
 
 
@@ -26,9 +27,12 @@ class ServingConfig:
     running_slots: int  # the fleet's largest max_running
     waiting_slots: int  # the fleet's largest max_waiting
     scheduler: str = "prefill_first"  # one of SCHEDULERS
+    # Prefix groups that each expert remembers beside those in its slots; 0 = no prefix caching.
+    prefix_entries: int = 0
 
     def __post_init__(self) -> None:
         check_range(self, ("num_experts", "running_slots", "waiting_slots"), COUNT)
+        check_range(self, ("prefix_entries",), COUNT_OR_ZERO)
         check_one_of("scheduler", self.scheduler, SCHEDULERS)
 
     @property
@@ -39,6 +43,29 @@ class ServingConfig:
         requests together, preempted ones included, never exceed ``max_running + max_waiting``.
         """
         return self.running_slots + self.waiting_slots
+
+
+@struct.dataclass
+class PrefixSlots:
+    """The prefix of each slot's request, and what the cache holds of it (README.md, rules 20 to 25)."""
+
+    group: jax.Array  # [N, K] int32, -1 = shares nothing
+    prefix_tokens: jax.Array  # [N, K] int32, most tokens of its prompt that a cache could hold
+    cached_tokens: jax.Array  # [N, K] int32, tokens of its context that need no prefill when it is admitted
+    # [N, K] int32, KV tokens to be allocated until nothing is left, the last blocks going first: of a dead
+    # slot's context, or of the cached tokens of a waiting one.
+    life_tokens: jax.Array
+    shared_tokens: jax.Array  # [N, K] int32, of its KV tokens, those that an earlier live request holds too
+    hit_tokens: jax.Array  # [N, K] int32, cached tokens when it was first admitted; -1 = not yet
+
+
+@struct.dataclass
+class PrefixTable:
+    """The last C prefix groups that left the slots of each expert, by the order in which they did."""
+
+    group: jax.Array  # [N, C] int32, -1 = none
+    tokens: jax.Array  # [N, C] int32, KV tokens of whole blocks
+    life_tokens: jax.Array  # [N, C] int32, as in :class:`PrefixSlots`
 
 
 @struct.dataclass
@@ -65,6 +92,7 @@ class ServingState:
     latency_s: jax.Array  # [N, K] float32, E2E latency in seconds, network included; -1 = not known yet
     preemptions: jax.Array  # [N, K] int32
     lead_s: jax.Array  # [N] float32, seconds from now to the end of the iteration in progress; 0 = none
+    prefix: PrefixSlots | None = None  # with prefix caching
 
     @property
     def waiting(self) -> jax.Array:
@@ -97,4 +125,22 @@ def empty_state(config: ServingConfig) -> ServingState:
         latency_s=floats(-1.0),
         preemptions=ints(),
         lead_s=jnp.zeros((config.num_experts,), jnp.float32),
+        prefix=None
+        if config.prefix_entries == 0
+        else PrefixSlots(
+            group=ints(-1),
+            prefix_tokens=ints(),
+            cached_tokens=ints(),
+            life_tokens=ints(),
+            shared_tokens=ints(),
+            hit_tokens=ints(-1),
+        ),
     )
+
+
+def empty_table(config: ServingConfig) -> PrefixTable | None:
+    """Return what N experts remember at first, nothing; None without prefix caching."""
+    if config.prefix_entries == 0:
+        return None
+    none = jnp.zeros((config.num_experts, config.prefix_entries), jnp.int32)
+    return PrefixTable(group=none - 1, tokens=none, life_tokens=none + NO_LIFE)

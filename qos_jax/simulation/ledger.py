@@ -24,6 +24,7 @@ class Ledger:
         self._ttft_s = np.full(shape, np.nan, np.float32)
         self._latency_s = np.full(shape, np.nan, np.float32)
         self._preemptions = np.zeros(shape, np.int32)
+        self._cached_tokens: np.ndarray | None = None  # [R, T] int32, with prefix caching
         self._outcomes = np.zeros(shape, np.int8)
         self._busy_s = np.zeros((num_runs, num_experts))
         self._kv_token_s = np.zeros((num_runs, num_experts))
@@ -56,6 +57,10 @@ class Ledger:
         self._ttft_s[at] = flat.ttft_s[lane, place]
         self._latency_s[at] = flat.latency_s[lane, place]
         self._preemptions[at] = flat.preemptions[lane, place]
+        if flat.cached_tokens is not None:
+            if self._cached_tokens is None:
+                self._cached_tokens = np.zeros_like(self._preemptions)
+            self._cached_tokens[at] = flat.cached_tokens[lane, place]
         self._expert[at] = flat.expert[lane, place]  # not the first it went to, if it was routed again
         np.add.at(self._outcomes, at, 1)
 
@@ -86,6 +91,7 @@ class Ledger:
             latency_s=np.where(failed, np.nan, self._latency_s),
             preemptions=self._preemptions,
             quality=np.where(dropped, np.nan, quality),
+            cached_tokens=self._cached_tokens,
         )
 
     def totals(self, arrival_s: np.ndarray) -> RunTotals:

@@ -127,6 +127,16 @@ METRICS: dict[str, Metric] = {
 }
 
 
+# With prefix caching, besides:
+PREFIX_METRICS: dict[str, Metric] = {
+    "cached_tokens": Metric(
+        "cached tokens", "tokens", "higher", "prompt tokens found in the prefix cache, of completed requests"
+    ),
+    "hit_rate": Metric("hit rate", "", "higher", "cached tokens / prompt tokens of completed requests"),
+}
+ALL_METRICS = METRICS | PREFIX_METRICS
+
+
 def summarise(
     records: RequestRecords, totals: RunTotals, profile: FleetProfile, limits: ServiceLimits | Any
 ) -> dict[str, np.ndarray]:
@@ -139,11 +149,18 @@ def summarise(
       limits: the service levels, leaves [] or [...]; a number or an array is L alone, s/token.
 
     Returns:
-      For each name in ``METRICS`` an array [...] float64. A figure without a denominator (the mean
-      latency where nothing completed, say) is NaN.
+      For each name in ``METRICS``, with prefix caching in ``ALL_METRICS``, an array [...] float64. A figure
+      without a denominator (the mean latency where nothing completed, say) is NaN.
     """
     figures = _figures(np, np.float64, records, totals, profile, limits)
-    return {name: np.asarray(figures[name], np.float64) for name in METRICS}
+    if records.cached_tokens is None:
+        return {name: np.asarray(figures[name], np.float64) for name in METRICS}
+    done = records.status == COMPLETED
+    cached = np.where(done, records.cached_tokens, 0).sum(-1, dtype=np.float64)
+    prompt = np.where(done, records.prompt_tokens, 0).sum(-1, dtype=np.float64)
+    rate = np.divide(cached, prompt, out=np.full_like(prompt, np.nan), where=prompt > 0)
+    figures |= {"cached_tokens": cached, "hit_rate": rate}
+    return {name: np.asarray(figures[name], np.float64) for name in ALL_METRICS}
 
 
 def traced_summarise(

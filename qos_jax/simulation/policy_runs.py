@@ -17,10 +17,11 @@ from qos_jax.policies import Policy, upper_bound
 from qos_jax.policies.types import PROFILES, TRUTH
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
-from qos_jax.simulation.metrics import METRICS, summarise
+from qos_jax.simulation.metrics import ALL_METRICS, METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
 from qos_jax.simulation.world import World, simulate_world
+from qos_jax.workload.request_table import without_prefixes
 from qos_jax.workload.setting import limit_record
 
 UPPER_BOUND = "upper_bound"
@@ -117,7 +118,7 @@ def compare(
         for future in done:
             future.result()
         if with_upper_bound and UPPER_BOUND not in runs:
-            enter(PolicyRun(UPPER_BOUND, [_bound(case, config.scheduler) for case in cases], {}))
+            enter(PolicyRun(UPPER_BOUND, [_bound(case, config) for case in cases], {}))
     except BaseException as error:
         with lock:  # whoever holds it is writing, and is let finish
             stopped = True
@@ -191,10 +192,15 @@ def _result(policy: str, knows: str, case: Case, metrics: dict[str, np.ndarray])
 _upper_bounds = jax.jit(jax.vmap(upper_bound, in_axes=(None, 0, 0, None)), static_argnums=3)
 
 
-def _bound(case: Case, scheduler: str) -> PolicyResult:
-    runs = case.runs
-    qos = _upper_bounds(runs.profile, runs.requests, runs.limits, scheduler)
-    metrics = {name: np.full(runs.shape[0], np.nan) for name in METRICS}
+def _bound(case: Case, config: ServingConfig) -> PolicyResult:
+    runs, requests = case.runs, without_prefixes(case.runs.requests)
+    shared = case.runs.requests.prefix_tokens if config.prefix_entries else None
+    if shared is not None:  # at best all of it is cached
+        left = np.maximum(np.asarray(requests.prompt_tokens) - np.asarray(shared), 1)
+        requests = dataclasses.replace(requests, prompt_tokens=left)
+    qos = _upper_bounds(runs.profile, requests, runs.limits, config.scheduler)
+    names = ALL_METRICS if config.prefix_entries else METRICS
+    metrics = {name: np.full(runs.shape[0], np.nan) for name in names}
     metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
     metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))
     return _result(UPPER_BOUND, TRUTH, case, metrics)

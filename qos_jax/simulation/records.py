@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from types import ModuleType
@@ -75,12 +76,16 @@ class RequestRecords:
     latency_s: np.ndarray  # [..., T] float32: E2E with the network round trip; NaN where not completed
     preemptions: np.ndarray  # [..., T] int32: times the request was preempted
     quality: np.ndarray  # [..., T] float32 in [0, 1]: true quality of the expert chosen; NaN where dropped
+    # [..., T] int32: prompt tokens found in the prefix cache; None without prefix caching
+    cached_tokens: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("expert", "prompt_tokens", "output_tokens", "preemptions"), np.int32)
         real = dict.fromkeys(("ttft_s", "latency_s", "quality"), np.float32)
         _convert(self, status=np.int8, arrival_s=np.float64, **whole, **real)
-        shapes = {field.name: getattr(self, field.name).shape for field in dataclasses.fields(self)}
+        if self.cached_tokens is not None:
+            _convert(self, cached_tokens=np.int32)
+        shapes = {name: values.shape for name, values in vars(self).items() if values is not None}
         if len(set(shapes.values())) > 1 or self.status.ndim == 0:
             raise ValueError(f"request records need one common shape [..., T], got {shapes}")
 
@@ -88,7 +93,8 @@ class RequestRecords:
         """Return the records at ``index`` of the leading axes, e.g. ``at(rate, seed)`` of shape [T]."""
         if len(index) >= self.status.ndim:
             raise ValueError(f"{len(index)} indices for {self.status.ndim - 1} leading axes")
-        return RequestRecords(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+        held = {name: values[index] for name, values in vars(self).items() if values is not None}
+        return RequestRecords(**held)
 
     def latency_per_token_s(self) -> np.ndarray:
         """Return E2E latency / output tokens, [..., T] float64 s/token; NaN where not completed."""
@@ -222,6 +228,7 @@ def write_records_csv(
 ) -> int:
     """Write one run's records, whole or not at all, with the columns ``CSV_COLUMNS``.
 
+    With prefix caching a column ``cached_tokens`` follows.
     Where another limit than L is set a column ``within_NAME`` follows for each, 1 if the request completed
     within it, else 0.
 
@@ -243,16 +250,21 @@ def write_records_csv(
       ValueError: if a chunk has leading axes.
     """
     rows = 0
+    chunks = iter((records,) if isinstance(records, RequestRecords) else records)
+    first = next(chunks, None)
+    cached = first is not None and first.cached_tokens is not None
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         plain = as_limits(limits).is_plain
         set_limits = [name for name, limit_s in vars(as_limits(limits)).items() if limit_s is not None]
         within = [] if plain else [f"within_{name.removesuffix('_limit_s')}" for name in set_limits]
-        writer.writerow([*CSV_COLUMNS, *within])
-        for chunk in (records,) if isinstance(records, RequestRecords) else records:
+        writer.writerow([*CSV_COLUMNS, *(["cached_tokens"] if cached else []), *within])
+        for chunk in () if first is None else itertools.chain([first], chunks):
             if chunk.status.ndim != 1:
                 raise ValueError(f"a CSV file holds one run of shape [T], got {chunk.status.shape}")
             columns = _csv_columns(chunk, expert_names, chunk.qos(limits, network_rtt_s), rows)
+            if chunk.cached_tokens is not None:
+                columns.append(chunk.cached_tokens.tolist())
             if not plain:
                 columns += [kept.astype(int).tolist() for kept in chunk.kept(limits, network_rtt_s).values()]
             writer.writerows(zip(*columns, strict=True))

@@ -26,6 +26,7 @@ from qos_jax.simulation.simulate import (
     arriving_of,
     cpu_block_runs,
 )
+from qos_jax.workload.request_table import without_prefixes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,7 +79,10 @@ def simulate_world(
       RuntimeError: a request is unaccounted for (a defect of the simulator).
     """
     limited = with_context_limit(config.scheduler, runs.profile, np)
-    runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, runs.requests, np))
+    if config.prefix_entries:
+        raise ValueError("prefix caches are not simulated in a world: leave out prefix_entries")
+    requests = cut_at_limit(limited, without_prefixes(runs.requests), np)
+    runs = dataclasses.replace(runs, profile=limited, requests=requests)
     num_runs, num_requests = runs.shape
     if block_runs is None:
         block_runs = cpu_block_runs(config) if jax.default_backend() == "cpu" else num_runs

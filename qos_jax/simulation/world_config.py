@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.checks import COUNT, NON_NEGATIVE, POSITIVE, SHARE, check_one_of, check_range, check_some_of
+from qos_jax.checks import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NON_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check_one_of,
+    check_range,
+    check_some_of,
+)
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
@@ -21,6 +31,12 @@ from qos_jax.simulation.world import World
 DEFAULT_VIEWS = ("informed", "twin")
 DOWN = "down"  # as the pace of a scripted event: an outage
 _EVENT_FORM = "EXPERT:START_S:LENGTH_S:PACE, with down as the pace of an outage"
+
+
+PREFIX_HELP = (
+    "prefix groups that each expert's cache remembers besides those in its slots, such as 64; 0 = no prefix "
+    "caching. Requests say what they share by prefix_group and prefix_tokens"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,3 +204,16 @@ def _event(text: str) -> tuple[str, float, float, float]:
         remedy = f"give {_EVENT_FORM}: a start from 0, a length and a pace above 0"
         raise input_error(f"{text!r} is out of range", field="fault", remedy=remedy)
     return expert, start_s, length_s, pace
+
+
+def check_prefix_entries(config: Any, world: WorldConfig) -> None:
+    """Check how much prefix caches remember, ``config.prefix_entries``, and that routers then see everything.
+
+    Raises:
+      InputError: it is negative, or there are views or faults besides.
+    """
+    check_range(config, ("prefix_entries",), COUNT_OR_ZERO)
+    if config.prefix_entries and world.chosen_views:
+        fault = "prefix caches are simulated where routers see everything and servers have no faults"
+        remedy = "leave out views and faults, or prefix_entries"
+        raise input_error(fault, field="prefix_entries", remedy=remedy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -59,7 +60,7 @@ def with_predictions(named: NamedTable, predictions: str, seed: int = 0) -> Name
             at = np.flatnonzero(named.split == split)
             row[at] = generator.permutation(at)
         known = _predicted(table, table.predicted_quality[row], table.predicted_output_tokens[row])
-    fit_on = RequestTable(**{name: leaf[train] for name, leaf in vars(known).items()})
+    fit_on = jax.tree.map(lambda leaf: leaf[train], known)
     length_log_std = np.asarray(measure_length_log_std(fit_on))
     return dataclasses.replace(named, table=known, length_log_std=length_log_std)
 

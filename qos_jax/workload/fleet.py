@@ -65,9 +65,10 @@ class Fleet:
         """Size of the waiting arrays: the largest ``max_waiting``."""
         return int(np.max(self.profile.max_waiting))
 
-    def serving(self, scheduler: str) -> ServingConfig:
+    def serving(self, scheduler: str, prefix_entries: int = 0) -> ServingConfig:
         """Return the static sizes of the fleet under a scheduler, one of ``SCHEDULERS``."""
-        return ServingConfig(self.num_experts, self.running_slots, self.waiting_slots, scheduler)
+        slots = (self.running_slots, self.waiting_slots)
+        return ServingConfig(self.num_experts, *slots, scheduler, prefix_entries)
 
     def under(self, scheduler: str) -> Fleet:
         """Return the fleet with the context limits that hold under a scheduler."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+
+PREFIX_FIELDS = ("prefix_group", "prefix_tokens")
 
 
 @struct.dataclass
@@ -16,6 +22,10 @@ class RequestTable:
     output_tokens: jax.Array  # [M, N] int32, tokens of the true answer, >= 1
     predicted_quality: jax.Array  # [M, N] float32, in [0, 1]
     predicted_output_tokens: jax.Array  # [M, N] float32, tokens, > 0: the predictor's MEDIAN
+    # A request shares its first tokens with every earlier request of its group, one of a conversation's turns
+    # with those before it; None = no request shares any.
+    prefix_group: jax.Array | None = None  # [M] int32, below 0 = none
+    prefix_tokens: jax.Array | None = None  # [M] int32, at most the prompt's
 
     @property
     def num_rows(self) -> int:
@@ -26,6 +36,20 @@ class RequestTable:
     def num_experts(self) -> int:
         """Number of experts N."""
         return int(self.quality.shape[-1])
+
+
+def without_prefixes(table: RequestTable) -> RequestTable:
+    """Return the requests as those that share nothing, which caches have no use for."""
+    return dataclasses.replace(table, prefix_group=None, prefix_tokens=None)
+
+
+def with_prefixes(table: RequestTable) -> RequestTable:
+    """Return the requests with both prefix fields: as given, or else none of them shares anything."""
+    if table.prefix_group is not None:
+        return table
+    nothing = np.zeros(np.shape(table.prompt_tokens), np.int32)
+    none: dict[str, Any] = {"prefix_group": nothing - 1, "prefix_tokens": nothing}
+    return dataclasses.replace(table, **none)
 
 
 def measure_length_log_std(table: RequestTable) -> jax.Array:

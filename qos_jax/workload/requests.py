@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,12 +12,12 @@ import numpy.typing as npt
 from absl import logging
 
 from qos_jax import text_table
-from qos_jax.checks import NON_NEGATIVE, SHARE, Interval
+from qos_jax.checks import COUNT_OR_ZERO, NON_NEGATIVE, SHARE, Interval
 from qos_jax.errors import input_error, near_match
 from qos_jax.files import Path, write_csv
 from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
 from qos_jax.workload.fleet import DROP_NAME
-from qos_jax.workload.request_table import RequestTable
+from qos_jax.workload.request_table import PREFIX_FIELDS, RequestTable
 
 DROPPED = -1  # the value of ``Requests.expert`` for a request that is refused
 TRUTH_OF = {"predicted_output_tokens": "output_tokens", "predicted_quality": "quality"}
@@ -44,7 +45,9 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     Columns: ``arrival_s``, ``prompt_tokens``; ``output_tokens`` and ``quality``, each either once for all
     experts or as ``name.EXPERT`` for every expert; likewise, optionally, ``predicted_output_tokens``
     (medians) and ``predicted_quality``, which default to the truth with a logged warning; optionally
-    ``expert``, the expert each request is assigned to by name, where an empty cell or ``drop`` refuses it.
+    ``expert``, the expert each request is assigned to by name, where an empty cell or ``drop`` refuses it;
+    optionally ``prefix_group``, a whole number, and ``prefix_tokens``: a request shares its first
+    ``prefix_tokens`` with every earlier one of its group, an empty group or 0 tokens with none.
 
     Args:
       path: the file; lines that start with ``#`` are comments.
@@ -68,6 +71,8 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
         for field, columns in sources.items():
             by_column = {c: text_table.leaf(table, c, _ALLOWED[field]) for c in dict.fromkeys(columns)}
             read[field] = np.stack([by_column[c] for c in columns], axis=1)
+        if "prefix_group" in table.columns:
+            read |= _prefixes(table, read["prompt_tokens"])
         if "expert" in table.columns:
             read["expert"] = _expert_indices(table, expert_names)
         parts.append(read)
@@ -99,6 +104,10 @@ def write_requests(
     for field in fields:
         values = np.asarray(getattr(table, field))
         columns += [[_text(value) for value in column] for column in values.T]
+    if table.prefix_group is not None:
+        header += PREFIX_FIELDS
+        group = [value if value >= 0 else "" for value in np.asarray(table.prefix_group).tolist()]
+        columns += [group, np.asarray(table.prefix_tokens).tolist()]
     if requests.expert is not None:
         names = [*expert_names, DROP_NAME]  # -1 picks the last
         header.append("expert")
@@ -134,9 +143,31 @@ def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str
         if given or field in table.columns:
             sources[field] = own if given else [field] * len(names)
     required = ["arrival_s", "prompt_tokens", *(f for f in REQUIRED_PER_EXPERT if f not in sources)]
+    if any(field in table.columns for field in PREFIX_FIELDS):
+        required += PREFIX_FIELDS
     optional = ["expert", *per_expert, *(c for columns in sources.values() for c in columns)]
     text_table.check_columns(table, required, optional)
     return sources
+
+
+def _prefixes(table: TextTable, prompt_tokens: npt.NDArray[np.int32]) -> dict[str, np.ndarray]:
+    """Return the columns of prefixes; a request without a group has group -1 and shares nothing."""
+    cells = table.columns["prefix_group"]
+    filled = ["0" if cell == "" else cell for cell in cells]
+    numbers = dataclasses.replace(table, columns={**table.columns, "prefix_group": filled})
+    group = text_table.integers(numbers, "prefix_group", COUNT_OR_ZERO)
+    tokens = text_table.integers(table, "prefix_tokens", COUNT_OR_ZERO)
+    if np.any(tokens > prompt_tokens):
+        row = int(np.argmax(tokens > prompt_tokens))
+        fault = f"is above its prompt_tokens {prompt_tokens[row]}"
+        raise text_table.cell_error(
+            table, "prefix_tokens", row, fault, "give what the prompt shares of itself"
+        )
+    shares = np.array([cell != "" for cell in cells])
+    return {
+        "prefix_group": np.where(shares, group, -1).astype(np.int32),
+        "prefix_tokens": np.where(shares, tokens, 0).astype(np.int32),
+    }
 
 
 def _expert_indices(table: TextTable, names: Sequence[str]) -> npt.NDArray[np.int32]:

@@ -59,6 +59,7 @@ def open_setting(
     fleet: str,
     *,
     scheduler: str = "prefill_first",
+    prefix_entries: int = 0,
     latency_limit_s: float | None = None,
     ttft_limit_s: float | None = None,
     tpot_limit_s: float | None = None,
@@ -76,6 +77,7 @@ def open_setting(
     Args:
       fleet: path of a fleet CSV, or the name of a shipped fleet.
       scheduler: of every expert, one of ``serving.SCHEDULERS``.
+      prefix_entries: prefix groups that each expert remembers besides those in its slots; 0 = no caching.
       latency_limit_s: L, seconds per output token; None = the preset's, or else the shipped fleet's.
       ttft_limit_s: seconds to the first token, at the server; None = the preset's, or else no limit.
       tpot_limit_s: seconds per output token after the first, at the server; likewise.
@@ -106,7 +108,7 @@ def open_setting(
         file=file,
         fleet=experts.under(scheduler),
         limits=levels,
-        serving=experts.serving(scheduler),
+        serving=experts.serving(scheduler, prefix_entries),
         figures=figures,
         figures_are_drawn=drawn,
         table=whole,

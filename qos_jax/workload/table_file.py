@@ -32,7 +32,7 @@ from qos_jax.files import Path, atomic_write, read_npz
 from qos_jax.text_table import MAX_INT32, TOKENS
 from qos_jax.workload.fleet import DROP_NAME
 from qos_jax.workload.named_table import SPLITS, NamedTable
-from qos_jax.workload.request_table import RequestTable, measure_length_log_std
+from qos_jax.workload.request_table import PREFIX_FIELDS, RequestTable, measure_length_log_std
 from qos_jax.workload.requests import MIN_PREDICTED_TOKENS
 
 VERSION = 1
@@ -49,7 +49,8 @@ _ARRAYS: dict[str, tuple[str, Interval]] = {
     "length_log_std": ("N", Interval(0, MAX_LENGTH_LOG_STD)),
 }
 _WRITE_ANEW = "write the table with qos_jax.workload.write_table"
-_LEAVES = tuple(field.name for field in dataclasses.fields(RequestTable))
+# Rows are drawn one by one, so that none follows those whose prompt's beginning it shares.
+_LEAVES = tuple(f.name for f in dataclasses.fields(RequestTable) if f.name not in PREFIX_FIELDS)
 _OPTIONAL = ("split", "length_log_std")
 _REQUIRED = ("experts", *_LEAVES)
 
