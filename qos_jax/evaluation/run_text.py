@@ -22,6 +22,8 @@ _LATENCIES = (
 )
 
 
+CACHED = ("cached", "prefill saved (s)")  # columns of an expert with prefix caching
+
 _COUNTS = (
     ("arrived", "arrived"),
     ("completed", "completed"),
@@ -52,6 +54,7 @@ def render_run(summary: Mapping[str, Any]) -> str:
         ["preemptions per request", _number(s["preemptions_per_request"], 3)],
         ["busy share", _percent(s["busy_share"])],
         ["KV utilisation", _percent(s["kv_utilisation"])],
+        *([["cached prompt tokens", _percent(s["hit_rate"])]] if "hit_rate" in s else []),
         ["QoS per busy second", _number(s["qos_per_busy_s"], 3)],
         ["QoS per kJ", _number(1000 * s["qos_per_joule"], 3)],
     ]
@@ -60,16 +63,20 @@ def render_run(summary: Mapping[str, Any]) -> str:
         + [_number(factor * s[f"{name}_{part}_s"], digits) for part in ("mean", "p50", "p95", "p99")]
         for label, name, unit, factor, digits in _LATENCIES
     ]
+    cached = "hit_rate" in s
     lost = {"rejected": "rejected", "too long": "rejected_too_long"} | (
         {"failed": "failed"} if s["failed"] else {}
     )
     experts = [
         [each["expert"], *(f"{each[count]:,}" for count in ("routed", *lost.values()))]
         + [_percent(each[share]) for share in ("busy_share", "kv_utilisation")]
+        + ([_percent(each["hit_rate"]), _number(each["prefill_saved_s"], 1)] if cached else [])
         for each in s["experts"]
     ]
     latency_table = _table(["", "mean", "p50", "p95", "p99"], latencies)
-    expert_table = _table(["expert", "routed", *lost, "busy", "KV used"], experts)
+    expert_table = _table(
+        ["expert", "routed", *lost, "busy", "KV used", *(CACHED if cached else ())], experts
+    )
     parts = [head, _table([], figures), latency_table, expert_table]
     if s["rejected_too_long"]:
         parts.append(

@@ -20,7 +20,7 @@ from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
-from qos_jax.simulation.metrics import METRICS, summarise
+from qos_jax.simulation.metrics import ALL_METRICS, summarise
 from qos_jax.simulation.records import (
     COMPLETED,
     FAILED,
@@ -222,7 +222,7 @@ def execute_run(
 def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
     """Return the configuration of a run, its metrics by name, and what each expert did."""
     figures = summarise(result.records, result.totals, run.fleet.profile, run.config.service_limits)
-    counts = {name for name, metric in METRICS.items() if metric.unit == "requests"}
+    counts = {name for name, metric in ALL_METRICS.items() if metric.unit in ("requests", "tokens")}
     metrics = {
         name: int(values[0]) if name in counts else float(values[0]) for name, values in figures.items()
     }

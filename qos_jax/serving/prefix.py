@@ -180,8 +180,10 @@ def enqueue_prefix(assignment: SlotAssignment, state: ServingState, hit: PrefixH
         group, live, running = slots.group[at], state.live[at], state.running[at]
         order = jnp.arange(group.shape[0])
         # [K, K]: row j shares with column i, an earlier live one of its group.
-        ours = (group[:, None] == group) & (group >= 0) & live & (order[:, None] > order)
-        common = jnp.minimum(slots.prefix_tokens[at][:, None], computed_tokens(hit.scheduler, state)[at])
+        ours = (group[:, None] == group[None]) & ((group >= 0) & live)[None] & (order[:, None] > order[None])
+        common = jnp.minimum(
+            slots.prefix_tokens[at][:, None], computed_tokens(hit.scheduler, state)[at][None]
+        )
         shared = jnp.where(live, _whole(hit.scheduler, jnp.max(jnp.where(ours, common, 0), axis=-1)), 0)
         # Those ahead may have computed more since it came.
         more = ~running & (shared > slots.cached_tokens[at])

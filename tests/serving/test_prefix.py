@@ -1,0 +1,199 @@
+"""Prefix caches: the reference by hand, and the closed form against it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qos_jax.routing.fleet_state import Request, empty_fleet, remaining_outcomes
+from qos_jax.routing.fleet_step import step_fleet
+from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_context_limit
+from qos_jax.serving.reference import ReferenceProfile, simulate_expert, simulate_fleet
+from qos_jax.serving.reference_cache import BlockPool, SlotCache, content_ids
+
+# 1 s + 0.1 s a token of prompt; a decode iteration takes 0.5 s.
+PROFILE = ReferenceProfile(4, 8, 1000, 320, 1.0, 0.1, 0.0, 0.5, 0.0, 0.0)
+RUNNING, WAITING, COUNT = 8, 16, 60
+
+
+def served(requests, scheduler="chunked_prefill", profile=PROFILE):
+    """Serve (arrival, prompt, output, group, prefix) on one expert; cached tokens and TTFT of each."""
+    arrival, prompt, output, group, prefix = (np.array(column) for column in zip(*requests, strict=True))
+    content = content_ids(group, prefix, prompt + output, 1 if scheduler == "llama_cpp" else 16)
+    run = simulate_expert(profile, arrival, prompt, output, scheduler=scheduler, content=content)
+    assert all(outcome.status == "completed" for outcome in run.outcomes)
+    return [o.cached_tokens for o in run.outcomes], [o.ttft_s for o in run.outcomes]
+
+
+@pytest.mark.parametrize("scheduler", ["prefill_first", "chunked_prefill"])
+class TestBlocks:
+    def test_only_what_is_not_cached_is_prefilled(self, scheduler):
+        cached, ttft_s = served([(0.0, 70, 1, 0, 40), (50.0, 60, 1, 0, 40), (90.0, 60, 1, 1, 40)], scheduler)
+        assert cached == [0, 32, 0]  # whole blocks of 16 within the 40 that are shared
+        assert ttft_s == pytest.approx([8.0, 1.0 + 2.8, 7.0])
+
+    def test_requests_of_one_boundary_share(self, scheduler):
+        cached, ttft_s = served([(0.0, 40, 1, 0, 40), (0.0, 40, 1, 0, 40)], scheduler)
+        assert cached == [0, 32]
+        assert ttft_s == pytest.approx([1.0 + 4.8] * 2)
+
+    def test_the_last_token_is_always_computed(self, scheduler):
+        cached, _ = served([(0.0, 48, 1, 0, 48), (50.0, 48, 1, 0, 48)], scheduler)
+        assert cached == [0, 32]  # not 48: the last block is computed again
+
+    def test_a_turn_finds_the_answer_before_it(self, scheduler):
+        # The 40 + 24 tokens of the first turn, but for the last one generated, are in the cache.
+        cached, _ = served([(0.0, 40, 24, 0, 0), (90.0, 100, 1, 0, 64)], scheduler)
+        assert cached == [0, 48]
+
+    def test_the_longest_unused_goes_first_and_its_end_first(self, scheduler):
+        # Of 20 blocks group 0 lets go of 6 and group 1 of 6; a request of 11 takes the 8 never used and 3
+        # of group 0, from its end.
+        first = [(0.0, 95, 1, 0, 0), (50.0, 95, 1, 1, 0), (100.0, 175, 1, -1, 0)]
+        assert served([*first, (200.0, 95, 1, 0, 95)], scheduler)[0] == [0, 0, 0, 48]
+        assert served([*first, (200.0, 95, 1, 1, 95)], scheduler)[0] == [0, 0, 0, 80]
+
+    def test_shared_blocks_take_memory_once(self, scheduler):
+        # 12 blocks each, 10 of them shared: both fit into 20 only together.
+        requests = [(0.0, 190, 1, 0, 160), (0.0, 190, 1, 0, 160)]
+        together, _ = served(requests, scheduler)[1], None
+        assert together[0] == together[1]
+        apart = served([(*r[:3], -1, 0) for r in requests], scheduler)[1]
+        assert apart[0] < apart[1]
+
+
+def test_blocks_are_never_lost_nor_held_twice():
+    rng = np.random.default_rng(0)
+    pool, running = BlockPool(640), {}
+    ids = content_ids(rng.integers(0, 3, 200), np.full(200, 64), np.full(200, 160), 16)
+    for order in range(200):
+        hit = pool.hit_tokens(ids[order], 128)
+        while not pool.has_room(ids[order], 129, hit):
+            pool.release(running.popitem()[0])
+            hit = pool.hit_tokens(ids[order], 128)
+        pool.admit(order, ids[order], 129, hit)
+        pool.enter(order, ids[order], 128)
+        running[order] = None
+        assert len(pool.free) + len(pool.holders) == 40
+        assert sum(pool.holders.values()) == sum(len(blocks) for blocks in pool.held.values())
+    assert hit == 64
+
+
+def test_llama_cpp_takes_the_slot_that_shares_most_then_the_longest_unused():
+    ids = [list(range(100)), list(range(200, 300)), list(range(50)) + list(range(400, 450))]
+    cache = SlotCache(2)
+    assert [cache.admit(order, ids[order], 90) for order in (0, 1)] == [0, 0]
+    cache.release(1, 99)
+    cache.release(0, 99)
+    assert cache.admit(2, ids[2], 90) == 50  # the slot of 0, though that of 1 is longer unused
+    # What 0 left there was reused by half and more, so it was not saved.
+    assert cache.admit(3, ids[0], 90) == 0
+    cache.release(2, 99)
+    # 3 took the slot of 1, whose tokens were saved: they come back in place of those of 2.
+    assert cache.admit(4, ids[1], 90) == 89
+
+
+def random_trace(rng, experts, sessions):
+    """Requests of shared prefixes, or turns of conversations that do not overlap, at random experts."""
+    output = rng.integers(2, 60, COUNT)
+    if sessions:
+        group = np.arange(COUNT) % 12
+        prefix, prompt, told = np.zeros(COUNT, int), np.zeros(COUNT, int), np.zeros(12, int)
+        for i in range(COUNT):
+            prefix[i] = told[group[i]]
+            prompt[i] = prefix[i] + rng.integers(5, 100)
+            told[group[i]] = prompt[i] + output[i]
+        expert = (group * 7) % experts
+    else:
+        group = rng.integers(-1, 4, COUNT)
+        prefix = np.array([100, 37, 250, 180, 0])[group]
+        prompt, expert = prefix + rng.integers(1, 200, COUNT), rng.integers(0, experts, COUNT)
+    arrival_s = np.cumsum(rng.exponential(0.2, COUNT)).astype(np.float32).astype(float)
+    return (
+        arrival_s,
+        prompt,
+        np.repeat(output[:, None], experts, 1),
+        expert,
+        group,
+        np.where(group < 0, 0, prefix),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def replay(config, profile, gap_s, request, expert):
+    profile, limits = with_context_limit(config.scheduler, profile), ServiceLimits(jnp.float32(1.0))
+
+    def step(carry, x):
+        fleet, number = carry
+        gap_s, request, expert = x
+        fleet, routed, passed = step_fleet(config, profile, fleet, request, number, expert, gap_s, limits)
+        return (fleet, number + 1), (routed.accepted, routed.evicted, passed.completed_count)
+
+    (fleet, _), (accepted, evicted, completed) = jax.lax.scan(
+        step, (empty_fleet(config), jnp.int32(0)), (gap_s, request, expert)
+    )
+    return accepted, evicted, remaining_outcomes(fleet), completed
+
+
+def closed_form(scheduler, profile, trace, entries=16):
+    arrival_s, prompt, output, expert, group, prefix = trace
+    config = ServingConfig(profile.num_experts, RUNNING, WAITING, scheduler, entries)
+    quality = np.ones(output.shape, np.float32)
+    request = Request(
+        *(prompt.astype(np.int32), output.astype(np.int32), quality, output.astype(np.float32), quality),
+        *(group.astype(np.int32), prefix.astype(np.int32)),
+    )
+    gap_s = np.append(np.diff(arrival_s), np.inf).astype(np.float32)
+    accepted, evicted, left, completed = jax.device_get(
+        replay(config, jax.tree.map(jnp.asarray, profile), gap_s, request, expert.astype(np.int32))
+    )
+    found = {
+        name: np.concatenate([getattr(evicted, name).ravel(), getattr(left, name).ravel()])
+        for name in ("request_id", "ttft_s", "latency_s", "cached_tokens")
+    }
+    assert completed.sum() == accepted.sum()
+    ids = found.pop("request_id")
+    order = np.argsort(ids[ids >= 0])
+    return accepted, {name: values[ids >= 0][order] for name, values in found.items()}
+
+
+def fleet(rng, kv_capacity_tokens):
+    experts = 2
+    numbers = [0.01, 5e-5, 2e-8, 0.02, 1e-4, 2e-7, 0.0, 1.0, 1.0]
+    return FleetProfile(
+        *(np.full(experts, n, np.int32) for n in (RUNNING, WAITING, 2048, kv_capacity_tokens)),
+        *((n * rng.uniform(0.7, 1.4, experts)).astype(np.float32) for n in numbers),
+    )
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+@pytest.mark.parametrize("scheduler", ["prefill_first", "chunked_prefill"])
+def test_equals_the_reference_where_memory_is_ample(scheduler, sessions):
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        profile, trace = fleet(rng, 60_000), random_trace(rng, 2, sessions)
+        arrival_s, prompt, output, expert, group, prefix = trace
+        outcomes, _ = simulate_fleet(
+            profile, arrival_s, prompt, output, expert, scheduler, prefix_group=group, prefix_tokens=prefix
+        )
+        accepted, found = closed_form(scheduler, profile, trace)
+        assert [o.status == "completed" for o in outcomes] == accepted.tolist()
+        done = [o for o in outcomes if o.status == "completed"]
+        cached = np.array([o.cached_tokens for o in done])
+        assert cached.sum() > 0.2 * prompt.sum()
+        assert abs(found["cached_tokens"].sum() - cached.sum()) <= 0.005 * cached.sum()
+        same = found["cached_tokens"] == cached
+        np.testing.assert_allclose(found["ttft_s"][same], np.array([o.ttft_s for o in done])[same], rtol=0.02)
+
+
+def test_nothing_shared_is_as_without_a_cache():
+    rng = np.random.default_rng(0)
+    profile, trace = fleet(rng, 3_000), random_trace(rng, 2, sessions=True)
+    nothing = (*trace[:4], np.full(COUNT, -1), np.zeros(COUNT, int))
+    cached = closed_form("chunked_prefill", profile, nothing)
+    plain, _ = simulate_fleet(profile, *trace[:4], "chunked_prefill")
+    assert not cached[1]["cached_tokens"].any()
+    latency_s = np.array([o.latency_s for o in plain if o.status == "completed"])
+    np.testing.assert_allclose(cached[1]["latency_s"], latency_s, rtol=1e-4)
