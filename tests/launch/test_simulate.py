@@ -336,9 +336,31 @@ def test_a_server_that_is_down_fails_what_it_took(launch, tmp_path):
     assert summary["views"] == json.loads((tmp_path / "run" / "config.json").read_text())["views"] == ["live"]
 
 
+def test_a_cache_spares_prefill_and_says_how_much(launch, tmp_path):
+    rows = [f"{i},{36 + i % 4},4,1,{i % 2},32" for i in range(20)]
+    requests = tmp_path / "shared.csv"
+    requests.write_text(
+        "arrival_s,prompt_tokens,output_tokens,quality,prefix_group,prefix_tokens\n" + "\n".join(rows)
+    )
+    flags = {"requests": str(requests), "policy": "round_robin", "scheduler": "chunked_prefill"}
+    ended = launch("launch.simulate", *arguments(tmp_path / "run", **flags, prefix_entries=4))
+    assert ended.code == 0, ended.err
+    assert "cached prompt tokens" in ended.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    with open(tmp_path / "run" / "records.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    cached = sum(int(row["cached_tokens"]) for row in rows)
+    assert cached == summary["cached_tokens"] == sum(each["cached_tokens"] for each in summary["experts"]) > 0
+    prompt = sum(int(row["prompt_tokens"]) for row in rows if row["status"] == "completed")
+    assert summary["hit_rate"] == pytest.approx(cached / prompt)
+    assert all(int(row["cached_tokens"]) in (0, 32) for row in rows)
+    assert sum(each["prefill_saved_s"] for each in summary["experts"]) > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        ({"prefix_entries": 4, "views": "live"}, "field 'prefix_entries'"),
         ({"views": "live,twin"}, "give one, such as twin"),
         ({"outage_per_s": 0.1, "retry": True}, "'retry'"),
         ({"fault": "nobody:1:2:down"}, "'nobody' is unknown"),

@@ -38,6 +38,17 @@ def test_columns_per_expert_and_assignment(tmp_path):
     assert requests.table.predicted_quality[0, 0] == 0.5
 
 
+def test_prefixes_are_read_and_written_again(tmp_path):
+    text = f"{HEAD},prefix_group,prefix_tokens\n0,10,20,1,7,4\n1,9,2,1,,5\n2,9,2,1,7,9\n"
+    requests = read(tmp_path, text)
+    np.testing.assert_array_equal(requests.table.prefix_group, [7, -1, 7])
+    np.testing.assert_array_equal(requests.table.prefix_tokens, [4, 0, 9])
+    write_requests(tmp_path / "w.csv", requests, NAMES)
+    again = read_requests(tmp_path / "w.csv", NAMES)
+    np.testing.assert_array_equal(again.table.prefix_group, requests.table.prefix_group)
+    np.testing.assert_array_equal(again.table.prefix_tokens, requests.table.prefix_tokens)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -55,6 +66,9 @@ def test_columns_per_expert_and_assignment(tmp_path):
         (f"{HEAD}\nnan,1,1,1\n", "not finite"),
         (f"{HEAD}\n0,1,1\n", "3 cells"),
         (f"{HEAD},predicted_output_tokens\n0,1,1,1,0\n", "predicted_output_tokens"),
+        (f"{HEAD},prefix_group\n0,1,1,1,0\n", "field 'prefix_tokens': column is missing"),
+        (f"{HEAD},prefix_group,prefix_tokens\n0,3,1,1,0,4\n", "row 2, field 'prefix_tokens': '4' is above"),
+        (f"{HEAD},prefix_group,prefix_tokens\n0,3,1,1,-1,2\n", "row 2, field 'prefix_group'"),
         (f"{HEAD},expert\n0,1,1,1,gemmma\n", "did you mean 'gemma'"),
     ],
 )
