@@ -22,6 +22,8 @@ COMMANDS = (
     "prepare_data",
     "benchmark",
     "fit_tables",
+    "serve",
+    "export",
 )
 
 

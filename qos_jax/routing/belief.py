@@ -27,6 +27,8 @@ PACE_MEMORY_S = 6.0  # seconds over which the evidence of a pace fades by a fact
 PACE_PRIOR_TOKENS = 50.0  # tokens of evidence that the profile counts for
 FLOW_MEMORY = 0.5  # weight of the earlier own requests in where others' are taken to go, per own request
 MAX_PACE = 8.0  # bound of an estimated pace, and of its inverse
+# What a proxy saw of an own request in flight; a number from 0 is the length of the answer that ended.
+NO_TOKEN, BEGUN, UNSEEN = -1, -2, -3  # no token yet, its first token came, answered in one piece
 # An own request counts as evidence of a slow server by the tokens it should have beyond this many std of
 # its log length: silence tells, too.
 SILENCE_STD = 1.5
@@ -154,15 +156,30 @@ def after_own_events(
       belief: brought to now.
       truth: the fleet now; only own requests' first tokens, ends and the lengths of ended ones are read.
     """
+    begun = truth.serving.live & (truth.serving.ttft_s >= 0.0) & (truth.serving.ttft_s <= truth.serving.age_s)
+    # 0 of one that failed: that says nothing of its length.
+    length = jnp.where(truth.serving.latency_s < 0.0, 0, truth.output_tokens)
+    said = jnp.where(truth.serving.live, jnp.where(begun, BEGUN, NO_TOKEN), length)
+    return with_own_events(telemetry, pace, belief, truth.serving.request_id, said)
+
+
+def with_own_events(
+    telemetry: TelemetryConfig, pace: jax.Array, belief: Belief, request_id: jax.Array, said: jax.Array
+) -> Belief:
+    """Take in what is known of own requests; one that is not among them ended, its length unknown.
+
+    Args:
+      telemetry: what the router knows.
+      pace: [N] float32, the believed pace.
+      belief: brought to now.
+      request_id: [N, S] int32, own requests at each expert, in any order; negative = none.
+      said: [N, S] int32, ``NO_TOKEN``, ``BEGUN`` or ``UNSEEN`` of one in flight, the length of an answer that
+        ended, or 0 of one that failed.
+    """
     serving = belief.fleet.serving
     own = serving.live & (serving.request_id >= 0)
-    begun = truth.serving.live & (truth.serving.ttft_s >= 0.0) & (truth.serving.ttft_s <= truth.serving.age_s)
-    # One number of each true slot, so that one pass over the pairs of slots says all: -1 no token yet, -2 its
-    # first token came, else the length of the answer that ended. No match, 0: it ended longer ago, or failed:
-    # that says nothing of its length.
-    length = jnp.where(truth.serving.latency_s < 0.0, 0, truth.output_tokens)
-    said = jnp.where(truth.serving.live, jnp.where(begun, -2, -1), length)
-    same = serving.request_id[:, :, None] == truth.serving.request_id[:, None, :]
+    # One number of each slot, so that one pass over the pairs of slots says all. No match is 0.
+    same = serving.request_id[:, :, None] == request_id[:, None, :]
     said = jnp.sum(jnp.where(same, said[:, None, :], 0), axis=-1, dtype=jnp.int32)
     ended = own & (said >= 0)
     if telemetry.advances:
@@ -170,7 +187,7 @@ def after_own_events(
     serving = dataclasses.replace(serving, live=serving.live & ~ended, running=serving.running & ~ended)
     if telemetry.advances:
         prompt = belief.fleet.prompt_tokens
-        serving = with_first_tokens(serving, prompt, own & (said == -2), own & (said == -1))
+        serving = with_first_tokens(serving, prompt, own & (said == BEGUN), own & (said == NO_TOKEN))
     return dataclasses.replace(belief, fleet=dataclasses.replace(belief.fleet, serving=serving))
 
 

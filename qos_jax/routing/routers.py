@@ -120,7 +120,7 @@ def brought_to_now(
     if choices.view == "twin" and choices.routers > 1:
         belief = with_ghosts(known.profile, log_std, belief, elapsed_s)
     if faults is not None:
-        belief = _without_the_dead(belief, known_up(choices, faults, fault_state, routers, router))
+        belief = without_the_dead(belief, known_up(choices, faults, fault_state, routers, router))
     return belief
 
 
@@ -284,7 +284,7 @@ def _slowed(known: KnownFleet, paces: jax.Array) -> KnownFleet:
     return dataclasses.replace(known, profile=slowed(known.profile, paces))
 
 
-def _without_the_dead(belief: Belief, up: jax.Array) -> Belief:
+def without_the_dead(belief: Belief, up: jax.Array) -> Belief:
     """Return the belief without requests at servers known to be down: their KV caches are lost."""
     serving = belief.fleet.serving
     serving = dataclasses.replace(

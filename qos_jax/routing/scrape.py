@@ -62,7 +62,9 @@ def after_scrape(
         ghost_credit=jnp.zeros_like(belief.ghost_credit),
     )
     if telemetry.scraped == "counts":
-        return _after_counts(telemetry, pace, belief, truth)
+        running = truth.serving.running & live
+        kv_tokens = masked_sum(running, truth.serving.context_tokens)
+        return after_counts(telemetry, pace, belief, count(running), count(live), kv_tokens)
     return _after_snapshot(telemetry, profile, length_log_std, pace, belief, truth)
 
 
@@ -98,13 +100,25 @@ def _after_snapshot(
     return dataclasses.replace(belief, fleet=fleet, synced_tokens=generated)
 
 
-def _after_counts(telemetry: TelemetryConfig, pace: jax.Array, belief: Belief, truth: FleetState) -> Belief:
-    """Make the belief agree with how many requests run, how many wait, and the KV tokens in use."""
-    fleet, serving = belief.fleet, belief.fleet.serving
-    running = count(truth.serving.running & truth.serving.live)
-    total = count(truth.serving.live)
-    kv_tokens = masked_sum(truth.serving.running & truth.serving.live, truth.serving.context_tokens)
+def after_counts(
+    telemetry: TelemetryConfig,
+    pace: jax.Array,
+    belief: Belief,
+    running: jax.Array,
+    total: jax.Array,
+    kv_tokens: jax.Array,
+) -> Belief:
+    """Make the belief agree with how many requests run, how many there are, and the KV tokens in use.
 
+    Args:
+      telemetry: what a scrape shows.
+      pace: [N] float32, the believed pace.
+      belief: brought to now.
+      running: [N] int32, requests in the batch.
+      total: [N] int32, requests in the batch or waiting.
+      kv_tokens: [N] int32, tokens in the KV cache; negative = not published.
+    """
+    fleet, serving = belief.fleet, belief.fleet.serving
     # Assumed requests that are too many end, the oldest first; then own ones that nobody sees end.
     excess = count(serving.live) - total
     assumed = serving.live & (serving.request_id < 0)
@@ -127,7 +141,7 @@ def _after_counts(telemetry: TelemetryConfig, pace: jax.Array, belief: Belief, t
     # What the KV cache holds more or less than believed is spread evenly over those that run.
     believed_kv = masked_sum(runs, fleet.prompt_tokens + generated)
     size = jnp.maximum(count(runs), 1)
-    difference = kv_tokens - believed_kv
+    difference = jnp.where(kv_tokens >= 0, kv_tokens - believed_kv, 0)
     share = jnp.round(difference.astype(jnp.float32) / size.astype(jnp.float32)).astype(jnp.int32)
     corrected = jnp.where(runs, jnp.maximum(generated + share[:, None], 1), generated)
     all_known = (count(serving.live & (serving.request_id < 0)) == 0) & (count(serving.running) == running)

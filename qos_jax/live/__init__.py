@@ -1,0 +1,1 @@
+"""The live router: the policy and the twin that are simulated, in front of real servers."""

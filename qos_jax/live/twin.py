@@ -1,0 +1,145 @@
+"""The live router's state on the host: own requests in flight, what was seen of them, and each decision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+from qos_jax.live.program import Step
+from qos_jax.routing.belief import BEGUN, NO_TOKEN, UNSEEN
+
+MAX_PENDING_S = 0.25  # events are taken in this soon, also where no request arrives
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the policy says of a request."""
+
+    expert: int | None  # None = refused
+    reason: str = ""  # why it is: "dropped", "full" or "too_long"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A request as predicted for N experts."""
+
+    prompt_tokens: int
+    predicted_output_tokens: np.ndarray  # [N] float32, medians
+    predicted_quality: np.ndarray  # [N] float32
+
+
+class Twin:
+    """The state between decisions, not for several threads; ids count up with decisions."""
+
+    def __init__(
+        self, step: Step, start: list[Any], events: dict[str, Any], clock: Callable[[], float]
+    ) -> None:
+        """Start with nothing in flight; ``clock`` gives seconds."""
+        self._step, self._state, self._idle = step, start, events
+        self._clock, self._then_s = clock, clock()
+        num_experts = events["up"].shape[0]
+        self._request_id = events["request_id"].copy()
+        self._said = events["said"].copy()
+        self._slot: dict[int, tuple[int, int]] = {}
+        self._ended: set[int] = set()
+        self._next_id = 0
+        self._pending_since_s: float | None = None
+        self.up = np.ones(num_experts, np.bool_)
+        self._counts: dict[int, tuple[int, int, int]] = {}
+        self.pace = np.ones(num_experts, np.float32)  # [N], as last estimated
+
+    def decide(
+        self, newcomer: Newcomer, age_s: float = 0.0, avoided: Collection[int] = ()
+    ) -> tuple[int, Decision]:
+        """Route a request; return its id and the decision, which counts it as sent there.
+
+        Args:
+          newcomer: what is predicted of it.
+          age_s: seconds since it arrived, above 0 if it is routed again.
+          avoided: experts that it is not to go to, since they just failed it.
+        """
+        request_id, self._next_id = self._next_id, self._next_id + 1
+        not_there = np.zeros_like(self.up)
+        not_there[list(avoided)] = True
+        found = self._call(
+            avoided=not_there,
+            arrives=np.bool_(True),
+            newcomer_id=np.int32(request_id),
+            age_s=np.float32(age_s),
+            prompt_tokens=np.int32(newcomer.prompt_tokens),
+            predicted_output_tokens=newcomer.predicted_output_tokens,
+            predicted_quality=newcomer.predicted_quality,
+        )
+        expert = int(found["action"])
+        if bool(found["accepted"]):
+            self._enter(request_id, expert)
+            return request_id, Decision(expert)
+        fits = np.asarray(found["fits"])
+        if not fits.any():
+            return request_id, Decision(None, "too_long")
+        return request_id, Decision(None, "full" if 0 <= expert < len(fits) else "dropped")
+
+    def unseen(self, request_id: int) -> None:
+        """Note that the first token of a request will not be seen: its answer comes in one piece."""
+        self._say(request_id, UNSEEN)
+
+    def began(self, request_id: int) -> None:
+        """Note the first token of a request."""
+        self._say(request_id, BEGUN)
+
+    def ended(self, request_id: int, output_tokens: int) -> None:
+        """Note the end of a request: its output tokens, or 0 where it failed or was abandoned."""
+        if request_id in self._slot and request_id not in self._ended:
+            self._say(request_id, max(output_tokens, 0))
+            self._ended.add(request_id)
+
+    def scraped(self, expert: int, running: int, waiting: int, kv_tokens: int) -> None:
+        """Note what a server publishes: requests running and waiting, tokens in its KV cache (-1 unknown)."""
+        self._counts[expert] = (running, waiting, kv_tokens)
+        self._note()
+
+    def catch_up(self) -> None:
+        """Take in what was noted, unless that is recent: a decision soon does."""
+        since_s = self._pending_since_s
+        if since_s is not None and self._clock() - since_s >= MAX_PENDING_S:
+            self._call()
+
+    def _call(self, **request: Any) -> dict[str, Any]:
+        now_s = self._clock()
+        events = {**self._idle, **request, "elapsed_s": np.float32(max(now_s - self._then_s, 0.0))}
+        # Copies: the arrays change before the program that reads them may have run.
+        events |= {"request_id": self._request_id.copy(), "said": self._said.copy(), "up": self.up.copy()}
+        if self._counts:
+            names = ("scraped", "running", "waiting", "kv_tokens")
+            columns = {name: self._idle[name].copy() for name in names}
+            for expert, counts in self._counts.items():
+                for name, value in zip(columns, (True, *counts), strict=True):
+                    columns[name][expert] = value
+            events |= columns
+        self._state, found = self._step(self._state, events)
+        self._then_s, self._pending_since_s = now_s, None
+        self._counts.clear()
+        for request_id in self._ended:
+            expert, slot = self._slot.pop(request_id)
+            self._request_id[expert, slot] = -1
+        self._ended.clear()
+        self.pace = np.asarray(found["pace"])
+        return found
+
+    def _enter(self, request_id: int, expert: int) -> None:
+        free = np.flatnonzero(self._request_id[expert] < 0)
+        if len(free):  # else one that the twin lost with a server that was down still holds its slot
+            self._slot[request_id] = expert, int(free[0])
+            self._request_id[expert, free[0]], self._said[expert, free[0]] = request_id, NO_TOKEN
+
+    def _say(self, request_id: int, said: int) -> None:
+        if request_id in self._slot:
+            self._said[self._slot[request_id]] = said
+            self._note()
+
+    def _note(self) -> None:
+        if self._pending_since_s is None:
+            self._pending_since_s = self._clock()

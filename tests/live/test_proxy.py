@@ -1,0 +1,182 @@
+"""What clients get through the proxy: bytes of servers, refusals, retries; every request accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from qos_jax.live.request_log import PROMPTS
+from qos_jax.profiling.request_log import read_request_log
+from tests.live.conftest import EXPERTS, until
+
+
+def run(test):
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+def test_answers_pass_byte_for_byte_and_the_log_is_one_that_calibrate_reads(live):
+    async def test():
+        async with live() as here:
+            for options in ({"stream": True}, {"stream": False}, {"stream_options": {"include_usage": True}}):
+                status, answer, body = await here.ask(max_tokens=7, **options)
+                expert = answer.headers["x-qos-expert"]
+                upstream = here.servers[EXPERTS.index(expert)]
+                assert status == 200
+                direct = await here.ask(upstream.url, max_tokens=7, **{**options, "model": expert})
+                assert body == direct[2]
+                assert answer.content_type == direct[1].content_type
+            # The usage of a stream is asked for, and hidden from those who did not.
+            sent = [one for fake in here.servers for one in fake.bodies if "stream_options" in one]
+            assert len(sent) == 3
+            counts = await here.counts()
+            assert counts["arrived_total"] == counts["completed_total"] == 3
+        logs = [read_request_log(path) for path in here.proxy.log.paths if path.read_text().count("true")]
+        assert (
+            sum(log.num_requests for log in logs) == 2
+        )  # of the one that was not streamed no token was seen
+        assert {n for log in logs for n in log.output_tokens.tolist()} == {7}
+        assert {n for log in logs for n in log.prompt_tokens.tolist()} == {3}
+        assert not (here.folder / PROMPTS).exists()
+
+    run(test())
+
+
+def test_no_text_is_kept_unless_asked(live):
+    async def test():
+        async with live(log_text=True) as here:
+            await here.ask(messages=[{"role": "user", "content": "a secret"}])
+        files = {path.name: path.read_text() for path in here.folder.iterdir()}
+        assert [name for name, text in files.items() if "secret" in text] == [PROMPTS]
+
+    run(test())
+
+
+def test_a_server_that_fails_before_the_first_byte_is_replaced_and_one_that_fails_later_is_reported(live):
+    async def test():
+        async with live() as here:
+            bad, good = here.servers
+            for fault in ({"break_after": 0}, {"status": 503}, {"status": 429}):
+                vars(bad).update(fault)
+                tries = len(bad.bodies)
+                while len(bad.bodies) == tries:  # the policy may have begun with the other
+                    status, answer, _ = await here.ask()
+                    assert (status, answer.headers["x-qos-expert"]) == (200, "bee")
+                vars(bad).update(break_after=None, status=200)
+            good.break_after = bad.break_after = 3
+            status, _, body = await here.ask()
+            events = [json.loads(line[6:]) for line in body.split(b"\n\n") if line]
+            assert status == 200
+            assert [one["choices"][0]["delta"]["content"] for one in events[:-1]] == ["w1 ", "w2 ", "w3 "]
+            assert events[-1]["error"]["code"] == "server_failed"
+            counts = await here.counts()
+            assert counts["failed_total"] == 1
+
+    run(test())
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(live):
+    async def test():
+        async with live(retries=0) as here:
+            for fake in here.servers:
+                fake.closes_silently = True
+            for _ in range(6):
+                assert (await here.ask())[0] == 200
+            assert any(fake.dropped for fake in here.servers)
+            assert here.proxy.twin.up.all()
+
+    run(test())
+
+
+def test_a_full_line_is_refused_with_a_time_to_come_again(live):
+    async def test():
+        async with live() as here:
+            for fake in here.servers:
+                fake.scale = 1.0
+            asked = [asyncio.create_task(here.ask(max_tokens=30)) for _ in range(30)]
+            await until(lambda: any(map(_done, asked)))
+            status, answer, body = next(task.result() for task in asked if task.done())
+            assert (status, json.loads(body)["error"]["code"]) == (429, "full")
+            assert int(answer.headers["retry-after"]) >= 1
+            for fake in here.servers:
+                fake.scale = 0.0
+            statuses = [status for status, *_ in await asyncio.gather(*asked)]
+            # Eight wait at each; how many run by then depends on the clock.
+            assert 16 <= statuses.count(200) <= 24
+            assert set(statuses) == {200, 429}
+
+    run(test())
+
+
+def test_a_client_that_leaves_ends_its_request_at_the_server(live):
+    async def test():
+        async with live() as here:
+            for fake in here.servers:
+                fake.scale = 0.5
+            for wait in ("answer", "tokens"):
+                task = asyncio.create_task(here.ask(max_tokens=500))
+                await until(lambda: any(server.attempts for server in here.proxy.servers))
+                if wait == "tokens":
+                    await until(lambda: any(a.has_begun for s in here.proxy.servers for a in s.attempts))
+                before = sum(fake.cancelled for fake in here.servers)
+                task.cancel()
+                await until(lambda before=before: sum(fake.cancelled for fake in here.servers) > before)
+            await until(lambda: not any(server.attempts for server in here.proxy.servers))
+            counts = await here.counts()
+            assert counts["failed_total"] == 2
+            assert counts["in_flight"] == 0
+
+    run(test())
+
+
+def test_servers_that_die_and_come_back_lose_no_request(live):
+    async def test():
+        async with live(health_period_s=0.05, max_backoff_s=0.1) as here:
+            for fake in here.servers:
+                fake.scale = 0.1
+
+            async def client(number):
+                await asyncio.sleep(0.01 * number)
+                return await here.ask(max_tokens=10)
+
+            asked = [asyncio.create_task(client(number)) for number in range(60)]
+            for number in range(4):
+                await asyncio.sleep(0.1)
+                fake = here.servers[number % 2]
+                await fake.kill()
+                await until(
+                    lambda number=number: not here.proxy.twin.up[number % 2] or all(map(_done, asked))
+                )
+                await fake.start()
+            answers = await asyncio.gather(*asked)
+            for status, _, body in answers:
+                if status == 200 and b'"error"' not in body:
+                    assert body.endswith(b"data: [DONE]\n\n")
+                    assert body.count(b'"content"') == 10
+                else:
+                    last = body if status != 200 else body.split(b"\n\n")[-2].removeprefix(b"data: ")
+                    assert json.loads(last)["error"]["message"]
+            counts = await here.counts()
+            ends = ("completed_total", "refused_total", "failed_total")
+            assert counts["arrived_total"] == 60 == sum(counts.get(name, 0.0) for name in ends)
+            await until(here.proxy.twin.up.all)
+
+    run(test())
+
+
+def _done(task):
+    return task.done()
+
+
+def test_with_no_server_up_clients_are_told_when_to_come_again(live):
+    async def test():
+        async with live(health_period_s=0.05) as here:
+            assert (await here.ask())[0] == 200
+            for fake in here.servers:
+                await fake.kill()
+            await until(lambda: not here.proxy.twin.up.any())
+            status, answer, _ = await here.ask()
+            assert (status, answer.headers["retry-after"]) == (503, "1")
+            async with here.client.get(f"{here.url}/health") as health:
+                assert health.status == 503
+
+    run(test())
