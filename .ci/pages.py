@@ -102,7 +102,7 @@ def _is_long(arguments: list[str]) -> bool:
 
 
 def _replacing(name: str) -> list[str]:
-    return [] if name == "fit_tables" else ["--overwrite"]
+    return [] if name in ("fit_tables", "export") else ["--overwrite"]
 
 
 def main() -> None:
