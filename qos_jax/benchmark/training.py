@@ -153,7 +153,7 @@ def _parts(
     actor = actor_function(config.network)
 
     def logits(inputs: RouterInput) -> jax.Array:
-        return jax.vmap(lambda one: actor(params, one).logits)(inputs)
+        return actor(params, inputs).logits
 
     def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, None]:
         return jnp.argmax(logits(inputs), -1).astype(jnp.int32), None
@@ -161,19 +161,24 @@ def _parts(
     _, taken, _ = jax.jit(lambda lanes: rollout(env, greedy, act, lanes, steps))(lanes)
     actions, inputs = taken.action, taken.input
 
-    def simulated(lanes: EnvLanes, actions: jax.Array) -> tuple[EnvState, jax.Array]:
-        def one(carry: tuple[EnvState, jax.Array], actions: jax.Array) -> tuple[Any, jax.Array]:
-            state, key = carry
+    def simulated(lanes: EnvLanes, actions: jax.Array) -> Any:
+        def one(carry: Any, actions: jax.Array) -> tuple[Any, jax.Array]:
+            state, potential, key = carry
             key, step_key = jax.random.split(key)
             keys = jax.random.split(step_key, actions.shape[0])
-            state, result = jax.vmap(env.step)(keys, state, actions, lanes.params)
-            return (state, key), result.reward
+            state, result = jax.vmap(env.step)(keys, state, actions, lanes.params, potential)
+            return (state, result.info.potential, key), result.reward
 
-        (state, _), reward = jax.lax.scan(one, (lanes.state, lanes.key), actions)
-        return state, reward
+        start = jax.vmap(env.potential)(lanes.params, lanes.state)
+        return jax.lax.scan(one, (lanes.state, start, lanes.key), actions)
 
-    def with_features(lanes: EnvLanes, actions: jax.Array) -> tuple[EnvLanes, Transition]:
-        return jax.lax.scan(lambda lanes, chosen: step_lanes(env, greedy, lanes, chosen), lanes, actions)
+    def with_features(lanes: EnvLanes, actions: jax.Array) -> Any:
+        def one(carry: Any, chosen: jax.Array) -> tuple[Any, Transition]:
+            lanes, transition, potential = step_lanes(env, greedy, carry[0], chosen, potential=carry[1])
+            return (lanes, potential), transition
+
+        start = jax.vmap(env.potential)(lanes.params, lanes.state)
+        return jax.lax.scan(one, (lanes, start), actions)
 
     def forward(inputs: RouterInput) -> jax.Array:
         return jax.lax.scan(lambda _, one: (None, logits(one)), None, inputs)[1]

@@ -98,6 +98,7 @@ class Sample:
     value: jax.Array  # [] float32, as predicted then
     advantage: jax.Array  # [] float32
     target: jax.Array  # [] float32, of the value
+    correction: jax.Array  # [N] float32, of the predicted qualities, which PPO does not train
     impact: TrueImpact | None = None  # with ``learned_impact``
     start: jax.Array | None = None  # [A] float32, of the logits when the action was taken
 
@@ -190,10 +191,15 @@ def _collect(
     def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, Any]:
         out = actor_outputs(network, state.params, inputs)
         action = jax.random.categorical(key, out.logits)
-        return action, (_pick(jax.nn.log_softmax(out.logits), action), out.value, out.start)
+        return action, (
+            _pick(jax.nn.log_softmax(out.logits), action),
+            out.value,
+            out.quality_correction,
+            out.start,
+        )
 
     greedy = greedy_of(state.params, network.allow_drop)
-    lanes, steps, (log_prob, value, start) = rollout(
+    lanes, steps, (log_prob, value, correction, start) = rollout(
         env, greedy, act, state.lanes, config.rollout_steps, with_impact=network.learned_impact
     )
     # Nothing is cut within a rollout: each step reaches the next one's state, the last that of the lanes.
@@ -204,7 +210,8 @@ def _collect(
     discounts = config.gamma, config.gae_lambda
     advantage, target = gae(reward, value, next_value, steps.terminated, cut, *discounts)
     lanes, _ = renew_lanes(env, sample_params, greedy, lanes, config.rollout_steps)
-    samples = Sample(steps.input, steps.action, log_prob, value, advantage, target, steps.impact, start)
+    taken = steps.input, steps.action, log_prob, value, advantage, target, correction
+    samples = Sample(*taken, steps.impact, start)
     return lanes, steps, samples
 
 
@@ -212,7 +219,7 @@ def _loss(
     network: NetworkConfig, config: PPOConfig, params: Any, batch: Sample, entropy_weight: jax.Array
 ) -> tuple[jax.Array, Metrics]:
     """Return PPO's loss of a minibatch: clipped surrogate, value error and entropy bonus."""
-    out = actor_outputs(network, params, batch.input)
+    out = actor_outputs(network, params, batch.input, batch.correction)
     logits = out.logits
     if out.start is not None and batch.start is not None:
         # The learned impact moves within an update, too; the policy's own steps alone are to be clipped.

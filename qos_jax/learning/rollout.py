@@ -121,15 +121,34 @@ def step_lanes(
     actions: jax.Array,
     *,
     with_impact: bool = False,
-) -> tuple[EnvLanes, Transition]:
-    """Advance all lanes by one decision, actions [B] int32; transitions have leaves [B, ...]."""
+    potential: jax.Array | None = None,
+) -> tuple[EnvLanes, Transition, jax.Array | None]:
+    """Advance all lanes by one decision.
+
+    Args:
+      env: the environment.
+      greedy: of the net gain that network inputs are made with.
+      lanes: B environments.
+      actions: [B] int32.
+      with_impact: compute the true impact of each decision, too.
+      potential: [B] float32, :meth:`RoutingEnvironment.potential` of each lane where it is known.
+
+    Returns:
+      The lanes, the transitions (leaves [B, ...]), and the potential of the states reached; None with another
+      reward.
+    """
     key, step_key = jax.random.split(lanes.key)
 
     def one(
-        key: jax.Array, state: EnvState, params: EnvParams, seen: RouterInput, action: jax.Array
-    ) -> tuple[EnvState, RouterInput, jax.Array, Transition]:
+        key: jax.Array,
+        state: EnvState,
+        params: EnvParams,
+        seen: RouterInput,
+        action: jax.Array,
+        potential: jax.Array | None,
+    ) -> tuple[EnvState, RouterInput, jax.Array, Transition, jax.Array | None]:
         key, reset_key = jax.random.split(key)
-        reached, result = env.step(key, state, action, params)
+        reached, result = env.step(key, state, action, params, potential)
         observation = result.observation
         if params.process is None:  # nothing else terminates
             start = env.reset(reset_key, params)
@@ -147,12 +166,15 @@ def step_lanes(
             dropped=result.info.routed.dropped,
             impact=_impact(env, params, state) if with_impact else None,
         )
-        return reached, _input(observation, greedy), result.terminated | result.truncated, transition
+        over = result.terminated | result.truncated
+        return reached, _input(observation, greedy), over, transition, result.info.potential
 
     keys = jax.random.split(step_key, lanes.overdue.shape[0])
-    state, seen, over, transition = vmap_lanes(one)(keys, lanes.state, lanes.params, lanes.input, actions)
+    given = keys, lanes.state, lanes.params, lanes.input, actions, potential
+    state, seen, over, transition, potential = vmap_lanes(one)(*given)
     overdue = lanes.overdue + (over | (lanes.overdue > 0)).astype(jnp.int32)
-    return dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key), transition
+    lanes = dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key)
+    return lanes, transition, potential
 
 
 def rollout(
@@ -172,14 +194,20 @@ def rollout(
       kept: the second result of ``act``, leaves [T, B, ...].
     """
 
-    def one(lanes: EnvLanes, _: None) -> tuple[EnvLanes, tuple[Transition, Any]]:
+    def one(
+        carry: tuple[EnvLanes, jax.Array | None], _: None
+    ) -> tuple[tuple[EnvLanes, jax.Array | None], tuple[Transition, Any]]:
+        lanes, potential = carry
         key, act_key = jax.random.split(lanes.key)
         actions, kept = act(act_key, lanes.input)
         lanes = dataclasses.replace(lanes, key=key)
-        lanes, transition = step_lanes(env, greedy, lanes, actions, with_impact=with_impact)
-        return lanes, (transition, kept)
+        lanes, transition, potential = step_lanes(
+            env, greedy, lanes, actions, with_impact=with_impact, potential=potential
+        )
+        return (lanes, potential), (transition, kept)
 
-    lanes, (transitions, kept) = jax.lax.scan(one, lanes, None, length=steps)
+    start = vmap_lanes(env.potential)(lanes.params, lanes.state)
+    (lanes, _), (transitions, kept) = jax.lax.scan(one, (lanes, start), None, length=steps)
     return lanes, transitions, kept
 
 

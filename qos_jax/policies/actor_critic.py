@@ -66,9 +66,20 @@ def actor_function(config: NetworkConfig) -> Callable[[Any, RouterInput], Router
     return cast(Callable[[Any, RouterInput], RouterOutput], ActorCritic(config).apply)
 
 
-def actor_outputs(config: NetworkConfig, params: Any, inputs: RouterInput) -> RouterOutput:
-    """Return the outputs of the :class:`ActorCritic` for inputs with any leading axes."""
-    return actor_function(config)(params, inputs)
+def actor_outputs(
+    config: NetworkConfig, params: Any, inputs: RouterInput, correction: jax.Array | None = None
+) -> RouterOutput:
+    """Return the outputs of the :class:`ActorCritic` for inputs with any leading axes.
+
+    Args:
+      config: of the networks.
+      params: of the router.
+      inputs: leaves [..., ...].
+      correction: [..., N] float32, the quality correction where it is known, which saves computing it. It
+        has no gradient from logits or value.
+    """
+    output: RouterOutput = ActorCritic(config).apply(params, inputs, correction)  # type: ignore[assignment]
+    return output
 
 
 class ActorCritic(nn.Module):
@@ -83,8 +94,8 @@ class ActorCritic(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, inputs: RouterInput) -> RouterOutput:
-        """Return logits and value of each observation."""
+    def __call__(self, inputs: RouterInput, correction: jax.Array | None = None) -> RouterOutput:
+        """Return logits and value of each observation; ``correction`` as in :func:`actor_outputs`."""
         config = self.config
         embedding = RouterEncoder(config, name="trunk")(inputs)
         # The head's scores are in units of the temperature: a step of the optimiser moves logits, not QoS.
@@ -96,9 +107,10 @@ class ActorCritic(nn.Module):
             )
             embedding = StarEmbedding(embedding.arrived, jnp.concatenate([embedding.expert, estimate], -1))
         logits = ActionHead(config.hidden, config.allow_drop, corrects, name="actor")(embedding)
-        correction = jnp.zeros_like(inputs.gain)
-        if config.calibrate_quality and config.information == PROFILES:
-            correction = QualityCalibration(config.hidden, name="quality")(inputs.graph)
+        if correction is None:
+            correction = jnp.zeros_like(inputs.gain)
+            if config.calibrate_quality and config.information == PROFILES:
+                correction = QualityCalibration(config.hidden, name="quality")(inputs.graph)
         if config.residual:
             chance = inputs.graph.pair[..., PAIR_FEATURES.index("own_chance")]
             base = inputs.gain + jax.lax.stop_gradient(correction) * chance

@@ -11,6 +11,7 @@ from flax import struct
 from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet
 from qos_jax.routing.fleet_step import step_fleet
+from qos_jax.routing.impact import qos_in_flight
 from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation, observe, reveal
 from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
 from qos_jax.routing.reward import reward_for
@@ -70,6 +71,7 @@ class StepInfo:
     passed: Passed
     gap_s: jax.Array  # [] float32, seconds that passed; inf on the draining last step of a trace
     failed: jax.Array | None = None  # [] int32, requests that failed for good; None without faults
+    potential: jax.Array | None = None  # [] float32 QoS, Phi of the state reached; with that reward alone
 
 
 @struct.dataclass
@@ -162,9 +164,22 @@ class RoutingEnvironment:
         return state, self.observation(params, state)
 
     def step(
-        self, key: jax.Array, state: EnvState, action: jax.Array, params: EnvParams
+        self,
+        key: jax.Array,
+        state: EnvState,
+        action: jax.Array,
+        params: EnvParams,
+        potential: jax.Array | None = None,
     ) -> tuple[EnvState, TimeStep]:
-        """Route the request at hand, let time pass to the next arrival, pay for what completed."""
+        """Route the request at hand, let time pass to the next arrival, pay for what completed.
+
+        Args:
+          key: [] key.
+          state: in which the action is taken.
+          action: [] int32, an expert; N drops the request.
+          params: the environment's.
+          potential: [] float32, :meth:`potential` of ``state`` where it is known, which saves computing it.
+        """
         config, world, number = self.config, state.world, state.arrived
         action = jnp.asarray(action, jnp.int32)
         asked, known = choices_of(config, params), self._known(params)
@@ -231,15 +246,27 @@ class RoutingEnvironment:
         )
         reached = self._with_belief(params, vary_alike(reached, key, state, action, params))
         after = self._truth(params, reached)
+        potentials = None
+        if config.reward == "potential":
+            ahead = jnp.where(terminated, 0.0, qos_in_flight(after))
+            potentials = qos_in_flight(before) if potential is None else potential, ahead
         return reached, TimeStep(
             observation=after.seen if reached.world is None else self.observation(params, reached),
-            reward=reward_for(
-                config.reward, params, before, action, routed.accepted, passed, after, terminated
-            ),
+            reward=reward_for(config.reward, params, before, action, routed.accepted, passed, potentials),
             terminated=terminated,
             truncated=(reached.step >= self.max_steps(params)) & ~terminated,
-            info=StepInfo(routed=routed, passed=passed, gap_s=gap_s, failed=failed),
+            info=StepInfo(
+                routed=routed,
+                passed=passed,
+                gap_s=gap_s,
+                failed=failed,
+                potential=None if potentials is None else potentials[1],
+            ),
         )
+
+    def potential(self, params: EnvParams, state: EnvState) -> jax.Array | None:
+        """Return Phi of ``state``, [] float32 QoS; None with another reward than ``potential``."""
+        return qos_in_flight(self._truth(params, state)) if self.config.reward == "potential" else None
 
     def max_steps(self, params: EnvParams) -> int:
         """Return the decisions until the time limit: as ``params`` say, or else the configuration."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from qos_jax.routing.fleet_state import Passed
-from qos_jax.routing.impact import paper_impact, qos_in_flight
+from qos_jax.routing.impact import paper_impact
 from qos_jax.routing.observation import TrueObservation
 from qos_jax.routing.params import EnvParams
 
@@ -18,15 +18,14 @@ def reward_for(
     action: jax.Array,
     accepted: jax.Array,
     passed: Passed,
-    after: TrueObservation,
-    terminated: jax.Array,
+    potentials: tuple[jax.Array, jax.Array] | None,
 ) -> jax.Array:
     """Return the reward of one step, [] float32.
 
     - ``qos``: QoS of the requests completed in the step.
     - ``paper``: ``qos - impact_weight * penalty``, the paper's impact penalty of the chosen expert; 0 if the
       request was rejected or dropped. Source: arXiv 2508.00234, tailored reward.
-    - ``potential``: ``qos + discount * Phi(after) - Phi(before)``, Phi = :func:`qos_in_flight`, 0 at the end.
+    - ``potential``: ``qos + discount * Phi(after) - Phi(before)``, Phi = ``qos_in_flight``, 0 at the end.
       Source: Ng, Harada and Russell, "Policy invariance under reward transformations", ICML 1999.
 
     Args:
@@ -36,15 +35,14 @@ def reward_for(
       action: [] int32.
       accepted: [] bool, the chosen expert took the request.
       passed: the totals of the step.
-      after: the state reached.
-      terminated: [] bool.
+      potentials: Phi of the state the action was taken in and of the state reached, [] float32 each, for
+        ``potential`` alone.
     """
     completed = jnp.sum(passed.qos)
     if kind == "paper":
         penalty = paper_impact(before.seen)
         paid = jnp.where(accepted, penalty[jnp.clip(action, 0, penalty.shape[0] - 1)], 0.0)
         return completed - params.impact_weight * paid
-    if kind == "potential":
-        ahead = jnp.where(terminated, 0.0, qos_in_flight(after))
-        return completed + params.discount * ahead - qos_in_flight(before)
+    if potentials is not None:
+        return completed + params.discount * potentials[1] - potentials[0]
     return completed
