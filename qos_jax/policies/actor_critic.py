@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from qos_jax.policies.corrections import LearnedPrices, QualityCalibration
+from qos_jax.policies.corrections import LearnedPrices, MeasuredPrices, QualityCalibration
 from qos_jax.policies.encoders import JointDense, NetworkConfig, RouterEncoder, pooled
 from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
 from qos_jax.policies.han_star import StarEmbedding
@@ -28,9 +28,13 @@ class LearnedImpact:
     chance_logit: jax.Array  # [N] float32, of the chance to keep the limits
     lost_log: jax.Array  # [N] float32 >= 0, log(1 + QoS that others lose)
 
-    def net_gain(self, quality: jax.Array) -> jax.Array:
-        """Return quality ([N]) times the chance, less the QoS that others lose: [N] float32."""
-        return quality * jax.nn.sigmoid(self.chance_logit) - jnp.expm1(self.lost_log)
+    def own_qos(self, quality: jax.Array) -> jax.Array:
+        """Return quality ([..., N]) times the chance, [..., N] float32."""
+        return quality * jax.nn.sigmoid(self.chance_logit)
+
+    def lost(self) -> jax.Array:
+        """Return the QoS that others lose, [..., N] float32."""
+        return jnp.expm1(self.lost_log)
 
 
 @struct.dataclass
@@ -116,19 +120,23 @@ class ActorCritic(nn.Module):
             base = inputs.gain + jax.lax.stop_gradient(correction) * chance
             if config.learned_prices:
                 base = base + LearnedPrices(config.hidden, name="prices")(inputs)
-            if config.allow_drop:  # a dropped request is worth 0
-                base = jnp.concatenate([base, jnp.zeros_like(base[..., :1])], -1)
-            logits = config.head_scale * logits + base / config.temperature
+            logits = config.head_scale * logits + _with_drop(base, config.allow_drop) / config.temperature
         if impact is not None:
             quality = inputs.graph.pair[..., PAIR_FEATURES.index("quality")]
-            base = jax.lax.stop_gradient(impact.net_gain(quality))
-            if config.allow_drop:
-                base = jnp.concatenate([base, jnp.zeros_like(base[..., :1])], -1)
-            start = base / config.temperature
+            own, lost = jax.lax.stop_gradient(impact.own_qos(quality)), jax.lax.stop_gradient(impact.lost())
+            start = _with_drop(own - lost, config.allow_drop) / config.temperature
             logits = config.head_scale * logits + start
+            if config.learned_prices:
+                prices = MeasuredPrices(config.hidden, name="prices")(inputs, own, lost)
+                logits = logits + _with_drop(prices, config.allow_drop) / config.temperature
         mask = action_mask(inputs, config.allow_drop)
         value = ValueHead(config.hidden, name="critic")(embedding, inputs.graph.expert_mask)
         return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction, impact, start)
+
+
+def _with_drop(scores: jax.Array, allow_drop: bool) -> jax.Array:
+    """Return scores [..., N] of the experts as those of actions, [..., A]: a dropped request is worth 0."""
+    return jnp.concatenate([scores, jnp.zeros_like(scores[..., :1])], -1) if allow_drop else scores
 
 
 class TwinCritic(nn.Module):

@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from qos_jax.policies.greedy_params import GreedyParams, MeasuredParams
-from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length, tokens_left
+from qos_jax.policies.net_gain import (
+    impact_of_each,
+    net_gain,
+    queue_length,
+    relative_crowding,
+    tokens_left,
+)
 from qos_jax.routing.impact import paper_impact, projected_impact
 from qos_jax.routing.measured import means, pace_at
-from qos_jax.routing.observation import Observation, relative_length
+from qos_jax.routing.observation import Observation
 
 
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
@@ -62,7 +68,7 @@ def measured_greedy(params: MeasuredParams, key: jax.Array, seen: Observation) -
 
     An expert of which nothing is measured yet is taken to keep the limits.
     """
-    size = jnp.sum(seen.live, axis=-1, dtype=jnp.float32)
+    size = queue_length(seen).astype(jnp.float32)
     score = seen.predicted_quality
     if seen.measured is not None:
         output = jnp.maximum(seen.predicted_output_tokens, 1.0)
@@ -70,9 +76,7 @@ def measured_greedy(params: MeasuredParams, key: jax.Array, seen: Observation) -
         slack = jnp.log(seen.limits.pace_s / jnp.maximum(pace_s, 1e-9))
         known = seen.measured.seen[:, -1] > 0.0
         score = score * jnp.where(known, jax.scipy.special.ndtr(slack / params.margin), 1.0)
-    share = size / jnp.maximum(jnp.sum(size), 1.0)
-    length = relative_length(seen, seen.predicted_output_tokens) ** params.price_by_length
-    score = score - params.crowding_price * share * length
+    score = score - params.crowding_price * relative_crowding(seen)
     return best_of(jnp.where(seen.available, score, -jnp.inf), params.drop_below)
 
 

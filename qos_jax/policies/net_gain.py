@@ -87,6 +87,17 @@ def net_gain(
     return jnp.where(seen.available, gain, -jnp.inf)
 
 
+def relative_crowding(seen: Observation, expert_mask: jax.Array | None = None) -> jax.Array:
+    """Return each expert's share of the requests in flight times the relative predicted length, [N] float32.
+
+    It is what crowding costs by counts and predictions alone, up to a price.
+    """
+    count = queue_length(seen).astype(jnp.float32)
+    count = count if expert_mask is None else jnp.where(expert_mask, count, 0.0)
+    share = count / jnp.maximum(jnp.sum(count), 1.0)
+    return share * relative_length(seen, seen.predicted_output_tokens)
+
+
 def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
     """Return the price of crowding of all requests in flight, at a load of 1, [] QoS.
 

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.policies.greedy_params import GreedyParams, load_aware_params
-from qos_jax.policies.net_gain import as_believed, crowding_price, impact_of_each, net_gain
+from qos_jax.policies.net_gain import (
+    as_believed,
+    crowding_price,
+    impact_of_each,
+    net_gain,
+    relative_crowding,
+)
 from qos_jax.policies.types import PREDICTIONS, PROFILES
 from qos_jax.routing.graph import GraphFeatures, graph_features
 from qos_jax.routing.measured_graph import measured_features
@@ -26,7 +32,7 @@ class RouterInput:
 
     graph: GraphFeatures
     gain: jax.Array  # [N] float32 QoS, the greedy router's net gain; 0 where the expert is not available
-    crowding: jax.Array  # [N] float32 QoS, the price of crowding in it
+    crowding: jax.Array  # [N] float32 QoS, the price of crowding in it; without it, the relative crowding
 
 
 def router_input(
@@ -47,8 +53,11 @@ def router_input(
     """
     if information == PREDICTIONS:
         measured = measured_features(seen, expert_mask)
-        none = jnp.zeros_like(seen.predicted_quality)
-        return RouterInput(graph=measured, gain=none, crowding=none)
+        return RouterInput(
+            graph=measured,
+            gain=jnp.zeros_like(seen.predicted_quality),
+            crowding=jnp.where(measured.expert_mask, relative_crowding(seen, expert_mask), 0.0),
+        )
     impact = impact_of_each(greedy, seen, expert_mask)
     graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
     gain = net_gain(greedy, seen, impact, expert_mask)
