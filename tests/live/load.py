@@ -107,8 +107,8 @@ def report(name: str, found: list[tuple[str, float, float]], options: argparse.N
     first, last = (np.array([one[at] for one in found]) * 1e3 for at in (1, 2))
     cuts = [float(np.percentile(times, share)) for times in (first, last) for share in (50, 99)]
     print(
-        f"{name}: {len(found)} requests, {len(found) / options.seconds:.0f} / s, {ends}; ms to the first byte p50 "
-        f"{cuts[0]:.2f} p99 {cuts[1]:.2f}, to the last p50 {cuts[2]:.2f} p99 {cuts[3]:.2f}",
+        f"{name}: {len(found)} requests in {options.seconds:.0f} s, {ends}; ms to the first byte "
+        f"p50 {cuts[0]:.2f} p99 {cuts[1]:.2f}, to the last p50 {cuts[2]:.2f} p99 {cuts[3]:.2f}",
         flush=True,
     )
 
@@ -161,9 +161,7 @@ def outages(folder: Path, options: argparse.Namespace) -> None:
         servers = [stack.enter_context(fake(1.0)) for _ in range(3)]
         ports = [int(line) for _, line in servers]
         programs = [program for program, _ in servers]
-        started, url = stack.enter_context(
-            router(folder, ports, "--health_period_s=0.5", "--max_backoff_s=1")
-        )
+        _, url = stack.enter_context(router(folder, ports, "--health_period_s=0.5", "--max_backoff_s=1"))
 
         async def run() -> list[tuple[str, float, float]]:
             asked = asyncio.create_task(load(url, 1000 / 30, 30.0, 20))
