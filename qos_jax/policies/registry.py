@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from qos_jax.checks import check_one_of
 from qos_jax.errors import input_error
-from qos_jax.policies import heuristics, oracles
+from qos_jax.policies import affinity, heuristics, oracles
 from qos_jax.policies.greedy_params import greedy_params, load_aware_params, measured_params
 from qos_jax.policies.types import NOTHING, PREDICTIONS, PROFILES, QUEUES, TRUTH, Policy
 from qos_jax.runs.checkpoint_record import CHECKPOINTS
@@ -31,6 +31,8 @@ HEURISTICS = (
     "projected_greedy",
     "load_aware_greedy",
 )
+# Made for prefix caching, so in no group: they are named where requests share prefixes.
+AFFINITY = ("session_affinity", "prefix_load")
 ORACLES = ("clairvoyant_greedy",)
 # A bound on any policy's QoS, computed without simulating: `oracles.upper_bound`.
 BOUNDS = ("upper_bound",)
@@ -55,6 +57,7 @@ _KNOWS = {
     "assigned": NOTHING,
     "shortest_queue": QUEUES,
     "power_of_two": QUEUES,
+    **dict.fromkeys(AFFINITY, QUEUES),
     "least_work": PREDICTIONS,
     "best_quality": PREDICTIONS,
     "measured_greedy": PREDICTIONS,
@@ -62,7 +65,7 @@ _KNOWS = {
 }
 _MEASURING = ("measured_greedy",)  # they go by what they measure of answers
 NEVER_DROPPING = tuple(name + NEVER_DROPS for name in _PARAMS)
-KNOWN = (*HEURISTICS, *ORACLES, *BOUNDS, *REPLAYS, *NEVER_DROPPING)
+KNOWN = (*HEURISTICS, *AFFINITY, *ORACLES, *BOUNDS, *REPLAYS, *NEVER_DROPPING)
 # Names that stand for several.
 _HEURISTICS = (*HEURISTICS, *(name + NEVER_DROPS for name in _SHOWN_TWICE))
 GROUPS = {"all": (*_HEURISTICS, *ORACLES, *BOUNDS), "heuristics": _HEURISTICS}
@@ -139,7 +142,7 @@ def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None =
     """Return the policy called ``name`` with its default parameters.
 
     Args:
-      name: one of ``HEURISTICS``, ``ORACLES``, ``REPLAYS`` or ``NEVER_DROPPING``.
+      name: one of ``HEURISTICS``, ``AFFINITY``, ``ORACLES``, ``REPLAYS`` or ``NEVER_DROPPING``.
       allow_drop: whether the greedy ones may drop a request that no expert gains from.
       assignment: [T] int32, for ``assigned``.
 
@@ -159,7 +162,8 @@ def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None =
     params: Any = _PARAMS[rule](allow_drop=drops) if rule in _PARAMS else None
     if name in REPLAYS:
         params = jnp.asarray(assignment, jnp.int32)
-    function = getattr(oracles if rule in ORACLES else heuristics, rule)
+    module = oracles if rule in ORACLES else affinity if rule in AFFINITY else heuristics
+    function = getattr(module, rule)
     summary = (function.__doc__ or "").strip().split("\n")[0]
     kind = "oracle" if rule in ORACLES else "router"
     knows = _KNOWS.get(rule, PROFILES)

@@ -9,7 +9,8 @@ from flax import struct
 from qos_jax.routing.demand import mean_gap_s, mean_output_tokens, mean_quality, offered_load
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.routing.measured import Measured
-from qos_jax.serving import FleetProfile, ServiceLimits
+from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig
+from qos_jax.serving.prefix import cached_tokens_at, shareable_tokens
 
 
 @struct.dataclass
@@ -29,6 +30,15 @@ class BeliefNotes:
     pace: jax.Array  # [N] float32, estimated pace; 1 = as the profile says, more is slower
     foreign_load: jax.Array  # [] float32, requests of other routers for each of its own
     up: jax.Array  # [N] bool, not known to be down
+
+
+@struct.dataclass
+class SeenPrefixes:
+    """What a router knows of prefix caches: it knows which prefixes it sent where."""
+
+    group: jax.Array  # [] int32, of the arrived request, below 0 = none
+    cached_tokens: jax.Array  # [N] int32, of its prompt, expected in each expert's cache
+    slot_cached_tokens: jax.Array  # [N, K] int32, likewise of each slot's request where it waits
 
 
 @struct.dataclass
@@ -62,6 +72,7 @@ class Observation:
     slot_ttft_s: jax.Array  # [N, K] float32, seconds from arrival to first token; -1 = none yet
     belief: BeliefNotes | None = None  # where the queues are believed, not seen
     measured: Measured | None = None  # of the answers so far, where they are measured
+    prefix: SeenPrefixes | None = None  # with prefix caching
 
     @property
     def latency_limit_s(self) -> jax.Array:
@@ -90,7 +101,13 @@ class TrueObservation:
     slot_quality: jax.Array  # [N, K] float32, true
 
 
-def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Array) -> Observation:
+def observe(
+    known: KnownFleet,
+    state: FleetState,
+    request: Request,
+    step: jax.Array,
+    prefix: SeenPrefixes | None = None,
+) -> Observation:
     """Return what the router sees of ``state`` when ``request`` arrives as number ``step``.
 
     Args:
@@ -98,6 +115,7 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
       state: the fleet at the instant of arrival.
       request: the arrived request.
       step: [] int32, requests that arrived before.
+      prefix: what is known of prefix caches, if there are any; see :func:`see_prefixes`.
     """
     serving, profile = state.serving, known.profile
     waiting = jnp.sum(serving.waiting, axis=-1, dtype=jnp.int32)
@@ -125,6 +143,32 @@ def observe(known: KnownFleet, state: FleetState, request: Request, step: jax.Ar
         slot_predicted_quality=state.predicted_quality,
         slot_ttft_s=jnp.where(serving.live, serving.ttft_s, -1.0),
         measured=state.measured,
+        prefix=prefix,
+    )
+
+
+def see_prefixes(
+    config: ServingConfig, profile: FleetProfile, state: FleetState, request: Request
+) -> SeenPrefixes | None:
+    """Return what a router knows of prefix caches when ``request`` arrives; None without prefix caching.
+
+    A router that sees all requests can follow the caches by their rules, as those of llm-d and Dynamo do.
+
+    Args:
+      config: static sizes and the scheduler.
+      profile: the fleet, leaves [N].
+      state: the fleet at the instant of arrival.
+      request: the arrived request.
+    """
+    slots, table = state.serving.prefix, state.prefixes
+    if slots is None or table is None or request.prefix_group is None or request.prefix_tokens is None:
+        return None
+    shareable = shareable_tokens(config, request.prefix_tokens, request.prompt_tokens)
+    found = cached_tokens_at(config, profile, state.serving, table, request.prefix_group, shareable)
+    return SeenPrefixes(
+        group=request.prefix_group,
+        cached_tokens=found.cached_tokens,
+        slot_cached_tokens=jnp.where(state.serving.waiting, slots.cached_tokens, 0),
     )
 
 

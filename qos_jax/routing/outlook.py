@@ -27,6 +27,9 @@ class Outlook:
     ttft_s: jax.Array  # [N, K] float32, seconds to its first token; -1 = none yet
     new_prompt_tokens: jax.Array  # [] float32
     new_output_tokens: jax.Array  # [N] float32
+    # Of waiting requests and of the newcomer, expected to be cached; None without prefix caching.
+    cached_tokens: jax.Array | None = None  # [N, K] float32
+    new_cached_tokens: jax.Array | None = None  # [N] float32
 
 
 def left_given_survival(
@@ -76,6 +79,12 @@ def _outlook(seen: Observation, left: jax.Array, new_output: jax.Array) -> Outlo
     generated = seen.slot_generated_tokens.astype(jnp.float32)
     live = jnp.sum(seen.live, axis=-1, dtype=jnp.int32)
     batch = jnp.minimum(live + 1, seen.profile.max_running).astype(jnp.float32)
+    cached = {}
+    if seen.prefix is not None:
+        cached = {
+            "cached_tokens": seen.prefix.slot_cached_tokens.astype(jnp.float32),
+            "new_cached_tokens": seen.prefix.cached_tokens.astype(jnp.float32),
+        }
     return Outlook(
         profile=affine_between(seen.profile, batch),
         lead_s=seen.lead_s,
@@ -89,4 +98,5 @@ def _outlook(seen: Observation, left: jax.Array, new_output: jax.Array) -> Outlo
         ttft_s=seen.slot_ttft_s,
         new_prompt_tokens=seen.prompt_tokens.astype(jnp.float32),
         new_output_tokens=new_output,
+        **cached,
     )

@@ -108,6 +108,9 @@ def _waiting(outlook: Outlook, admission: _Admission) -> _Schedule:
 
     prefill_s = _prefill_s(_column(profile), outlook.context_tokens)
     new_prefill_s = _prefill_s(profile, outlook.new_prompt_tokens)
+    if outlook.cached_tokens is not None and outlook.new_cached_tokens is not None:
+        prefill_s = prefill_s - _prefill_s(_column(profile), outlook.cached_tokens)
+        new_prefill_s = new_prefill_s - _prefill_s(profile, outlook.new_cached_tokens)
     # Committed: the iteration in progress, a partly prefilled prompt, the prefill of those that join.
     partial_s = profile.prefill_per_token_s * jnp.sum(
         jnp.where(running, outlook.prefill_left_tokens, 0.0), axis=-1

@@ -39,6 +39,7 @@ from qos_jax.workload import (
     scale_rate,
 )
 from qos_jax.workload.capacity import capacity_per_s
+from qos_jax.workload.conversations import MEAN_TURNS, as_conversations
 from qos_jax.workload.drawn_requests import (
     Source,
     add_error,
@@ -47,6 +48,7 @@ from qos_jax.workload.drawn_requests import (
     shuffle_predictions,
 )
 from qos_jax.workload.named import (
+    CONVERSATION,
     RECORDED,
     TABLE_MATCH_HELP,
     TABLE_MATCHES,
@@ -83,6 +85,9 @@ class CaseConfig:
     burst_factor: float = 4.0  # of workload mmpp: rate in bursts over rate in calm
     burst_mean_s: float = 10.0  # of workload mmpp: mean seconds of a burst
     calm_mean_s: float = 30.0  # of workload mmpp: mean seconds between bursts
+    conversation_turns: float = MEAN_TURNS  # mean turns of workload conversation
+    open_conversations: int = 100  # of workload conversation, at a time: a user thinks for so many arrivals
+    conversation_limit_tokens: int = 4096  # of workload conversation: one ends before a turn exceeds it
     diurnal_swing: float = 0.8  # of workload diurnal: rates run from 1 - swing to 1 + swing over a run
     table_match: str = option("nearest", help=TABLE_MATCH_HELP, known=TABLE_MATCHES)
 
@@ -96,6 +101,8 @@ class CaseConfig:
         check_range(self, ("arrival_rates", "loads"), POSITIVE)
         check_range(self, ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"), POSITIVE)
         check_range(self, ("seeds", "num_requests"), COUNT)
+        check_range(self, ("open_conversations", "conversation_limit_tokens"), COUNT)
+        check_range(self, ("conversation_turns",), Interval(1, 1e6))
         check_range(self, ("seed",), SEED)
         check_range(self, ("error_level", "length_noise_log", "quality_noise"), NON_NEGATIVE)
         check_range(self, ("length_bias_log",), Interval(-MAX_BIAS_LOG, MAX_BIAS_LOG))
@@ -139,6 +146,7 @@ def build_cases(
       joint length histogram; qualities and predictions as in ``table_for_trace``. Where the requests of a
       run cover less than the profile (an hour, natively), seed s of S starts at the s-th of S evenly spaced
       bins of it, so that together the seeds see all of it; else each starts at the first bin.
+    - ``conversation``: Poisson arrivals, requests as in ``poisson`` that are turns: ``as_conversations``.
     - ``trace``: the recorded arrivals and lengths themselves; seeds draw qualities and predictions.
 
     With a table for source, arrivals are the same, and what requests ask for are rows of the table: see
@@ -173,6 +181,14 @@ def build_cases(
             histogram = load_length_histogram(workload) if recorded else None
             table = draw_contents(keys, source, histogram, config.num_requests)
             native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
+            if workload == CONVERSATION:
+                table = as_conversations(
+                    table,
+                    (config.seed + np.arange(config.seeds)).astype(np.uint32),
+                    mean_turns=config.conversation_turns,
+                    open_conversations=config.open_conversations,
+                    limit_tokens=config.conversation_limit_tokens,
+                )
         _check_room(fleet, table, workload)
         length_log_std = known_length_log_std(source, table)
         if shuffled:

@@ -12,7 +12,7 @@ from flax import struct
 
 from qos_jax.routing.fleet_state import FleetState, Outcome, Request
 from qos_jax.routing.fleet_step import step_fleet
-from qos_jax.routing.observation import KnownFleet, observe, reveal
+from qos_jax.routing.observation import KnownFleet, observe, reveal, see_prefixes
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, REJECTED_TOO_LONG
 from qos_jax.workload.request_table import RequestTable
@@ -91,7 +91,8 @@ def route_requests(
 
     def step(carry: Carry, arrival: Arriving) -> tuple[Carry, tuple[Logged, Snapshot | None]]:
         fleet, request = carry.fleet, arrival.request
-        seen = observe(known, fleet, request, arrival.request_id)
+        prefix = see_prefixes(config, known.profile, fleet, request)
+        seen = observe(known, fleet, request, arrival.request_id, prefix)
         key = jax.random.fold_in(run_key, arrival.request_id)
         action = policy_function(policy_params, key, reveal(seen, fleet, request))
         action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)

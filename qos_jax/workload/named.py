@@ -11,10 +11,11 @@ from qos_jax.workload import ArrivalProcess, arrivals_like, diurnal, gamma, load
 
 SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
 RECORDED = ("azure_conv", "azure_code")
+CONVERSATION = "conversation"
 TRACE = "trace"
 TABLE_MATCHES = ("nearest", "even")
 TABLE_MATCH_HELP = "rows that a trace's arrivals get: nearest in length to its requests, or any, evenly"
-WORKLOADS = (*SYNTHETIC, *RECORDED, TRACE)
+WORKLOADS = (*SYNTHETIC, *RECORDED, CONVERSATION, TRACE)
 _DIURNAL_BINS = 24
 
 
@@ -28,7 +29,7 @@ def arrival_process(workload: str, rate_per_s: Any, numbers: Any, num_requests: 
         ``calm_mean_s`` and ``diurnal_swing``.
       num_requests: of a run, which is a day of the workload "diurnal".
     """
-    if workload == "poisson":
+    if workload in ("poisson", CONVERSATION):
         return poisson(rate_per_s)
     if workload == "gamma":
         return gamma(rate_per_s, numbers.gap_cv)

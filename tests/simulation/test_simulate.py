@@ -46,7 +46,9 @@ def assert_same(a, b, rtol=0.0):
     for part in ("records", "totals"):
         for field in dataclasses.fields(getattr(a, part)):
             x, y = (getattr(getattr(r, part), field.name) for r in (a, b))
-            if np.issubdtype(x.dtype, np.floating):
+            if x is None:
+                assert y is None
+            elif np.issubdtype(x.dtype, np.floating):
                 np.testing.assert_allclose(x, y, rtol=rtol or 1e-12, err_msg=field.name)
             else:
                 np.testing.assert_array_equal(x, y, err_msg=field.name)

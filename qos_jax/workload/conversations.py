@@ -1,0 +1,68 @@
+"""Turn drawn requests into turns of conversations, each of whose prompts holds what was said before."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qos_jax.workload.request_table import RequestTable
+
+# Mean turns of a conversation in ShareGPT (Gao et al., "CachedAttention", USENIX ATC 2024, section 2.3, where
+# 73% have several); LMSYS-Chat-1M has 2.0 (Zheng et al., ICLR 2024, table 1).
+MEAN_TURNS = 5.75
+# The next turn is that of one of the longest silent conversations, this share of those open.
+_SILENT_SHARE = 1 / 3
+
+
+def as_conversations(
+    table: RequestTable,
+    seeds: npt.NDArray[np.uint32],
+    *,
+    mean_turns: float,
+    open_conversations: int,
+    limit_tokens: int,
+) -> RequestTable:
+    """Return the requests of S runs as turns: a drawn prompt is what the user adds to what was said.
+
+    So many conversations are open at a time that a user thinks for about as many arrivals: arrivals and
+    contents are drawn apart, and the same at every rate. One ends with chance 1 / ``mean_turns`` after each
+    turn, or where the next would exceed the limit, and a new one takes its place. What was said includes the
+    mean of the experts' answers, since the next prompt is drawn before it is known who answers. Qualities
+    and predictions stay those drawn.
+
+    Args:
+      table: NumPy leaves [S, T] and [S, T, N].
+      seeds: [S], of each run's conversations.
+      mean_turns: of a conversation that reaches no limit, >= 1.
+      open_conversations: at a time, >= 1.
+      limit_tokens: most tokens of a prompt and its longest answer, where a first turn does not exceed it.
+    """
+    added, output = np.asarray(table.prompt_tokens), np.asarray(table.output_tokens)
+    answer = np.round(output.mean(axis=-1)).astype(int)
+    longest = output.max(axis=-1)
+    group, prefix = np.zeros_like(added), np.zeros_like(added)
+    silent = max(int(open_conversations * _SILENT_SHARE), 1)
+    for run, seed in enumerate(seeds.tolist()):
+        rng = np.random.default_rng((seed, 7))
+        drawn = rng.random((added.shape[1], 2))
+        said = dict.fromkeys(
+            range(open_conversations), 0
+        )  # tokens of each open conversation, longest silent first
+        fresh = open_conversations
+        waiting = list(said)  # the longest silent first
+        for turn in range(added.shape[1]):
+            which = waiting.pop(int(drawn[turn, 0] * silent))
+            before = said.pop(which)
+            if before + added[run, turn] + longest[run, turn] > limit_tokens:
+                which, before, fresh = fresh, 0, fresh + 1
+            group[run, turn], prefix[run, turn] = which, before
+            now = before + int(added[run, turn] + answer[run, turn])
+            if drawn[turn, 1] < 1.0 / mean_turns:
+                which, now, fresh = fresh, 0, fresh + 1
+            said[which] = now
+            waiting.append(which)
+    turns: dict[str, Any] = {"prefix_group": group, "prefix_tokens": prefix, "prompt_tokens": prefix + added}
+    return dataclasses.replace(table, **turns)
