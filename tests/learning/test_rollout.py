@@ -69,6 +69,33 @@ def observed(lanes):
     return jax.vmap(lambda s, p: router_input(env.observation(p, s), GREEDY))(lanes.state, lanes.params)
 
 
+def test_the_potential_is_carried_from_step_to_step_and_over_ends():
+    """The reward pays the change of Phi of the states, computed once each; a replay starts anew from 0."""
+    env = environment(reward="potential")
+    lanes = jax.jit(lambda key: start_lanes(env, sample_replay, GREEDY, key, B))(KEY)
+
+    def keep(key, inputs):
+        return act(key, inputs)[0], None
+
+    def go(lanes):
+        last, steps, _ = rollout(env, GREEDY, keep, lanes, T)
+        return last, steps, jax.vmap(env.potential)(last.params, last.state)
+
+    _, steps, ahead = jax.jit(go)(lanes)
+    assert np.any(steps.terminated)
+    discount = lanes.params.discount
+    # Of each lane and episode, qos = reward + Phi paid back: sums telescope but for the discount.
+    phi = np.zeros((T + 1, B))
+    phi[T] = ahead
+    for t in reversed(range(T)):
+        after = np.where(steps.terminated[t], 0.0, phi[t + 1])
+        phi[t] = steps.qos[t] + discount * after - steps.reward[t]
+    np.testing.assert_allclose(phi[0], 0.0, atol=1e-3)  # an empty fleet
+    ends = np.argwhere(np.asarray(steps.terminated[:-1]))
+    np.testing.assert_allclose([phi[t + 1, lane] for t, lane in ends], 0.0, atol=1e-3)
+    assert np.max(phi) > 0.5
+
+
 def test_what_is_stored_together_belongs_together(live):
     start, go, _ = live
     lanes = go(start(KEY))[0]

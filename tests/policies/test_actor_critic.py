@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.policies.actor_critic import MASKED_LOGIT, ActorCritic, TwinCritic, actor_function
+from qos_jax.policies.actor_critic import MASKED_LOGIT, ActorCritic, TwinCritic, actor_function, actor_outputs
 from qos_jax.policies.corrections import LearnedPrices
 from qos_jax.policies.encoders import IMPACT_FEATURES, NetworkConfig
 from qos_jax.policies.greedy_params import greedy_params
@@ -272,6 +272,16 @@ def test_the_calibration_counts_by_the_chance_to_meet_the_limit(inputs):
     without = network(calibrate_quality=False)
     assert "quality" not in fresh(without)["params"]
     np.testing.assert_array_equal(program(without)(fresh(without), inputs).quality_correction, 0.0)
+
+
+def test_a_batch_at_once_equals_one_by_one_and_takes_a_correction_that_is_known(inputs):
+    config = network()
+    params = random_params(config)
+    single = program(config)(params, inputs)
+    at_once = jax.jit(functools.partial(actor_outputs, config))
+    for given in (None, single.quality_correction):
+        output = at_once(params, inputs, given)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), output, single)
 
 
 def test_twin_critics_are_two(inputs):
