@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import resource
 import signal
 import socket
@@ -98,7 +99,8 @@ def run_proxy(
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     server = make_server(plan, proxy, lambda: on_listening(url))
-    asyncio.run(server.serve([listener]))
+    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+        runner.run(server.serve([listener]))
 
 
 class _Server(uvicorn.Server):
@@ -121,6 +123,13 @@ class _Server(uvicorn.Server):
         finally:
             for one, handler in zip(signals, before, strict=True):
                 signal.signal(one, handler)
+
+
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes uvloop's event loop, None where there is none (Windows)."""
+    if importlib.util.find_spec("uvloop") is None:
+        return None
+    return importlib.import_module("uvloop").new_event_loop
 
 
 def _raise_open_files(connections: int) -> None:

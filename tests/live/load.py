@@ -99,7 +99,7 @@ async def load(url: str, rate_per_s: float, seconds: float, tokens: int) -> list
         return await asyncio.gather(*asked)
 
 
-def report(name: str, found: list[tuple[str, float, float]], options: argparse.Namespace) -> None:
+def report(name: str, found: list[tuple[str, float, float]]) -> None:
     """Print how many requests ended how, and when."""
     ends: dict[str, int] = {}
     for end, *_ in found:
@@ -107,7 +107,7 @@ def report(name: str, found: list[tuple[str, float, float]], options: argparse.N
     first, last = (np.array([one[at] for one in found]) * 1e3 for at in (1, 2))
     cuts = [float(np.percentile(times, share)) for times in (first, last) for share in (50, 99)]
     print(
-        f"{name}: {len(found)} requests in {options.seconds:.0f} s, {ends}; ms to the first byte "
+        f"{name}: {len(found)} requests, {ends}; ms to the first byte "
         f"p50 {cuts[0]:.2f} p99 {cuts[1]:.2f}, to the last p50 {cuts[2]:.2f} p99 {cuts[3]:.2f}",
         flush=True,
     )
@@ -135,23 +135,19 @@ def added_latency(folder: Path, options: argparse.Namespace) -> None:
     """Compare the same load directly and through the router."""
     with fake(0.1) as (_, port), router(folder, [int(port)]) as (started, url):
         for _ in range(2):
-            report(
-                "direct",
-                asyncio.run(load(f"http://127.0.0.1:{port}", options.rate, options.seconds, 1)),
-                options,
-            )
+            report("direct", asyncio.run(load(f"http://127.0.0.1:{port}", options.rate, options.seconds, 1)))
             before = cpu_s(started.pid)
-            report("through", found := asyncio.run(load(url, options.rate, options.seconds, 1)), options)
+            report("through", found := asyncio.run(load(url, options.rate, options.seconds, 1)))
             print_cpu(started.pid, before, found)
 
 
 def throughput(folder: Path, options: argparse.Namespace) -> None:
     """Stream 50 tokens a request at rising rates."""
     with fake(0.1) as (_, one), fake(0.1) as (_, two), router(folder, [int(one), int(two)]) as (started, url):
-        for rate in (50, 100, 200, 400):
+        for rate in options.rates:
             before = cpu_s(started.pid)
             found = asyncio.run(load(url, rate, options.seconds, 50))
-            report(f"50 tokens at {rate} / s", found, options)
+            report(f"50 tokens at {rate} / s", found)
             print_cpu(started.pid, before, found)
 
 
@@ -176,7 +172,7 @@ def outages(folder: Path, options: argparse.Namespace) -> None:
             return await asked
 
         found = asyncio.run(run())
-        report("ten outages", found, options)
+        report("ten outages", found)
         print(f"  router counts: {totals(url)}", flush=True)
 
 
@@ -226,6 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--what", default=",".join(CHECKS), help=f"some of {', '.join(CHECKS)}")
     parser.add_argument("--rate", type=float, default=100.0, help="requests / s, of latency")
+    parser.add_argument("--rates", type=float, nargs="+", default=[50, 100, 200, 400], help="of throughput")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended, too
