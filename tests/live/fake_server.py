@@ -11,8 +11,7 @@ from aiohttp import web
 
 from qos_jax.serving import reference
 from qos_jax.serving.reference import ReferenceProfile, iteration_s
-
-SMALL = ReferenceProfile(4, 8, 512, 4000, 0.01, 1e-4, 0.0, 0.01, 1e-4, 1e-7)
+from tests.live.profile import SMALL
 
 
 class FakeServer:

@@ -7,6 +7,9 @@ import json
 
 import pytest
 
+pytest.importorskip("aiohttp", reason="needs the extra: pip install 'qos_jax[serve]'")
+pytest.importorskip("uvicorn", reason="needs the extra: pip install 'qos_jax[serve]'")
+
 from tests.live.test_proxy import run
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
+pytest.importorskip("aiohttp", reason="needs the extra: pip install 'qos_jax[serve]'")
+pytest.importorskip("uvicorn", reason="needs the extra: pip install 'qos_jax[serve]'")
+
 from qos_jax.live.request_log import PROMPTS
 from qos_jax.profiling.request_log import read_request_log
-from tests.live.conftest import EXPERTS, until
+from tests.live.conftest import EXPERTS
+from tests.live.running import until
 
 
 def run(test):
