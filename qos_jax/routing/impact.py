@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.observation import Observation, TrueObservation
+from qos_jax.routing.occupied_slots import over_occupied_slots
 from qos_jax.routing.outlook import Outlook, predicted_outlook, true_outlook
 from qos_jax.routing.projection import Projection, project
 from qos_jax.serving.limits import ServiceLimits, all_kept, limits_kept
@@ -43,12 +44,13 @@ def projected_impact(
         arrivals to come; 0 with exact lengths is a hard test.
       margin_of_others: the margin of the requests in flight, [] float32; the newcomer's by default.
     """
-    outlook, quality, slot_quality = (
-        predicted_outlook(seen),
-        seen.predicted_quality,
-        seen.slot_predicted_quality,
-    )
-    return _impact(seen, outlook, quality, slot_quality, seen.length_log_std, margin, margin_of_others)
+
+    def impact(seen: Observation) -> Impact:
+        quality, slot_quality = seen.predicted_quality, seen.slot_predicted_quality
+        outlook = predicted_outlook(seen)
+        return _impact(seen, outlook, quality, slot_quality, seen.length_log_std, margin, margin_of_others)
+
+    return over_occupied_slots(impact, seen)
 
 
 def true_impact(
@@ -231,15 +233,19 @@ def expected_qos_in_flight(seen: Observation, margin: jax.Array) -> jax.Array:
       seen: the observation; the newcomer does not count.
       margin: see :func:`projected_impact`.
     """
-    outlook = predicted_outlook(seen)
-    projection = project(outlook, seen.limits.needs_ttft)
-    chance = _chance_in_flight(
-        outlook,
-        projection,
-        projection.latency_s,
-        projection.ttft_s,
-        seen.length_log_std,
-        margin,
-        seen.limits,
-    )
-    return jnp.sum(jnp.where(outlook.live, seen.slot_predicted_quality * chance, 0.0))
+
+    def expected(seen: Observation) -> jax.Array:
+        outlook = predicted_outlook(seen)
+        projection = project(outlook, seen.limits.needs_ttft)
+        chance = _chance_in_flight(
+            outlook,
+            projection,
+            projection.latency_s,
+            projection.ttft_s,
+            seen.length_log_std,
+            margin,
+            seen.limits,
+        )
+        return jnp.sum(jnp.where(outlook.live, seen.slot_predicted_quality * chance, 0.0))
+
+    return over_occupied_slots(expected, seen)
