@@ -102,7 +102,7 @@ POWERS = {
 class MeasuredParams:
     """Parameters of ``measured_greedy``, leaves [] float32."""
 
-    crowding_price: jax.Array  # QoS, for a request of usual length where all requests in flight are
+    crowding_price: jax.Array  # QoS, for a request of usual length at a crowded expert (``counted_crowding``)
     margin: jax.Array  # std of log latency per token about what was measured
     drop_below: jax.Array  # score below which a request is dropped; -inf = never
 
@@ -110,7 +110,7 @@ class MeasuredParams:
 def measured_params(allow_drop: bool = True) -> MeasuredParams:
     """Return the parameters of ``measured_greedy``."""
     lowest = jnp.float32(0.0 if allow_drop else -jnp.inf)
-    return MeasuredParams(jnp.float32(0.75), jnp.float32(0.4), lowest)
+    return MeasuredParams(jnp.float32(0.4), jnp.float32(0.4), lowest)
 
 
 def greedy_params(allow_drop: bool = True, **changes: float) -> GreedyParams:

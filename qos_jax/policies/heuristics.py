@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from qos_jax.policies.greedy_params import GreedyParams, MeasuredParams
 from qos_jax.policies.net_gain import (
+    counted_crowding,
     impact_of_each,
     net_gain,
     queue_length,
-    relative_crowding,
     tokens_left,
 )
 from qos_jax.routing.impact import paper_impact, projected_impact
@@ -76,7 +76,7 @@ def measured_greedy(params: MeasuredParams, key: jax.Array, seen: Observation) -
         slack = jnp.log(seen.limits.pace_s / jnp.maximum(pace_s, 1e-9))
         known = seen.measured.seen[:, -1] > 0.0
         score = score * jnp.where(known, jax.scipy.special.ndtr(slack / params.margin), 1.0)
-    score = score - params.crowding_price * relative_crowding(seen)
+    score = score - params.crowding_price * counted_crowding(seen)
     return best_of(jnp.where(seen.available, score, -jnp.inf), params.drop_below)
 
 

@@ -26,6 +26,9 @@ _TYPICAL_OCCUPANCY, _TYPICAL_OUTPUT_TOKENS, _TYPICAL_PACE = 0.3, 100.0, 0.5
 # The powers of the price that depend on the expert or the recent arrivals, not on the request.
 _SLOT_POWERS = ("level", "pace", "slowness", "fleet")
 
+# Requests in flight at which an expert counts as crowded, where its batch size is not known.
+_CROWDED = 20.0
+
 
 def recent_load(seen: Observation) -> jax.Array:
     """Return the recent offered load, [], in ``LOAD_RANGE``; 1 before any arrival.
@@ -87,15 +90,15 @@ def net_gain(
     return jnp.where(seen.available, gain, -jnp.inf)
 
 
-def relative_crowding(seen: Observation, expert_mask: jax.Array | None = None) -> jax.Array:
-    """Return each expert's share of the requests in flight times the relative predicted length, [N] float32.
+def counted_crowding(seen: Observation, expert_mask: jax.Array | None = None) -> jax.Array:
+    """Return (requests in flight / 20)^3 times the relative predicted length of each expert, [N] float32.
 
-    It is what crowding costs by counts and predictions alone, up to a price.
+    It is what crowding costs by counts and predictions alone, up to a price: the cube of a number in flight,
+    as ``load_aware_greedy`` has the cube of the occupancy, costs little until an expert is crowded.
     """
     count = queue_length(seen).astype(jnp.float32)
     count = count if expert_mask is None else jnp.where(expert_mask, count, 0.0)
-    share = count / jnp.maximum(jnp.sum(count), 1.0)
-    return share * relative_length(seen, seen.predicted_output_tokens)
+    return (count / _CROWDED) ** 3 * relative_length(seen, seen.predicted_output_tokens)
 
 
 def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:

@@ -12,10 +12,10 @@ from flax import struct
 from qos_jax.policies.greedy_params import GreedyParams, load_aware_params
 from qos_jax.policies.net_gain import (
     as_believed,
+    counted_crowding,
     crowding_price,
     impact_of_each,
     net_gain,
-    relative_crowding,
 )
 from qos_jax.policies.types import PREDICTIONS, PROFILES
 from qos_jax.routing.graph import GraphFeatures, graph_features
@@ -32,7 +32,7 @@ class RouterInput:
 
     graph: GraphFeatures
     gain: jax.Array  # [N] float32 QoS, the greedy router's net gain; 0 where the expert is not available
-    crowding: jax.Array  # [N] float32 QoS, the price of crowding in it; without it, the relative crowding
+    crowding: jax.Array  # [N] float32 QoS, the price of crowding in it; without it, the crowding by counts
 
 
 def router_input(
@@ -56,7 +56,7 @@ def router_input(
         return RouterInput(
             graph=measured,
             gain=jnp.zeros_like(seen.predicted_quality),
-            crowding=jnp.where(measured.expert_mask, relative_crowding(seen, expert_mask), 0.0),
+            crowding=jnp.where(measured.expert_mask, counted_crowding(seen, expert_mask), 0.0),
         )
     impact = impact_of_each(greedy, seen, expert_mask)
     graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from qos_jax.policies import heuristics, policy
-from qos_jax.policies.greedy_params import greedy_params
+from qos_jax.policies.greedy_params import greedy_params, measured_params
+from qos_jax.policies.net_gain import counted_crowding
 from qos_jax.routing.measured import no_measurements
 from qos_jax.serving import ServiceLimits
 from tests.routing.seen import LIMIT_S, observation, with_slots
@@ -117,18 +118,27 @@ def measured_seen(kept_pace_s, slots=1):
 
 
 def test_measured_greedy_weighs_quality_by_what_was_measured_against_crowding():
-    # The one request in flight is at expert 0, which pays the price of crowding.
     assert set(choices("measured_greedy", observation(slots=1))) == {1}
-    for pace_s, expected in (([0.0, 0.0], 1), ([0.0, LIMIT_S / 2], 1), ([LIMIT_S / 2, 4 * LIMIT_S], 0)):
+    for pace_s, expected in (
+        ([0.0, 0.0], 1),  # nothing measured: quality
+        ([0.0, LIMIT_S / 2], 1),
+        ([LIMIT_S / 2, 4 * LIMIT_S], 0),
+        ([LIMIT_S / 4, 0.5 * LIMIT_S], 1),
+        ([LIMIT_S / 4, 1.2 * LIMIT_S], 0),  # 0.9 at a chance below 1/2 is less than 0.5 for sure
+    ):
         assert set(choices("measured_greedy", measured_seen(pace_s))) == {expected}, pace_s
-    # Idle, nothing but quality times chance counts: 0.9 at a chance below 1/2 is less than 0.5 for sure.
-    for factor, expected in ((0.5, 1), (1.2, 0)):
-        seen = measured_seen([LIMIT_S / 4, factor * LIMIT_S], slots=0)
-        assert set(choices("measured_greedy", seen)) == {expected}
-    hopeless = measured_seen([9 * LIMIT_S, 9 * LIMIT_S])
-    full = dataclasses.replace(hopeless, available=jnp.array([True, False]))
-    assert set(choices("measured_greedy", full)) == {2}
-    assert set(choices("measured_greedy", full, allow_drop=False)) == {0}
+    # One request in flight is a cube of 1/20; newcomers are half as long as usual.
+    seen = with_slots(measured_seen([0.0, 0.0]), live=[[0, 0, 0], [1, 0, 0]])
+    np.testing.assert_allclose(counted_crowding(seen), [0.0, 0.5 / 8000])
+    for price, expected in ((0.39 * 16000, 1), (0.41 * 16000, 0)):
+        params = dataclasses.replace(measured_params(), crowding_price=jnp.float32(price))
+        assert set(np.asarray(program("measured_greedy")(params, KEYS, seen))) == {expected}
+    hopeless = dataclasses.replace(seen, available=jnp.array([False, True]))
+    assert set(np.asarray(program("measured_greedy")(params, KEYS, hopeless))) == {1}
+    dear = dataclasses.replace(params, crowding_price=jnp.float32(1e5))
+    assert set(np.asarray(program("measured_greedy")(dear, KEYS, hopeless))) == {2}
+    never = dataclasses.replace(dear, drop_below=jnp.float32(-np.inf))
+    assert set(np.asarray(program("measured_greedy")(never, KEYS, hopeless))) == {1}
 
 
 def test_impact_greedy_weighs_quality_against_the_papers_penalty():
