@@ -1,7 +1,8 @@
 # Everything a user or a developer runs; each target makes the virtual environment it needs.
 #
-#   make demo    train a router for two minutes, then compare it with all others on a six-expert edge fleet:
-#                learning curve in runs/quick, tables and plots in runs/demo
+#   make demo    train two routers for two minutes each, the second without the servers' profiles, then compare
+#                them with all others on a six-expert edge fleet: learning curves in runs/quick and
+#                runs/predictions, tables and plots in runs/demo
 #   make test    the test suite
 #   make fuzz    5,000 random scenarios and worlds through simulator, environment and reference; ends at the first violation
 #   make lint    style, types and the floors of the imports
@@ -17,8 +18,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 TRACE ?=
-DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --out=runs/demo --overwrite
+DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --checkpoint=predictions=runs/predictions --out=runs/demo --overwrite
 TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
+PREDICTIONS_FLAGS ?= --preset=predictions --ppo.total_updates=40 --out=runs/predictions --overwrite
 BENCH_FLAGS ?=
 FUZZ_FLAGS ?= --scenarios=5000
 # A process a core; a file's tests stay together, since they share what it compiles. Files in order: by number of
@@ -30,6 +32,7 @@ TEST_FLAGS ?= --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 demo: $(VENV)/.installed-plot
 	$(BIN)/python -m launch.train $(TRAIN_FLAGS)
+	$(BIN)/python -m launch.train $(PREDICTIONS_FLAGS)
 	$(BIN)/python -m launch.evaluate $(DEMO_FLAGS)
 
 test: $(VENV)/.installed-test

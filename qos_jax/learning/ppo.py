@@ -47,6 +47,7 @@ class PPOConfig:
     final_learning_rate: float = 0.1  # of the last update, as a share of the first; linear in updates
     clip: float = 0.2  # how far a probability may move, as a ratio, before its gradient stops
     value_clip: float | None = None  # the same for values, absolute, in units of ``reward_scale``; None = off
+    policy_weight: float = 1.0  # of the policy's loss; 0 = with a learned impact, that alone is trained
     value_weight: float = 0.5  # of the value loss, beside the policy's
     entropy_weight: float = 0.01  # bonus per nat of the first update
     final_entropy_weight: float = 0.0  # of the last update; linear in updates
@@ -70,7 +71,14 @@ class PPOConfig:
             raise input_error(fault, field="minibatches", remedy=remedy)
         positive = ("learning_rate", "clip", "max_grad_norm", "value_clip", "reward_scale")
         check_range(self, positive, POSITIVE)
-        weights = ("value_weight", "entropy_weight", "final_entropy_weight", "final_learning_rate")
+        weights = (
+            "policy_weight",
+            "impact_weight",
+            "value_weight",
+            "entropy_weight",
+            "final_entropy_weight",
+            "final_learning_rate",
+        )
         check_range(self, weights, NON_NEGATIVE)
         check_range(self, ("gamma", "average"), DISCOUNT)
         check_range(self, ("gae_lambda",), SHARE)
@@ -232,7 +240,7 @@ def _loss(
         "value_loss": value_loss(out.value, batch.value, batch.target, config.value_clip),
         "entropy": entropy(log_probs),
     }
-    total = terms["policy_loss"] + config.value_weight * terms["value_loss"]
+    total = config.policy_weight * terms["policy_loss"] + config.value_weight * terms["value_loss"]
     if batch.impact is not None and out.impact is not None:
         terms["impact_loss"] = impact_loss(out.impact, batch.impact, batch.input.graph.available)
         total = total + config.impact_weight * terms["impact_loss"]

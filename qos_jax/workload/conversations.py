@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from qos_jax.workload.request_table import RequestTable
 
-# Mean turns of a conversation in ShareGPT (Gao et al., "CachedAttention", USENIX ATC 2024, section 2.3, where
-# 73% have several); LMSYS-Chat-1M has 2.0 (Zheng et al., ICLR 2024, table 1).
+# Mean turns of a conversation in ShareGPT (Gao et al., "CachedAttention", USENIX ATC 2024, section 4.2);
+# LMSYS-Chat-1M has 2.0 (Zheng et al., ICLR 2024, table 1).
 MEAN_TURNS = 5.75
 # The next turn is that of one of the longest silent conversations, this share of those open.
 _SILENT_SHARE = 1 / 3
