@@ -37,7 +37,8 @@ def measure_closed_form(
       what: the row's.
     """
     runs = work.runs
-    env = RoutingEnvironment(EnvConfig(serving=work.serving, max_steps=runs.shape[1]))
+    config = EnvConfig(serving=work.serving, max_steps=runs.shape[1], measures=policy.measures)
+    env = RoutingEnvironment(config)
     lanes, params = lanes_of(runs, environments, block_size(work.serving, environments))
     act = policy.act_function()
 

@@ -17,8 +17,8 @@ from qos_jax.policies.actor_critic import actor_function
 from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.router_input import RouterInput
-from qos_jax.routing import EnvConfig, EnvParams, EnvState, RoutingEnvironment
-from qos_jax.training.plan import Phase, TrainPlan, load_plan
+from qos_jax.routing import EnvParams, EnvState, RoutingEnvironment
+from qos_jax.training.plan import Phase, TrainPlan, environment_of, load_plan
 from qos_jax.training.train_config import TrainConfig
 
 AGENTS = ("search", "ppo", "sac", "distil")
@@ -146,9 +146,7 @@ def _parts(
 ) -> dict[str, float]:
     """Processor seconds of each part, by name."""
     config = plan.config
-    env = RoutingEnvironment(
-        EnvConfig(plan.setting.serving, config.max_steps, config.reward, allow_drop=config.network.allow_drop)
-    )
+    env = environment_of(config, plan.setting.serving)
     greedy = greedy_params(allow_drop=config.network.allow_drop)
     actor = actor_function(config.network)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
 from qos_jax.live.config import RouterConfig
 from qos_jax.live.exported import VERSION, LiveRouter, live_router
@@ -78,6 +79,9 @@ def plan_router(config: RouterConfig, length_log_std: np.ndarray | None = None) 
     limits = limits_of(file, limit_settings(config), config.limits)
     serving = fleet.serving(config.scheduler)
     router = _policy_of(config, serving)
+    if router.measures:
+        fault = f"{router.name!r} goes by what it measures of answers, which the twin does not hold"
+        raise input_error(fault, field="policy", remedy="choose another, such as load_aware_greedy")
     profile = fleet.under(config.scheduler).profile
     log_std = np.full(fleet.num_experts, 0.6, np.float32) if length_log_std is None else length_log_std
     known = KnownFleet(

@@ -161,13 +161,22 @@ def _every_update(phase: Phase, state: Any) -> tuple[Any, Metrics]:
     return jax.lax.scan(lambda state, _: phase.learner.update(state), state, None, length=phase.updates)
 
 
-def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> tuple[Phase, ...]:
+def environment_of(config: TrainConfig, serving: ServingConfig) -> RoutingEnvironment:
+    """Return the environment that a run trains in: answers are measured for a router without profiles."""
     network = config.network
-    measures = network.information == PREDICTIONS
-    sizes = EnvConfig(
-        serving, config.max_steps, config.reward, allow_drop=network.allow_drop, measures=measures
+    return RoutingEnvironment(
+        EnvConfig(
+            serving,
+            config.max_steps,
+            config.reward,
+            allow_drop=network.allow_drop,
+            measures=network.information == PREDICTIONS,
+        )
     )
-    env = RoutingEnvironment(sizes)
+
+
+def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> tuple[Phase, ...]:
+    env = environment_of(config, serving)
 
     def draw(key: jax.Array) -> EnvParams:
         return sample_params(key, config.scenario, scenario)

@@ -475,6 +475,11 @@ TABLE_CASES = [
             "; use one of random@mean@own, shortest_queue@mean@own, random@true@own",
         ),
     ),
+    Case(
+        "a router that measures, under a view",
+        lambda g: g.flags.update(policies="measured_greedy", baseline="measured_greedy", views="own"),
+        ("'views': 'measured_greedy' goes by what it measures", "; leave out that policy"),
+    ),
     _table("not split", {"split": None}, "'split': ", "missing", "; use 'all'", table_split="test"),
     Case(
         "table: split unknown",

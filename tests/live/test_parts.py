@@ -99,6 +99,11 @@ def test_faults_of_the_configuration(change, fault):
         ServeConfig("upstreams.csv", **change)
 
 
+def test_a_router_that_measures_cannot_serve(fleet):
+    with pytest.raises(InputError, match="which the twin does not hold"):
+        plan_router(RouterConfig(str(fleet), "measured_greedy", latency_limit_s=1.0))
+
+
 def test_an_oracle_cannot_serve(fleet):
     with pytest.raises(InputError, match="sees true lengths"):
         plan_router(RouterConfig(str(fleet), "clairvoyant_greedy", latency_limit_s=1.0))

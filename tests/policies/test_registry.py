@@ -196,6 +196,9 @@ def test_groups_resolve_to_their_members_once():
     assert chosen.routers == (*(n for n in chosen.names if n not in BOUNDS), "a", "b")
     both = tuple(name for name in GROUPS["all"] if name not in BOUNDS)
     assert resolve(["all"], with_bounds=False).names == both
+    assert set(resolve(["all"]).names) - set(resolve(["all"], with_measuring=False).names) == {
+        "measured_greedy"
+    }
 
 
 def test_groups_hold_routers_that_drop_and_that_never_do():
