@@ -12,15 +12,12 @@ from flax import struct
 
 from qos_jax.policies.corrections import LearnedPrices, MeasuredPrices, QualityCalibration
 from qos_jax.policies.encoders import JointDense, NetworkConfig, RouterEncoder, pooled
-from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
+from qos_jax.policies.greedy_params import COUNTED_PRICE, SEARCHED, load_aware_params
 from qos_jax.policies.han_star import StarEmbedding
 from qos_jax.policies.router_input import GREEDY, RouterInput, action_mask
 from qos_jax.policies.types import PROFILES
 from qos_jax.routing.graph import PAIR_FEATURES
 
-# QoS, charged for a crowded expert beside a learned impact, before training. A price shows in the QoS of a
-# hundred later arrivals, a thousandth of their spread, so a policy gradient hardly finds it by itself.
-_CROWDING_PRICE = 0.1
 MASKED_LOGIT = -1e9  # finite, so that no gradient is NaN; its softmax is 0 in float32
 
 
@@ -127,7 +124,7 @@ class ActorCritic(nn.Module):
         if impact is not None:
             quality = inputs.graph.pair[..., PAIR_FEATURES.index("quality")]
             own, lost = jax.lax.stop_gradient(impact.own_qos(quality)), jax.lax.stop_gradient(impact.lost())
-            gain = own - lost - _CROWDING_PRICE * inputs.crowding
+            gain = own - lost - COUNTED_PRICE * inputs.crowding
             start = _with_drop(gain, config.allow_drop) / config.temperature
             logits = config.head_scale * logits + start
             if config.learned_prices:
