@@ -33,6 +33,7 @@ _SEARCH = "search.updates=2 search.candidates=2 search.num_envs=4 search.steps=8
 _SAC = (
     "sac.total_updates=2 sac.num_envs=4 sac.steps_per_update=32 sac.gradient_steps=1 sac.warmup_decisions=32"
 )
+_PPO = "ppo.total_updates=2 ppo.num_envs=4 ppo.rollout_steps=8 ppo.minibatches=2"
 _TRAIN = f"{_NETWORK} {_EVALUATION}"
 SMALLER = {
     "evaluate": "seeds=2 num_requests=32",
@@ -74,7 +75,8 @@ def run(page: Path, trace: Path, runs: Path, environment: dict[str, str]) -> lis
             if any(flag.startswith("--views=") for flag in flags):
                 small += " views=twin"  # each view is a program of its own
             if name == "train":
-                small = f"{_TRAIN} {_SAC if '--preset=paper6' in flags else _SEARCH}"
+                presets = {"--preset=paper6": _SAC, "--preset=predictions": _PPO}
+                small = f"{_TRAIN} {next((presets[flag] for flag in flags if flag in presets), _SEARCH)}"
             flags += [f"--{flag}" for flag in small.split()]
         todo.append((f"{name} {' '.join(flags)}", ["-m", module, *flags, *_replacing(name)]))
     if python := blocks(page.read_text(encoding="utf-8"), "python"):
