@@ -50,7 +50,7 @@ _PREDICTIONS = TrainConfig(
     distil=DistilConfig(updates=0),
     ppo=PPOConfig(
         num_envs=256,
-        total_updates=240,
+        total_updates=120,
         epochs=2,
         minibatches=16,
         learning_rate=1e-3,
