@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from qos_jax.learning.ppo import gae
+from qos_jax.learning.losses import gae
 
 T, B = 9, 3
 GAMMA, LAMBDA = 0.9, 0.8

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.learning.ppo import (
-    PPOConfig,
-    entropy,
-    impact_loss,
-    make_ppo,
-    normalised,
-    policy_loss,
-    scheduled,
-    value_loss,
-)
+from qos_jax.learning.losses import entropy, impact_loss, normalised, policy_loss, value_loss
+from qos_jax.learning.ppo import PPOConfig, make_ppo, scheduled
 from qos_jax.learning.rollout import TrueImpact
 from qos_jax.policies.actor_critic import LearnedImpact
 from qos_jax.policies.encoders import NetworkConfig
