@@ -62,11 +62,8 @@ class LearnedPrices(nn.Module):
         own = graph.pair[..., PAIR_FEATURES.index("own_qos")]
         lost = jnp.expm1(graph.pair[..., PAIR_FEATURES.index("penalty")])
         terms = jnp.stack([own, -lost, -inputs.crowding], -1)
-        terms = jnp.where(graph.available[..., None], terms, 0.0)
         row = jnp.concatenate([arrived, _static(graph), length], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(row))
-        change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
-        return jnp.sum(change * terms, axis=-1)
+        return _reweighed(self.hidden, row, jnp.where(graph.available[..., None], terms, 0.0))
 
 
 class MeasuredPrices(nn.Module):
@@ -89,11 +86,21 @@ class MeasuredPrices(nn.Module):
         columns = [measured_graph.EXPERT_FEATURES.index(name) for name in _MEASURED_FEATURES]
         length = graph.pair[..., measured_graph.PAIR_FEATURES.index("length"), None]
         terms = jnp.stack([own_qos, -lost, -inputs.crowding], -1)
-        terms = jnp.where(graph.available[..., None], terms, 0.0)
         row = jnp.concatenate([arrived, graph.expert[..., jnp.array(columns)], length], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(row))
-        change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
-        return jnp.sum(change * terms, axis=-1)
+        return _reweighed(self.hidden, row, jnp.where(graph.available[..., None], terms, 0.0))
+
+
+def _reweighed(width: int, row: jax.Array, terms: jax.Array) -> jax.Array:
+    """Return the change of a sum of terms by weights learned of a row of features, in a module's call.
+
+    Args:
+      width: of the layer.
+      row: [..., N, F] float32.
+      terms: [..., N, T] float32.
+    """
+    hidden = nn.relu(nn.Dense(width, name="mix")(row))
+    change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
+    return jnp.sum(change * terms, axis=-1)
 
 
 def _static(graph: GraphFeatures) -> jax.Array:
