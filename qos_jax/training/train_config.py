@@ -13,6 +13,7 @@ from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.options import check_options, option
 from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.types import PREDICTIONS
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.training.scenario_config import ScenarioConfig
@@ -98,6 +99,10 @@ class TrainConfig:
         if not self.evaluation.workloads and not self.trace:
             remedy = "name at least one, or give a trace"
             raise input_error("is empty", field="evaluation.workloads", remedy=remedy)
+        if self.network.information == PREDICTIONS and (self.search.updates or self.distil.updates):
+            fault = "is 'predictions', and search and distillation are of the net gain, which needs profiles"
+            remedy = "set search.updates=0 and distil.updates=0"
+            raise input_error(fault, field="network.information", remedy=remedy)
         if self.network.learned_impact and (
             self.agent != "ppo" or self.search.updates or self.distil.updates
         ):

@@ -14,6 +14,7 @@ from qos_jax.learning.search import SearchConfig
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.training.hyper import Together
 from qos_jax.training.plan import load_plan, over_routers
+from qos_jax.training.presets import PRESETS
 from qos_jax.training.train_config import TrainConfig
 
 SEEDS = 3
@@ -87,3 +88,19 @@ def test_a_trace_that_cannot_be_trained_on_is_refused(tmp_path, text, changes, s
         file.write_text(text)
     with pytest.raises(InputError, match=says):
         load_plan(dataclasses.replace(CONFIG, trace=str(file), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"search": SearchConfig(updates=1)}, "network.information.*set search.updates=0"),
+        (
+            {"distil": DistilConfig(updates=1)},
+            "network.information.*set search.updates=0 and distil.updates=0",
+        ),
+        ({"agent": "sac"}, "network.learned_impact.*set agent=ppo"),
+    ],
+)
+def test_what_cannot_train_a_router_without_profiles_is_refused(changes, says):
+    with pytest.raises(InputError, match=says):
+        dataclasses.replace(PRESETS["predictions"], **changes)
