@@ -203,7 +203,8 @@ def _learned(config: BenchmarkConfig, work: Work) -> Policy:
         path = Path(config.checkpoint)
         return load_router("learned", path, work.serving, allow_drop=True, stochastic=False).policy
     network, key = PRESETS[config.preset].network, jax.random.key(config.seed)
-    weights = fresh_parameters(network, work.serving.num_experts, work.serving.slots, key)
+    fresh = jax.jit(fresh_parameters, static_argnums=(0, 1, 2))  # one program for all layers
+    weights = fresh(network, work.serving.num_experts, work.serving.slots, key)
     return learned_policy("learned", network, weights)
 
 

@@ -90,11 +90,11 @@ def test_stretches(work):
 
 def test_sizes_of_the_fleet():
     plain = draw_work(2, None, 4, "prefill_first", 0)
-    wide = draw_work(3, 5, 4, "chunked_prefill", 0)
+    wide = draw_work(2, 5, 4, "chunked_prefill", 0)
     assert plain.serving == ServingConfig(2, 16, 16)
-    assert wide.serving == ServingConfig(3, 5, 5, scheduler="chunked_prefill")
-    np.testing.assert_array_equal(wide.runs.profile.max_running, [5] * 3)
-    np.testing.assert_array_equal(wide.runs.profile.max_waiting, [5] * 3)
+    assert wide.serving == ServingConfig(2, 5, 5, scheduler="chunked_prefill")
+    np.testing.assert_array_equal(wide.runs.profile.max_running, [5] * 2)
+    np.testing.assert_array_equal(wide.runs.profile.max_waiting, [5] * 2)
     assert wide.runs.shape == (64, 4)
     # As many slots as an iteration has tokens, at least.
-    assert draw_work(1, 4096, 2, "prefill_first", 0).runs.profile.max_batched_tokens[0] == 4096
+    assert draw_work(2, 4096, 4, "prefill_first", 0).runs.profile.max_batched_tokens[0] == 4096
