@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from qos_jax.live.config import ServeConfig
 from qos_jax.live.plan import plan_live
 from qos_jax.runs.folder import open_run_folder, settings_of
@@ -16,6 +18,8 @@ _RUN = common.run_flags("runs/serve", resume=False)
 def main() -> None:
     """Check everything the flags name, compile the decision, then serve."""
     config, run = _SETTINGS.read(), _RUN.read()
+    # The decision is waited for at once: handing it to another thread costs more than it takes.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     plan = plan_live(config)
     from qos_jax.live.serve import make_proxy, open_port, run_proxy  # the extra is there
 

@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from qos_jax.live.client import Client, Outcome
+from qos_jax.live.patience import TICK_S
 from qos_jax.live.proxy import Proxy
 from qos_jax.live.servers import open_sessions
 from qos_jax.live.sse import error_body
 
-_TICK_S = 0.1
 _NO_KEY = "give the API key as a bearer token"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -29,8 +29,10 @@ class ClientGoneError(Exception):
     """The client closed its connection."""
 
 
-def make_app(proxy: Proxy, api_key: str | None) -> Starlette:
+def make_app(proxy: Proxy, api_key: str | None) -> Any:
     """Return the ASGI application of a proxy.
+
+    Completions are called by the server itself: Starlette would wrap each event of a stream twice.
 
     Args:
       proxy: the state that requests share.
@@ -59,10 +61,13 @@ def make_app(proxy: Proxy, api_key: str | None) -> Starlette:
         up = [bool(one) for one in proxy.twin.up]
         return JSONResponse({"status": "ok" if any(up) else "no server is up"}, 200 if any(up) else 503)
 
-    return Starlette(
+    asked = {
+        "/v1/chat/completions": Completions(proxy, api_key, is_chat=True),
+        "/v1/completions": Completions(proxy, api_key, is_chat=False),
+    }
+    others = Starlette(
         routes=[
-            Route("/v1/chat/completions", Completions(proxy, api_key, is_chat=True), methods=["POST"]),
-            Route("/v1/completions", Completions(proxy, api_key, is_chat=False), methods=["POST"]),
+            *(Route(path, answer, methods=["POST"]) for path, answer in asked.items()),
             Route("/v1/models", guarded(models)),
             Route("/metrics", guarded(metrics)),
             Route("/health", health),
@@ -70,11 +75,17 @@ def make_app(proxy: Proxy, api_key: str | None) -> Starlette:
         lifespan=lambda app: _running(proxy),
     )
 
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        is_asked = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in asked
+        await (asked[scope["path"]] if is_asked else others)(scope, receive, send)
+
+    return app
+
 
 @contextlib.asynccontextmanager
 async def _running(proxy: Proxy) -> AsyncIterator[None]:
     """Run what serving needs besides requests: clients of the servers, health checks, scrapes, the clock."""
-    sessions = proxy.sessions = open_sessions(proxy.config)
+    sessions = proxy.sessions = open_sessions()
     loops = [asyncio.create_task(server.watch(sessions[0])) for server in proxy.servers]
     loops += [asyncio.create_task(server.scrape(sessions[0])) for server in proxy.servers]
     loops.append(asyncio.create_task(_tick(proxy)))
@@ -95,7 +106,8 @@ async def _tick(proxy: Proxy) -> None:
     """Take in what was noted, end what has stalled, and flush the log, several times a second."""
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(_TICK_S)
+        await asyncio.sleep(TICK_S)
+        proxy.patience.tick()
         proxy.twin.catch_up()
         now_s = loop.time()
         for server in proxy.servers:

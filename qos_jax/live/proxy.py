@@ -15,6 +15,7 @@ from qos_jax.live.client import Client, Outcome
 from qos_jax.live.config import ServeConfig
 from qos_jax.live.counters import Counters
 from qos_jax.live.exported import LiveRouter
+from qos_jax.live.patience import Patience
 from qos_jax.live.prompts import BadRequestError, ClientRequest, Expectations, read_request
 from qos_jax.live.published import Published
 from qos_jax.live.request_log import RequestLog
@@ -52,10 +53,11 @@ class Proxy:
         expectations: Expectations,
         log: RequestLog,
         counters: Counters,
+        patience: Patience,
     ) -> None:
         """Put the parts together; the clients of servers come when the loop runs."""
         self.config, self.experts, self.twin, self.servers = config, router.experts, twin, servers
-        self.expectations, self.log, self.counters = expectations, log, counters
+        self.expectations, self.log, self.counters, self.patience = expectations, log, counters, patience
         self._limits = ServiceLimits(**{"latency_limit_s": math.inf, **router.limits})  # type: ignore[arg-type]
         self._rtt_s, self._kv_capacity_tokens = router.network_rtt_s, router.kv_capacity_tokens
         self._recent_s = 1.0  # mean latency of recent answers
@@ -203,10 +205,11 @@ class Proxy:
         for session in self.sessions:
             attempt.was_reused, attempt.awaits_server = False, True
             try:
-                response = await session.post(
-                    server.upstream.url + path, data=data, headers=headers, trace_request_ctx=attempt
-                )
-                attempt.moved_s = time.monotonic()
+                async with self.patience.limit(self.config.connect_timeout_s) as attempt.on_connected:
+                    response = await session.post(
+                        server.upstream.url + path, data=data, headers=headers, trace_request_ctx=attempt
+                    )
+                attempt.moved_s = server.heard_s = time.monotonic()
                 return response
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 attempt.awaits_server = False
@@ -246,7 +249,7 @@ class Proxy:
                 attempt.awaits_server, broken = False, _said(error)
                 break
             attempt.awaits_server = False
-            attempt.moved_s = time.monotonic()
+            attempt.moved_s = self.servers[attempt.expert].heard_s = time.monotonic()
             whole = events.feed(data) if data else events.end()
             if attempt.first_s is None and events.deltas:
                 attempt.first_s = attempt.moved_s

@@ -19,6 +19,7 @@ from qos_jax.live.app import make_app
 from qos_jax.live.config import ServeConfig
 from qos_jax.live.counters import Counters
 from qos_jax.live.exported import LiveRouter
+from qos_jax.live.patience import Patience
 from qos_jax.live.plan import LivePlan
 from qos_jax.live.protocol import LimitedProtocol
 from qos_jax.live.proxy import Proxy
@@ -32,14 +33,16 @@ _KEEP_ALIVE_S = 30
 
 def make_proxy(plan: LivePlan, router: LiveRouter, folder: Path, *, renew_logs: bool = False) -> Proxy:
     """Return the state of a live router whose logs are in a folder, continued or begun anew."""
+    patience = Patience()
     return Proxy(
         plan.config,
         router,
         Twin(router.step, router.start, router.events, time.monotonic),
-        [Server(index, upstream, plan.config) for index, upstream in enumerate(plan.upstreams)],
+        [Server(index, upstream, plan.config, patience) for index, upstream in enumerate(plan.upstreams)],
         plan.expectations,
         RequestLog(folder, router.experts, log_text=plan.config.log_text, renew=renew_logs),
         Counters(),
+        patience,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from qos_jax.live.config import ServeConfig
+from qos_jax.live.patience import Patience
 from qos_jax.live.published import Published, read_published
 from qos_jax.live.upstreams import Upstream
 
@@ -36,6 +37,7 @@ class Attempt:
         self.awaits_server = False
         self.was_reused = False  # the connection had served a request before
         self.given_up = ""  # why the task was cancelled, if it was here
+        self.on_connected: Callable[[], None] = lambda: None  # called once there is a connection
 
     def give_up(self, reason: str) -> None:
         """Cancel the wait for the server, or for a client that does not read."""
@@ -51,10 +53,11 @@ class Attempt:
 class Server:
     """One server: whether it is up, and the attempts at it."""
 
-    def __init__(self, index: int, upstream: Upstream, config: ServeConfig) -> None:
+    def __init__(self, index: int, upstream: Upstream, config: ServeConfig, patience: Patience) -> None:
         """Take it to be up until a check says otherwise."""
-        self.index, self.upstream, self._config = index, upstream, config
+        self.index, self.upstream, self._config, self._patience = index, upstream, config, patience
         self.is_up = True
+        self.heard_s = 0.0  # monotonic, last byte of any answer
         self.attempts: set[Attempt] = set()
         self.on_change: Callable[[Server], None] = lambda server: None
         self.on_published: Callable[[Server, Published], None] = lambda server, published: None
@@ -105,18 +108,23 @@ class Server:
             await asyncio.sleep(self._config.scrape_period_s)
 
     async def _is_healthy(self, session: aiohttp.ClientSession) -> bool:
+        begun_s = time.monotonic()
         try:
             status, _ = await self._get(session, self._health_path)
             if status in (404, 405) and self._health_path == "/health":
                 self._health_path = "/v1/models"
                 status, _ = await self._get(session, self._health_path)
-        except (aiohttp.ClientError, TimeoutError, OSError):
+        except TimeoutError:
+            return self.heard_s >= begun_s  # one that is too busy for checks, yet answers, is not down
+        except (aiohttp.ClientError, OSError):
             return False
         return status < 500
 
     async def _get(self, session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
-        timeout = aiohttp.ClientTimeout(total=self._config.health_timeout_s)
-        async with session.get(self.upstream.url + path, headers=self.headers(), timeout=timeout) as response:
+        async with (
+            self._patience.limit(self._config.health_timeout_s),
+            session.get(self.upstream.url + path, headers=self.headers()) as response,
+        ):
             return response.status, (await response.content.read(4_000_000)).decode()
 
     def _mark(self, is_up: bool) -> None:
@@ -130,21 +138,26 @@ class Server:
                     attempt.give_up("its server is down")
 
 
-def open_sessions(config: ServeConfig) -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
+def open_sessions() -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:
     """Return two clients: one keeps connections, the other makes a new one for each request."""
 
     async def reused(session: Any, context: SimpleNamespace, params: Any) -> None:
         if isinstance(attempt := context.trace_request_ctx, Attempt):
             attempt.was_reused = True
+            attempt.on_connected()
+
+    async def created(session: Any, context: SimpleNamespace, params: Any) -> None:
+        if isinstance(attempt := context.trace_request_ctx, Attempt):
+            attempt.on_connected()
 
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(reused)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout_s)
+    trace.on_connection_create_end.append(created)
 
     def client(**options: Any) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, **options),
-            timeout=timeout,
+            timeout=aiohttp.ClientTimeout(total=None),
             auto_decompress=False,
             trace_configs=[trace],
             cookie_jar=aiohttp.DummyCookieJar(),

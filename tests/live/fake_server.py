@@ -41,6 +41,7 @@ class FakeServer:
         self._served: set[Any] = set()
         self.status = 200
         self.health_status = 200
+        self.health_s, self.checked = 0.0, 0  # time that a health check takes, and how many came
         self.port = 0
 
     async def start(self, port: int = 0) -> None:
@@ -52,7 +53,7 @@ class FakeServer:
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, shutdown_timeout=0.0, handler_cancellation=True, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port or self.port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", port or self.port, reuse_address=True, backlog=2048)
         await site.start()
         assert self._runner.addresses
         self.port = self._runner.addresses[0][1]
@@ -157,6 +158,8 @@ class FakeServer:
         return f"data: {json.dumps({**head, 'choices': choices, **more})}\n\n".encode()
 
     async def _health(self, http: web.Request) -> web.Response:
+        self.checked += 1
+        await asyncio.sleep(self.health_s)
         return web.Response(status=self.health_status)
 
     async def _metrics(self, http: web.Request) -> web.Response:

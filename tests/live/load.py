@@ -77,7 +77,8 @@ async def ask(client: aiohttp.ClientSession, url: str, tokens: int) -> tuple[str
         return f"lost ({type(error).__name__})", first_s, time.perf_counter() - start_s
     body, took_s = b"".join(parts), time.perf_counter() - start_s
     if answer.status != 200:
-        return f"refused {answer.status}", first_s, took_s
+        reason = json.loads(body)["error"]["message"] if body.startswith(b"{") else ""
+        return f"{answer.status} {reason}".strip(), first_s, took_s
     events = [event for event in body.split(b"\n\n") if event]
     if b'"error"' in events[-1]:
         return "error event", first_s, took_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -165,6 +166,26 @@ def test_servers_that_die_and_come_back_lose_no_request(live):
             ends = ("completed_total", "refused_total", "failed_total")
             assert counts["arrived_total"] == 60 == sum(counts.get(name, 0.0) for name in ends)
             await until(here.proxy.twin.up.all)
+
+    run(test())
+
+
+def test_a_router_that_was_late_itself_and_servers_too_busy_for_checks_are_no_failures(live):
+    async def test():
+        limits = {"connect_timeout_s": 0.2, "health_timeout_s": 0.2, "health_period_s": 0.01}
+        async with live(retries=0, **limits) as here:
+            asked = [asyncio.create_task(here.ask()) for _ in range(4)]
+            for _ in range(12):
+                time.sleep(0.25)  # the loop stands still
+                await asyncio.sleep(0)
+            assert [status for status, *_ in await asyncio.gather(*asked)] == [200] * 4
+            assert here.proxy.twin.up.all()
+            for fake in here.servers:
+                fake.scale, fake.health_s = 0.5, 60.0
+            checked = [fake.checked for fake in here.servers]
+            answer = await here.ask(max_tokens=200)
+            assert (answer[0], answer[2].count(b'"content"')) == (200, 200)
+            assert all(fake.checked > before + 2 for fake, before in zip(here.servers, checked, strict=True))
 
     run(test())
 
