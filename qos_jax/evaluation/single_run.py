@@ -14,6 +14,7 @@ import numpy as np
 from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
+from qos_jax.logs import has_layout
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
 from qos_jax.policies.registry import NEVER_DROPS
@@ -32,9 +33,11 @@ from qos_jax.simulation.records import (
 from qos_jax.simulation.simulate import Runs, SimulationResult, repeated_limits, simulate
 from qos_jax.simulation.world import World, simulate_world
 from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig, check_prefix_entries, check_views
-from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests
+from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests, read_trace
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
+from qos_jax.workload.requests import requests_of_trace
 from qos_jax.workload.setting import limit_record, limit_settings, limits_of, open_fleet
+from qos_jax.workload.trace import warn_of_prefixes
 
 CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
 
@@ -52,7 +55,7 @@ class SingleRunConfig:
     requests: str = option(
         help="CSV file of the requests: arrival_s, prompt_tokens, and output_tokens, quality and, if known, "
         "predicted_output_tokens and predicted_quality, each once or as name.EXPERT per expert; for the "
-        "policy 'assigned' also expert"
+        "policy 'assigned' also expert; or a trace such as Mooncake's, whose answers all have quality 1"
     )
     policy: str = option(
         help=f"who routes: one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}; a greedy one with "
@@ -115,7 +118,7 @@ def load_run(config: SingleRunConfig) -> SingleRun:
     replayed = config.policy in REPLAYS
     router = None if replayed else policy(config.policy, allow_drop=config.allow_drop)
     file, fleet = open_fleet(config.fleet)
-    requests = read_requests(config.requests, fleet.names)
+    requests = _open_requests(config, fleet)
     if router is None:
         if requests.expert is None:
             fault = f"column is missing, and the policy {config.policy!r} replays it"
@@ -270,6 +273,15 @@ def prefix_figures(records: RequestRecords, fleet: Fleet, index: int) -> dict[st
         "hit_rate": _share(cached.sum(), float(records.prompt_tokens[done].sum())),
         "prefill_saved_s": float((per_token_s * cached + per_token_sq_s * cached**2).sum()),
     }
+
+
+def _open_requests(config: SingleRunConfig, fleet: Fleet) -> Requests:
+    """Return the requests of our own CSV file, or of a trace or a log of another layout."""
+    if not has_layout(config.requests):
+        return read_requests(config.requests, fleet.names)
+    trace = dataclasses.replace(read_trace(config.requests), name=config.requests)
+    warn_of_prefixes(trace, config.prefix_entries)
+    return requests_of_trace(trace, fleet.num_experts)
 
 
 def _check_capacity(config: SingleRunConfig, fleet: Fleet, requests: Requests) -> None:

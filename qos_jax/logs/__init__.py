@@ -2,7 +2,17 @@
 
 from qos_jax.logs.generic import GENERIC
 from qos_jax.logs.logged import TIMES_NOTE, Logged
-from qos_jax.logs.registry import LAYOUTS, read_logged
+from qos_jax.logs.registry import LAYOUTS, has_layout, read_logged
 from qos_jax.logs.units import KNOWN, TIMES, our_names
 
-__all__ = ["read_logged", "Logged", "LAYOUTS", "GENERIC", "KNOWN", "TIMES", "TIMES_NOTE", "our_names"]
+__all__ = [
+    "read_logged",
+    "has_layout",
+    "Logged",
+    "LAYOUTS",
+    "GENERIC",
+    "KNOWN",
+    "TIMES",
+    "TIMES_NOTE",
+    "our_names",
+]

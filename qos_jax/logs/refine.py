@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,23 +60,6 @@ def reused_note(prompt_tokens: npt.NDArray[np.float64], reused_tokens: npt.NDArr
     if not share > 0:
         return ""
     return f"shared prefixes are not simulated: they are {100 * share:.3g}% of the prompt tokens"
-
-
-def hash_note(prompt_tokens: npt.NDArray[np.float64], hash_ids: Sequence[str]) -> str:
-    """Return the note on shared prefixes of prompts given as hashed blocks, in order of arrival.
-
-    Args:
-      prompt_tokens: [R] tokens.
-      hash_ids: R JSON lists of block hashes, each of a prompt up to its block's end; empty: none given.
-    """
-    seen: set[int] = set()
-    share = np.zeros(len(hash_ids))
-    for at, text in enumerate(hash_ids):
-        blocks = json.loads(text) if text else []
-        known = next((k for k, block in enumerate(blocks) if block not in seen), len(blocks))
-        share[at] = known / len(blocks) if blocks else 0.0
-        seen.update(blocks)
-    return reused_note(prompt_tokens, share * prompt_tokens)
 
 
 def servers_note(workers: Sequence[str], what: str) -> str:

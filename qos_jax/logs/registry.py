@@ -73,6 +73,15 @@ def read_logged(path: Path, columns: Mapping[str, str] | None = None) -> Logged:
         raise input_error(fault, file=path, remedy="give the file as the tool wrote it") from error
 
 
+def has_layout(path: Path) -> bool:
+    """Return whether a file can be read and its fields are those of a tool or a public trace, not our own."""
+    try:
+        source = open_source(path)
+    except InputError:
+        return False
+    return bool(_lacks_generic(source)) and any(not layout.missing(source) for layout in LAYOUTS[:-1])
+
+
 def _lacks_generic(source: Source) -> list[str]:
     found = our_names(source.file, source.fields, {}, KNOWN, GENERIC.columns)
     return [name for name in GENERIC.needs if name not in found]

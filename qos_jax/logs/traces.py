@@ -5,9 +5,12 @@ Source and unit of each stand above its layout; failed requests have no prompt o
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 from qos_jax.logs.layout import Layout, Texts
 from qos_jax.logs.logged import Logged
-from qos_jax.logs.refine import drop_failed, hash_note, with_notes
+from qos_jax.logs.refine import drop_failed, with_notes
 
 
 def _azure(logged: Logged, texts: Texts) -> Logged:
@@ -18,8 +21,18 @@ def _azure(logged: Logged, texts: Texts) -> Logged:
 
 
 def _mooncake(logged: Logged, texts: Texts) -> Logged:
-    shared = hash_note(logged.values["prompt_tokens"], texts["hash_ids"]) if "hash_ids" in texts else ""
-    return with_notes(drop_failed(logged, texts), shared)
+    logged = drop_failed(logged, texts)
+    if "hash_ids" not in texts:
+        return logged
+    return dataclasses.replace(logged, hash_ids=tuple(_hashes(text) for text in texts["hash_ids"]))
+
+
+def _hashes(text: str) -> tuple[int, ...]:
+    """Return a JSON list of whole numbers; of an empty cell none."""
+    hashes = json.loads(text) if text else []
+    if not isinstance(hashes, list) or not all(isinstance(block, int) for block in hashes):
+        raise ValueError(f"hash_ids {text} are no list of whole numbers")
+    return tuple(hashes)
 
 
 # Azure/AzurePublicDataset, AzureLLMInferenceDataset2023.md and 2024.md and AzureLMMInferenceDataset2025.md:

@@ -13,6 +13,7 @@ from qos_jax.routing.measured import Measured, after_completions, no_measurement
 from qos_jax.serving import (
     FleetProfile,
     PrefixHit,
+    PrefixLevel,
     PrefixTable,
     ServiceLimits,
     ServingConfig,
@@ -42,6 +43,7 @@ class Request:
     # Shares its first tokens with every earlier request of its group (serving/README.md, rule 20).
     prefix_group: jax.Array | None = None  # [] int32, below 0 = none
     prefix_tokens: jax.Array | None = None  # [] int32
+    prefix_path: tuple[PrefixLevel, ...] | None = None  # leaves [], where groups are nested
 
 
 # What each slot keeps of its request.

@@ -80,6 +80,7 @@ def _step_with_prefixes(
         request.prefix_tokens,
         request.prompt_tokens,
         request.output_tokens,
+        request.prefix_path,
     )
     state = dataclasses.replace(state, serving=serving, prefixes=table)
     state, routed, passed = _step(config, profile, state, request, request_id, action, gap_s, limits, hit)

@@ -164,7 +164,9 @@ def see_prefixes(
     if slots is None or table is None or request.prefix_group is None or request.prefix_tokens is None:
         return None
     shareable = shareable_tokens(config, request.prefix_tokens, request.prompt_tokens)
-    found = cached_tokens_at(config, profile, state.serving, table, request.prefix_group, shareable)
+    found = cached_tokens_at(
+        config, profile, state.serving, table, request.prefix_group, shareable, request.prefix_path
+    )
     return SeenPrefixes(
         group=request.prefix_group,
         cached_tokens=found.cached_tokens,

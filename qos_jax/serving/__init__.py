@@ -8,6 +8,7 @@ from qos_jax.serving.prefix import PrefixHit, enqueue_prefix, forget, recall
 from qos_jax.serving.profile import DecodeKnot, FleetProfile, slowed
 from qos_jax.serving.state import (
     SCHEDULERS,
+    PrefixLevel,
     PrefixTable,
     ServingConfig,
     ServingState,
@@ -39,6 +40,7 @@ __all__ = [
     "enqueue_prefix",
     "forget",
     "PrefixHit",
+    "PrefixLevel",
     "PrefixTable",
     "empty_table",
     "SCHEDULERS",

@@ -13,9 +13,11 @@ from qos_jax.serving.arrive import SlotAssignment, assign_slot, evicted_content,
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.reference_cache import BLOCK_TOKENS, WORTH_KEEPING, WORTH_LOADING
 from qos_jax.serving.scheduler import BY_NAME, Batch, masked_sum
-from qos_jax.serving.state import NO_LIFE, PrefixSlots, PrefixTable, ServingConfig, ServingState
+from qos_jax.serving.state import NO_LIFE, PrefixLevel, PrefixSlots, PrefixTable, ServingConfig, ServingState
 
-_ENDLESS = 2**30  # life that does not run out: a live request holds the blocks
+_ENDLESS = 2**30  # life that does not run out: a live request holds the blocks; more tokens than any has
+
+Path = tuple[PrefixLevel, ...]
 
 
 @struct.dataclass
@@ -27,6 +29,7 @@ class PrefixHit:
     group: jax.Array  # [] int32
     prefix_tokens: jax.Array  # [] int32, most that it could share
     scheduler: str = struct.field(pytree_node=False)  # of its expert
+    path: Path | None = None  # leaves [], its groups from the root, where they are nested
 
 
 class CachedAt(NamedTuple):
@@ -56,6 +59,7 @@ def cached_tokens_at(
     table: PrefixTable,
     group: jax.Array,
     prefix_tokens: jax.Array,
+    path: Path | None = None,
 ) -> CachedAt:
     """Return what each expert's cache would spare a request of a group that arrives now.
 
@@ -66,27 +70,33 @@ def cached_tokens_at(
       table: what they remember of requests that have left their slots.
       group: [] int32, below 0 = none.
       prefix_tokens: [] int32, most tokens that can be shared, :func:`shareable_tokens`.
+      path: leaves [], the groups from the root to this one, where groups are nested.
 
     Returns:
       Of each expert, the tokens cached and their source.
     """
     slots = _slots_of(state)
-    ours = (slots.group == group) & (group >= 0)
+    ours, common = _in_common(slots, group, path)
+    remembered, common_there = _in_common(table, group, path)
     live = ours & state.live & _will_share(config, profile, state)
     whole = _whole(config.scheduler, state.context_tokens - 1)
     computed = computed_tokens(config.scheduler, state)
     # Entries side by side: the dead slots, then the table.
-    known = jnp.concatenate([ours & ~state.live, (table.group == group) & (group >= 0)], axis=-1)
+    known = jnp.concatenate([ours & ~state.live, remembered], axis=-1)
     life = jnp.concatenate([slots.life_tokens, table.life_tokens], axis=-1)
     length = jnp.concatenate([whole, table.tokens], axis=-1)
-    found = jnp.where(known, jnp.clip(jnp.minimum(length, life), 0, prefix_tokens), 0)
+    most = prefix_tokens
+    if common is not None and common_there is not None:
+        most = jnp.minimum(most, jnp.concatenate([common, common_there], axis=-1))
+    found = jnp.where(known, jnp.clip(jnp.minimum(length, life), 0, most), 0)
     if BY_NAME[config.scheduler].splits_memory:
         found = jnp.where(found >= WORTH_LOADING * length, found, 0)
     dead = jnp.max(found, axis=-1)
     # The one of them that stays longest.
     source = jnp.argmax(jnp.where(known & (found == dead[:, None]), life, NO_LIFE - 1), axis=-1)
     life = jnp.take_along_axis(life, source[:, None], axis=-1)[:, 0]
-    held = jnp.max(jnp.where(live, jnp.minimum(_whole(config.scheduler, computed), prefix_tokens), 0), -1)
+    most = prefix_tokens if common is None else jnp.minimum(prefix_tokens, common)
+    held = jnp.max(jnp.where(live, jnp.minimum(_whole(config.scheduler, computed), most), 0), -1)
     cached = _whole(config.scheduler, jnp.maximum(dead, held))
     return CachedAt(
         cached, jnp.minimum(_whole(config.scheduler, held), cached), life, source.astype(jnp.int32)
@@ -111,6 +121,7 @@ def recall(
     prefix_tokens: jax.Array,
     prompt_tokens: jax.Array,
     output_tokens: jax.Array,
+    path: Path | None = None,
 ) -> tuple[ServingState, PrefixTable, PrefixHit]:
     """Look a newcomer's prefix up at its expert; the outcome that it will overwrite goes into the table.
 
@@ -126,6 +137,7 @@ def recall(
       prefix_tokens: [] int32, tokens that it shares with every earlier request of its group.
       prompt_tokens: [] int32.
       output_tokens: [N] int32.
+      path: leaves [], the groups from the root to this one, where groups are nested.
 
     Returns:
       The experts, the table, and what of the prompt is cached.
@@ -133,7 +145,7 @@ def recall(
     assignment = assign_slot(profile, state, expert, prompt_tokens, output_tokens)
     slots, at = _slots_of(state), assignment.expert
     shareable = shareable_tokens(config, prefix_tokens, prompt_tokens)
-    found = cached_tokens_at(config, profile, state, table, group, shareable)
+    found = cached_tokens_at(config, profile, state, table, group, shareable, path)
     cached, held, ahead, source = jax.tree.map(lambda leaf: leaf[at], found)
     revived = jnp.where(assignment.accepted & (cached > held), cached - held, 0)
 
@@ -151,7 +163,7 @@ def recall(
     slots = dataclasses.replace(slots, life_tokens=revive(slots.life_tokens, whole[at], ~state.live[at], 0))
     life = revive(table.life_tokens, table.tokens[at], jnp.bool_(True), num_slots)
     table = dataclasses.replace(table, life_tokens=life)
-    gone = PrefixTable(slots.group, whole, slots.life_tokens)
+    gone = PrefixTable(slots.group, whole, slots.life_tokens, slots.path)
     table = _pushed(config, assignment, table, evicted_content(assignment, gone))
     hit = PrefixHit(
         cached_tokens=cached,
@@ -159,6 +171,7 @@ def recall(
         group=group,
         prefix_tokens=shareable,
         scheduler=config.scheduler,
+        path=path,
     )
     return dataclasses.replace(state, prefix=slots), table, hit
 
@@ -173,6 +186,7 @@ def enqueue_prefix(assignment: SlotAssignment, state: ServingState, hit: PrefixH
         life_tokens=hit.life_tokens,
         shared_tokens=jnp.int32(0),
         hit_tokens=jnp.int32(-1),
+        path=hit.path,
     )
     slots = insert(assignment, slots, newcomer)
     if not BY_NAME[hit.scheduler].splits_memory:
@@ -180,10 +194,17 @@ def enqueue_prefix(assignment: SlotAssignment, state: ServingState, hit: PrefixH
         group, live, running = slots.group[at], state.live[at], state.running[at]
         order = jnp.arange(group.shape[0])
         # [K, K]: row j shares with column i, an earlier live one of its group.
-        ours = (group[:, None] == group[None]) & ((group >= 0) & live)[None] & (order[:, None] > order[None])
+        earlier = live[None] & (order[:, None] > order[None])
         common = jnp.minimum(
             slots.prefix_tokens[at][:, None], computed_tokens(hit.scheduler, state)[at][None]
         )
+        if slots.path is None:
+            ours = (group[:, None] == group[None]) & (group >= 0)[None] & earlier
+        else:
+            levels = jax.tree.map(lambda leaf: leaf[at], slots.path)
+            rows, columns = (jax.tree.map(lambda leaf, k=k: jnp.expand_dims(leaf, k), levels) for k in (1, 0))
+            among = _along(rows, columns)
+            ours, common = (among > 0) & earlier, jnp.minimum(common, among)
         shared = jnp.where(live, _whole(hit.scheduler, jnp.max(jnp.where(ours, common, 0), axis=-1)), 0)
         # Those ahead may have computed more since it came.
         more = ~running & (shared > slots.cached_tokens[at])
@@ -248,12 +269,40 @@ def forget(
     return dataclasses.replace(state, prefix=prefix), table
 
 
+def _in_common(
+    kept: PrefixSlots | PrefixTable, group: jax.Array, path: Path | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return which entries have a beginning in common with a prompt, and of nested groups how many tokens."""
+    if kept.path is None or path is None:
+        return (kept.group == group) & (group >= 0), None
+    common = _along(kept.path, path)
+    return common > 0, common
+
+
+def _along(one: Path, other: Path) -> jax.Array:
+    """Return the tokens up to which two requests follow the same groups, by broadcasting."""
+    common = jnp.int32(0)
+    for mine, theirs in zip(one, other, strict=True):
+        same = (mine.group == theirs.group) & (mine.group >= 0)
+        common = jnp.maximum(common, jnp.where(same, jnp.minimum(mine.end_tokens, theirs.end_tokens), 0))
+    return common
+
+
 def _pushed(
     config: ServingConfig, assignment: SlotAssignment, table: PrefixTable, gone: PrefixTable
 ) -> PrefixTable:
     """Return the table with an entry at the end: that of its group joins it, or the next to be taken goes."""
     at = assignment.expert
-    known = table.group[at] == gone.group
+    known, covered = table.group[at] == gone.group, jnp.bool_(False)
+    if table.path is not None and gone.path is not None:
+        # Its requests may follow a group to different ends: one joins another that reaches and lasts as far.
+        end, end_of_gone = table.path[0].end_tokens[at], gone.path[0].end_tokens
+        for kept, new in zip(table.path[1:], gone.path[1:], strict=True):
+            end = jnp.maximum(end, kept.end_tokens[at])
+            end_of_gone = jnp.maximum(end_of_gone, new.end_tokens)
+        life = table.life_tokens[at]
+        covered = jnp.any(known & (end >= end_of_gone) & (life >= gone.life_tokens))
+        known = known & (end <= end_of_gone) & (life <= gone.life_tokens)
     # Of llama.cpp each is a copy of its own.
     held = jnp.any(known) & (not BY_NAME[config.scheduler].splits_memory)
     evicted = jnp.where(held, jnp.argmax(known), jnp.argmin(table.life_tokens[at]))
@@ -262,8 +311,9 @@ def _pushed(
         group=gone.group,
         tokens=jnp.maximum(gone.tokens, jnp.where(held, table.tokens[at, evicted], 0)),
         life_tokens=jnp.maximum(gone.life_tokens, jnp.where(held, table.life_tokens[at, evicted], NO_LIFE)),
+        path=gone.path,
     )
-    pushes = assignment.accepted & (gone.group >= 0) & (gone.life_tokens > 0)
+    pushes = assignment.accepted & (gone.group >= 0) & (gone.life_tokens > 0) & ~covered
     moved = pushes & (jnp.arange(table.group.shape[-1]) >= evicted)
     return insert(dataclasses.replace(assignment, moved=moved), table, joined)
 

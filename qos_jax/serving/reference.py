@@ -538,6 +538,7 @@ def simulate_fleet(
     *,
     prefix_group: ArrayLike | None = None,
     prefix_tokens: ArrayLike | None = None,
+    content: Sequence[Sequence[int]] | None = None,
     pace: Sequence[Sequence[tuple[float, float]]] | None = None,
     outages: Sequence[Sequence[tuple[float, float]]] | None = None,
     failure_delay_s: float = np.inf,
@@ -554,6 +555,7 @@ def simulate_fleet(
       scheduler: as in :func:`simulate_expert`, for every expert.
       prefix_group: [T] integers, below 0 = none; None = no prefix caching (rule 20).
       prefix_tokens: [T] tokens that a request shares with every earlier one of its group.
+      content: [T], as in :func:`simulate_expert`, in place of both.
       pace: [N], as in :func:`simulate_expert` for each expert; None = each at its profile.
       outages: [N], likewise; None = none.
       failure_delay_s: as in :func:`simulate_expert`, for every expert.
@@ -580,7 +582,6 @@ def simulate_fleet(
     # Checked here too, since the share of one expert may be sorted where the whole is not.
     _check_sorted(arrivals)
 
-    content = None
     if prefix_group is not None and prefix_tokens is not None:
         total = prompts + outputs.max(axis=1)
         block = 1 if scheduler == LLAMA_CPP else BLOCK_TOKENS
@@ -596,7 +597,7 @@ def simulate_fleet(
             outputs[mine, n],
             request_id=mine.tolist(),
             scheduler=scheduler,
-            content=None if content is None else [content[i] for i in mine],
+            content=None if content is None else [content[i] for i in mine.tolist()],
             pace=() if pace is None else pace[n],
             outages=() if outages is None else outages[n],
             failure_delay_s=failure_delay_s,

@@ -47,6 +47,40 @@ def content_ids(
     return found
 
 
+def hashed_content(
+    hash_ids: Sequence[Sequence[int]],
+    prompt_tokens: ArrayLike,
+    total_tokens: ArrayLike,
+    hash_tokens: int,
+    block_tokens: int,
+) -> list[list[int]]:
+    """Return :func:`content_ids` of prompts whose blocks have hashes; answers are a request's own.
+
+    Args:
+      hash_ids: T lists, each of the prompt's blocks from the first; equal beginnings are equal tokens.
+      prompt_tokens: [T] tokens.
+      total_tokens: [T] tokens, prompt and answer.
+      hash_tokens: tokens of a block that has a hash, a multiple of ``block_tokens``.
+      block_tokens: tokens of a block of the cache.
+    """
+    fresh = itertools.count()
+    known: dict[
+        tuple[int, int], list[int]
+    ] = {}  # identities within each block, by those before it and its hash
+    found = []
+    lengths = zip(*(np.asarray(a).tolist() for a in (prompt_tokens, total_tokens)), strict=True)
+    for blocks, (prompt, total) in zip(hash_ids, lengths, strict=True):
+        ids: list[int] = []
+        for block in blocks:
+            before = ids[-1] if ids else -1
+            if (before, block) not in known:
+                known[before, block] = [next(fresh) for _ in range(hash_tokens // block_tokens)]
+            ids += known[before, block]
+        del ids[min(prompt, total) // block_tokens :]
+        found.append(ids + [next(fresh) for _ in range(total // block_tokens - len(ids))])
+    return found
+
+
 @dataclass
 class BlockPool:
     """vLLM's KV cache (README.md, rules 20 to 23): blocks held by running requests, and the free ones.

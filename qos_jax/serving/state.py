@@ -29,10 +29,12 @@ class ServingConfig:
     scheduler: str = "prefill_first"  # one of SCHEDULERS
     # Prefix groups that each expert remembers beside those in its slots; 0 = no prefix caching.
     prefix_entries: int = 0
+    # Groups one within the other that a request may belong to; 0 = to one at most (rule 20).
+    prefix_levels: int = 0
 
     def __post_init__(self) -> None:
         check_range(self, ("num_experts", "running_slots", "waiting_slots"), COUNT)
-        check_range(self, ("prefix_entries",), COUNT_OR_ZERO)
+        check_range(self, ("prefix_entries", "prefix_levels"), COUNT_OR_ZERO)
         check_one_of("scheduler", self.scheduler, SCHEDULERS)
 
     @property
@@ -43,6 +45,16 @@ class ServingConfig:
         requests together, preempted ones included, never exceed ``max_running + max_waiting``.
         """
         return self.running_slots + self.waiting_slots
+
+
+@struct.dataclass
+class PrefixLevel:
+    """One of the groups, one within the other, that requests share tokens with (README.md, rule 20)."""
+
+    group: jax.Array  # [...] int32, -1 = the request follows no further group
+    end_tokens: (
+        jax.Array
+    )  # [...] int32, up to here, from its start, it follows the group; rises with the level
 
 
 @struct.dataclass
@@ -57,6 +69,9 @@ class PrefixSlots:
     life_tokens: jax.Array
     shared_tokens: jax.Array  # [N, K] int32, of its KV tokens, those that an earlier live request holds too
     hit_tokens: jax.Array  # [N, K] int32, cached tokens when it was first admitted; -1 = not yet
+    path: tuple[PrefixLevel, ...] | None = (
+        None  # leaves [N, K], its groups from the root, where they are nested
+    )
 
 
 @struct.dataclass
@@ -66,6 +81,7 @@ class PrefixTable:
     group: jax.Array  # [N, C] int32, -1 = none
     tokens: jax.Array  # [N, C] int32, KV tokens of whole blocks
     life_tokens: jax.Array  # [N, C] int32, as in :class:`PrefixSlots`
+    path: tuple[PrefixLevel, ...] | None = None  # leaves [N, C], likewise
 
 
 @struct.dataclass
@@ -134,6 +150,7 @@ def empty_state(config: ServingConfig) -> ServingState:
             life_tokens=ints(),
             shared_tokens=ints(),
             hit_tokens=ints(-1),
+            path=_empty_path(config, ints()),
         ),
     )
 
@@ -143,4 +160,9 @@ def empty_table(config: ServingConfig) -> PrefixTable | None:
     if config.prefix_entries == 0:
         return None
     none = jnp.zeros((config.num_experts, config.prefix_entries), jnp.int32)
-    return PrefixTable(group=none - 1, tokens=none, life_tokens=none + NO_LIFE)
+    path = _empty_path(config, none)
+    return PrefixTable(group=none - 1, tokens=none, life_tokens=none + NO_LIFE, path=path)
+
+
+def _empty_path(config: ServingConfig, none: jax.Array) -> tuple[PrefixLevel, ...] | None:
+    return tuple(PrefixLevel(none - 1, none) for _ in range(config.prefix_levels)) or None

@@ -57,6 +57,7 @@ from qos_jax.workload.named import (
     arrival_process,
     start_bin,
 )
+from qos_jax.workload.prefix_paths import with_paths
 
 MAX_BIAS_LOG = 10.0  # a factor of 22,000
 
@@ -175,6 +176,8 @@ def build_cases(
             if trace is None:
                 raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
             table = draw_contents(keys, source, None if even else trace, trace.num_requests)
+            if trace.prefixes is not None and isinstance(source, SyntheticParams):
+                table = with_paths(table, trace.prefixes)
             native_per_s: float | None = known_rate_per_s(trace)
         else:
             recorded = workload in RECORDED and not even

@@ -21,7 +21,7 @@ from qos_jax.simulation.metrics import ALL_METRICS, METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
 from qos_jax.simulation.world import World, simulate_world
-from qos_jax.workload.request_table import with_prefixes, without_prefixes
+from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.setting import limit_record
 
 UPPER_BOUND = "upper_bound"
@@ -174,7 +174,8 @@ def join_runs(parts: Sequence[Runs]) -> Runs:
         return parts[0]
 
     if any(part.requests.prefix_group is not None for part in parts):
-        parts = [dataclasses.replace(part, requests=with_prefixes(part.requests)) for part in parts]
+        levels = max(prefix_levels(part.requests) for part in parts)
+        parts = [dataclasses.replace(part, requests=with_prefixes(part.requests, levels)) for part in parts]
     by_run = [part.by_run() for part in parts]
     joined: dict[str, Any] = jax.tree.map(lambda *each: np.concatenate(each), *by_run)
     return dataclasses.replace(parts[0], **joined)

@@ -24,7 +24,7 @@ from qos_jax.serving import (
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
-from qos_jax.workload.request_table import RequestTable, with_prefixes, without_prefixes
+from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.trace import gaps_s
 
 # Runs stepped together on a CPU, at most: an event loop waits for the slowest run of its block.
@@ -135,6 +135,7 @@ def simulate(
     """
     limited = with_context_limit(config.scheduler, runs.profile, np)
     requests = with_prefixes(runs.requests) if config.prefix_entries else without_prefixes(runs.requests)
+    config = dataclasses.replace(config, prefix_levels=prefix_levels(requests))
     runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, requests, np))
     num_runs, num_requests = runs.shape
     if block_runs is None:

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-PREFIX_FIELDS = ("prefix_group", "prefix_tokens")
+from qos_jax.serving.state import PrefixLevel
+
+PREFIX_COLUMNS = ("prefix_group", "prefix_tokens")
+PREFIX_FIELDS = (*PREFIX_COLUMNS, "prefix_path")
 
 
 @struct.dataclass
@@ -26,6 +29,8 @@ class RequestTable:
     # with those before it; None = no request shares any.
     prefix_group: jax.Array | None = None  # [M] int32, below 0 = none
     prefix_tokens: jax.Array | None = None  # [M] int32, at most the prompt's
+    # Leaves [M], where groups are nested: a request's from the root, ``prefix_group`` the last of them.
+    prefix_path: tuple[PrefixLevel, ...] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -40,16 +45,33 @@ class RequestTable:
 
 def without_prefixes(table: RequestTable) -> RequestTable:
     """Return the requests as those that share nothing, which caches have no use for."""
-    return dataclasses.replace(table, prefix_group=None, prefix_tokens=None)
+    return dataclasses.replace(table, prefix_group=None, prefix_tokens=None, prefix_path=None)
 
 
-def with_prefixes(table: RequestTable) -> RequestTable:
-    """Return the requests with both prefix fields: as given, or else none of them shares anything."""
-    if table.prefix_group is not None:
-        return table
+def prefix_levels(table: RequestTable) -> int:
+    """Return how many groups one within the other a request may belong to; 0 = one at most."""
+    return len(table.prefix_path or ())
+
+
+def with_prefixes(table: RequestTable, levels: int = 0) -> RequestTable:
+    """Return the requests with their prefix fields: as given, or else none of them shares anything.
+
+    Args:
+      table: NumPy leaves.
+      levels: of the nested groups that it then has, at least those it has now.
+    """
     nothing = np.zeros(np.shape(table.prompt_tokens), np.int32)
-    none: dict[str, Any] = {"prefix_group": nothing - 1, "prefix_tokens": nothing}
-    return dataclasses.replace(table, **none)
+    if table.prefix_group is None:
+        none: dict[str, Any] = {"prefix_group": nothing - 1, "prefix_tokens": nothing}
+        table = dataclasses.replace(table, **none)
+    if levels == 0:
+        return table
+    # A group that is not nested goes on to the end of prompt and answer.
+    end = np.where(np.asarray(table.prefix_group) < 0, 0, np.iinfo(np.int32).max).astype(np.int32)
+    group: Any = np.asarray(table.prefix_group)
+    path = table.prefix_path or (PrefixLevel(group, end),)  # type: ignore[arg-type]
+    further: Any = PrefixLevel(nothing - 1, nothing)  # type: ignore[arg-type]
+    return dataclasses.replace(table, prefix_path=(*path, *(further,) * (levels - len(path))))
 
 
 def measure_length_log_std(table: RequestTable) -> jax.Array:

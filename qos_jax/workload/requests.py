@@ -17,7 +17,9 @@ from qos_jax.errors import input_error, near_match
 from qos_jax.files import Path, write_csv
 from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
 from qos_jax.workload.fleet import DROP_NAME
-from qos_jax.workload.request_table import PREFIX_FIELDS, RequestTable
+from qos_jax.workload.prefix_paths import with_paths
+from qos_jax.workload.request_table import PREFIX_COLUMNS, RequestTable
+from qos_jax.workload.trace import Trace
 
 DROPPED = -1  # the value of ``Requests.expert`` for a request that is refused
 TRUTH_OF = {"predicted_output_tokens": "output_tokens", "predicted_quality": "quality"}
@@ -86,6 +88,29 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     return Requests(arrival_s, RequestTable(**fields), expert)
 
 
+def requests_of_trace(trace: Trace, num_experts: int) -> Requests:
+    """Return the requests of a trace, which every expert answers with the recorded length.
+
+    A trace says nothing of quality, so that every answer counts as 1, which a logged warning says.
+    """
+    logging.warning(
+        "%s: a trace has no qualities, so every answer counts as 1; the router is given the true lengths",
+        trace.name,
+    )
+    ones = np.ones((trace.num_requests, num_experts), np.float32)
+    output_tokens = np.repeat(trace.output_tokens[:, None], num_experts, axis=1)
+    table: Any = RequestTable(
+        prompt_tokens=trace.prompt_tokens,  # type: ignore[arg-type]
+        quality=ones,  # type: ignore[arg-type]
+        output_tokens=output_tokens,  # type: ignore[arg-type]
+        predicted_quality=ones,  # type: ignore[arg-type]
+        predicted_output_tokens=output_tokens.astype(np.float32),  # type: ignore[arg-type]
+    )
+    if trace.prefixes is not None:
+        table = with_paths(table, trace.prefixes)
+    return Requests(trace.arrival_s, table, None)
+
+
 def write_requests(
     path: Path, requests: Requests, expert_names: Sequence[str], comments: Sequence[str] = ()
 ) -> None:
@@ -105,7 +130,7 @@ def write_requests(
         values = np.asarray(getattr(table, field))
         columns += [[_text(value) for value in column] for column in values.T]
     if table.prefix_group is not None:
-        header += PREFIX_FIELDS
+        header += PREFIX_COLUMNS
         group = [value if value >= 0 else "" for value in np.asarray(table.prefix_group).tolist()]
         columns += [group, np.asarray(table.prefix_tokens).tolist()]
     if requests.expert is not None:
@@ -143,8 +168,8 @@ def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str
         if given or field in table.columns:
             sources[field] = own if given else [field] * len(names)
     required = ["arrival_s", "prompt_tokens", *(f for f in REQUIRED_PER_EXPERT if f not in sources)]
-    if any(field in table.columns for field in PREFIX_FIELDS):
-        required += PREFIX_FIELDS
+    if any(field in table.columns for field in PREFIX_COLUMNS):
+        required += PREFIX_COLUMNS
     optional = ["expert", *per_expert, *(c for columns in sources.values() for c in columns)]
     text_table.check_columns(table, required, optional)
     return sources

@@ -21,7 +21,7 @@ from qos_jax.workload.named_table import ALL_ROWS, SPLITS, NamedTable, split_row
 from qos_jax.workload.profiles import default_latency_limit_s, fleet_path, load_calibration
 from qos_jax.workload.synthetic_params import SyntheticParams, experts_named, sample_experts
 from qos_jax.workload.table_file import read_table
-from qos_jax.workload.trace import Trace, read_trace, window
+from qos_jax.workload.trace import Trace, read_trace, warn_of_prefixes, window
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +101,8 @@ def open_setting(
     given = (latency_limit_s, ttft_limit_s, tpot_limit_s, e2e_limit_s)
     levels = limits_of(file, dict(zip(LIMITS, given, strict=True)), limits)
     arriving = open_trace(trace, trace_start_s, trace_end_s) if trace is not None else None
+    if arriving is not None:
+        warn_of_prefixes(arriving, prefix_entries)
     whole = open_table(table, experts) if table is not None else None
     figures, drawn = figures_for(experts, seed)
     return Setting(

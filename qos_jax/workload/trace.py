@@ -12,6 +12,7 @@ from absl import logging
 from qos_jax.errors import input_error
 from qos_jax.files import Path
 from qos_jax.logs import GENERIC, TIMES, TIMES_NOTE, read_logged
+from qos_jax.workload.prefix_paths import PrefixPaths, block_tokens_of, prefix_paths
 
 _TICKS_PER_S = 2.0**24
 
@@ -26,6 +27,7 @@ class Trace:
     name: str  # of its source, for tables and plots
     skipped_rows: int = 0  # requests of the source left out, such as failed ones
     notes: tuple[str, ...] = ()  # remarks on how the file was read, for the user
+    prefixes: PrefixPaths | None = None  # [T], what the requests share, where the source says so
 
     @property
     def num_requests(self) -> int:
@@ -69,14 +71,22 @@ def read_trace(path: Path) -> Trace:
     if not kept.any():
         raise input_error("holds no request that can be served", file=path, remedy="give at least one row")
     order = np.flatnonzero(kept)[np.argsort(arrival_s[kept], kind="stable")]
-    prompt_tokens, output_tokens = (logged.values[name][order] for name in ("prompt_tokens", "output_tokens"))
+    lengths = (logged.values[name][order] for name in ("prompt_tokens", "output_tokens"))
+    prompt_tokens, output_tokens = (tokens.astype(np.int32) for tokens in lengths)
+    hash_ids = [logged.hash_ids[row] for row in order] if logged.hash_ids else []
+    block_tokens = block_tokens_of(hash_ids, prompt_tokens) if hash_ids else None
+    if hash_ids and block_tokens is None:
+        fault = "no one size of a block explains how many there are of each prompt"
+        notes += (f"shared prefixes are not known: hash_ids are not read, as {fault}",)
+        logging.warning("%s: %s", path, notes[-1])
     return Trace(
         arrival_s=arrival_s[order] - arrival_s[order[0]],
-        prompt_tokens=prompt_tokens.astype(np.int32),
-        output_tokens=output_tokens.astype(np.int32),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         name=os.path.splitext(os.path.basename(path).removesuffix(".gz"))[0],
         skipped_rows=int(np.sum(~kept)),
         notes=notes,
+        prefixes=prefix_paths(hash_ids, prompt_tokens, block_tokens) if block_tokens else None,
     )
 
 
@@ -90,6 +100,17 @@ def known_rate_per_s(trace: Trace) -> float:
         fault = f"its {trace.num_requests} requests arrive at one instant, so it has no rate"
         raise input_error(fault, file=trace.name, remedy="give a trace, or a window of it, that lasts")
     return trace.rate_per_s
+
+
+def warn_of_prefixes(trace: Trace, prefix_entries: int) -> None:
+    """Log the share of a trace's prompt tokens that a cache could spare, where no cache is simulated."""
+    if trace.prefixes is not None and not prefix_entries:
+        share = float(trace.prefixes.repeated_tokens.sum() / trace.prompt_tokens.sum())
+        logging.warning(
+            "%s: shared prefixes, %.3g%% of the prompt tokens, are simulated with prefix_entries alone",
+            trace.name,
+            100 * share,
+        )
 
 
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:
@@ -135,6 +156,7 @@ def _cut(trace: Trace, low: int, high: int) -> Trace:
         arrival_s=trace.arrival_s[low:high] - trace.arrival_s[low],
         prompt_tokens=trace.prompt_tokens[low:high],
         output_tokens=trace.output_tokens[low:high],
+        prefixes=trace.prefixes and trace.prefixes.at(slice(low, high)),
     )
 
 

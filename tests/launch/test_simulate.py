@@ -302,12 +302,22 @@ def test_a_server_that_is_down_fails_what_it_took(launch, tmp_path):
     assert summary["views"] == json.loads((tmp_path / "run" / "config.json").read_text())["views"] == ["live"]
 
 
-def test_a_cache_spares_prefill_and_says_how_much(launch, tmp_path):
-    rows = [f"{i},{36 + i % 4},4,1,{i % 2},32" for i in range(20)]
-    requests = tmp_path / "shared.csv"
-    requests.write_text(
-        "arrival_s,prompt_tokens,output_tokens,quality,prefix_group,prefix_tokens\n" + "\n".join(rows)
-    )
+SHARED = {
+    "csv": "arrival_s,prompt_tokens,output_tokens,quality,prefix_group,prefix_tokens\n"
+    + "\n".join(f"{i},{36 + i % 4},4,1,{i % 2},32" for i in range(20)),
+    # Mooncake's: blocks of 32 tokens by their hashes.
+    "jsonl": "\n".join(
+        f'{{"timestamp": {1000 * i}, "input_length": {36 + i % 4}, "output_length": 4, '
+        f'"hash_ids": [{i % 2}, {9 + i}]}}'
+        for i in range(20)
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", SHARED)
+def test_a_cache_spares_prefill_and_says_how_much(launch, tmp_path, ending):
+    requests = tmp_path / f"shared.{ending}"
+    requests.write_text(SHARED[ending])
     flags = {"requests": str(requests), "policy": "round_robin", "scheduler": "chunked_prefill"}
     ended = launch("launch.simulate", *arguments(tmp_path / "run", **flags, prefix_entries=4))
     assert ended.code == 0, ended.err

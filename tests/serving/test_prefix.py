@@ -11,7 +11,9 @@ from qos_jax.routing.fleet_state import Request, empty_fleet, remaining_outcomes
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_context_limit
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert, simulate_fleet
-from qos_jax.serving.reference_cache import BlockPool, SlotCache, content_ids
+from qos_jax.serving.reference_cache import BlockPool, SlotCache, content_ids, hashed_content
+from qos_jax.serving.state import PrefixLevel
+from qos_jax.workload.prefix_paths import prefix_paths
 
 # 1 s + 0.1 s a token of prompt; a decode iteration takes 0.5 s.
 PROFILE = ReferenceProfile(4, 8, 1000, 320, 1.0, 0.1, 0.0, 0.5, 0.0, 0.0)
@@ -137,13 +139,13 @@ def replay(config, profile, gap_s, request, expert):
     return accepted, evicted, remaining_outcomes(fleet), completed
 
 
-def closed_form(scheduler, profile, trace, entries=16):
+def closed_form(scheduler, profile, trace, entries=16, path=None):
     arrival_s, prompt, output, expert, group, prefix = trace
-    config = ServingConfig(profile.num_experts, RUNNING, WAITING, scheduler, entries)
+    config = ServingConfig(profile.num_experts, RUNNING, WAITING, scheduler, entries, len(path or ()))
     quality = np.ones(output.shape, np.float32)
     request = Request(
         *(prompt.astype(np.int32), output.astype(np.int32), quality, output.astype(np.float32), quality),
-        *(group.astype(np.int32), prefix.astype(np.int32)),
+        *(group.astype(np.int32), prefix.astype(np.int32), path),
     )
     gap_s = np.append(np.diff(arrival_s), np.inf).astype(np.float32)
     accepted, evicted, left, completed = jax.device_get(
@@ -186,6 +188,44 @@ def test_equals_the_reference_where_memory_is_ample(scheduler, sessions):
         assert abs(found["cached_tokens"].sum() - cached.sum()) <= 0.005 * cached.sum()
         same = found["cached_tokens"] == cached
         np.testing.assert_allclose(found["ttft_s"][same], np.array([o.ttft_s for o in done])[same], rtol=0.02)
+
+
+def test_nested_prefixes_equal_the_reference():
+    """Prompts as lists of block hashes: each goes on from a random block of an earlier one."""
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        hashes, fresh = [], iter(range(10_000))
+        for _ in range(COUNT):
+            earlier = hashes[rng.integers(len(hashes))] if hashes and rng.random() < 0.8 else []
+            kept = earlier[: rng.integers(len(earlier) + 1)]
+            hashes.append([*kept, *(next(fresh) for _ in range(rng.integers(1, 4)))])
+        prompt = 32 * np.array([len(blocks) for blocks in hashes]) - rng.integers(0, 30, COUNT)
+        output, expert = rng.integers(2, 60, COUNT), rng.integers(0, 2, COUNT)
+        arrival_s = np.cumsum(rng.exponential(0.2, COUNT)).astype(np.float32).astype(float)
+        paths = prefix_paths(hashes, prompt, 32)
+        none = PrefixLevel(np.full(COUNT, -1, np.int32), np.zeros(COUNT, np.int32))
+        assert 2 <= len(paths.path) <= 4
+        path = (*paths.path, *(none,) * (4 - len(paths.path)))  # one program for all
+        both = np.repeat(output[:, None], 2, 1)
+        profile = fleet(rng, 60_000)
+        accepted, found = closed_form(
+            "chunked_prefill",
+            profile,
+            (arrival_s, prompt, both, expert, paths.group, paths.tokens),
+            entries=COUNT,
+            path=path,
+        )
+        content = hashed_content(hashes, prompt, prompt + output, 32, 16)
+        outcomes, _ = simulate_fleet(
+            profile, arrival_s, prompt, both, expert, "chunked_prefill", content=content
+        )
+        done = [o for o in outcomes if o.status == "completed"]
+        assert accepted.all()
+        assert len(done) == COUNT
+        cached = np.array([o.cached_tokens for o in done])
+        np.testing.assert_array_equal(found["cached_tokens"], cached)
+        assert cached.sum() > 0.1 * prompt.sum()
+        np.testing.assert_allclose(found["latency_s"], [o.latency_s for o in done], rtol=1e-4)
 
 
 def test_nothing_shared_is_as_without_a_cache():

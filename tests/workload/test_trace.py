@@ -57,6 +57,19 @@ def test_faults_are_named(tmp_path, text, fault):
         read_trace(path)
 
 
+def test_hashes_of_blocks_say_what_is_shared(tmp_path, caplog):
+    path = tmp_path / "mooncake.jsonl"
+    path.write_text(FORMATS["mooncake"])
+    prefixes = read_trace(path).prefixes
+    np.testing.assert_array_equal(prefixes.tokens, [256, 256])  # the one size that explains 1 and 2 blocks
+    np.testing.assert_array_equal(prefixes.repeated_tokens, [0, 256])
+    path.write_text(FORMATS["mooncake"].replace("[1, 2]", "[1, 2, 3, 4, 5, 6, 7]"))
+    trace = read_trace(path)
+    assert trace.prefixes is None
+    assert "hash_ids are not read" in trace.notes[-1]
+    assert trace.notes[-1] in caplog.text
+
+
 def make_trace(num=10):
     whole = np.arange(1, num + 1, dtype=np.int32)
     return Trace(np.arange(num) * 2.0, whole, whole, "t")
