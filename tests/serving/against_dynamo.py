@@ -32,7 +32,7 @@ from qos_jax.workload.requests import requests_of_trace
 
 PREFILL_S, DECODE_S = 0.05, 0.02
 BLOCK_TOKENS, HASHED_TOKENS = 16, 512
-RUNNING, WAITING, BATCHED_TOKENS = 64, 64, 8192
+RUNNING, WAITING, BATCHED_TOKENS = 64, 192, 8192
 PACKAGES = ("pydantic==2.14.4", "typing_extensions==4.16.0")
 WITHOUT_DEPENDENCIES = ("ai-dynamo==1.6.1", "ai-dynamo-runtime==1.6.1")
 
