@@ -131,7 +131,7 @@ def make_ppo(
 
     def init(key: jax.Array, params: Any | None = None) -> PPOState:
         lanes_key, params_key, key = jax.random.split(key, 3)
-        greedy = greedy_of(params, network.allow_drop)
+        greedy = greedy_of(params, network.allow_drop, network.information)
         lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
         if params is None:
             params = init_router(network, params_key, jax.tree.map(lambda x: x[0], lanes.input))
@@ -207,7 +207,7 @@ def _collect(
             out.start,
         )
 
-    greedy = greedy_of(state.params, network.allow_drop)
+    greedy = greedy_of(state.params, network.allow_drop, network.information)
     lanes, steps, (log_prob, value, correction, start) = rollout(
         env, greedy, act, state.lanes, config.rollout_steps, with_impact=network.learned_impact
     )

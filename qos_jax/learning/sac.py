@@ -59,7 +59,7 @@ def make_sac(
 
     def init(key: jax.Array, params: Any | None = None) -> SACState:
         key, weights_key, lanes_key = jax.random.split(key, 3)
-        greedy = greedy_of(params, network.allow_drop)
+        greedy = greedy_of(params, network.allow_drop, network.information)
         lanes = start_lanes(env, sample_params, greedy, lanes_key, config.num_envs)
         example = jax.tree.map(lambda leaf: leaf[0], lanes.input)
         replay = empty_replay(lanes.input, *_replay_sizes(config))
@@ -69,7 +69,7 @@ def make_sac(
 
     def update(state: SACState) -> tuple[SACState, Metrics]:
         key, learn_key = jax.random.split(state.key)
-        greedy = greedy_of(state.weights.actor, network.allow_drop)
+        greedy = greedy_of(state.weights.actor, network.allow_drop, network.information)
         random = state.uniform & (state.replay.size < config.warmup_decisions)
 
         def act(key: jax.Array, inputs: RouterInput) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,8 @@
 
 What a slot costs later arrivals depends on the fleet, the load and the requests, and shows only over hundreds
 of arrivals: too far ahead for trials of single actions, and too little in each decision for a policy
-gradient. Seventeen numbers say most of it. Each update draws candidates about the mean, in antithetic pairs,
+gradient. A dozen numbers say most of it, whether the net gain is by the closed form or by an impact that a
+network has learned. Each update draws candidates about the mean, in antithetic pairs,
 lets all of them route the same episodes (equal requests at equal times), and moves mean and spread by the
 candidates' ranks, every episode counting alike. An episode starts from an empty fleet and is drained at its
 end. Each request pays its expected quality given its predictions, which halves the noise.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,11 +29,15 @@ from qos_jax.errors import input_error
 from qos_jax.learning.types import Learner, Metrics, SampleParams, paying_expected_quality
 from qos_jax.policies.actor_critic import init_router
 from qos_jax.policies.encoders import NetworkConfig
-from qos_jax.policies.greedy_params import SEARCHED, GreedyParams, Number
+from qos_jax.policies.greedy_params import SEARCHED, Number
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.router_input import GREEDY, greedy_of, router_input
+from qos_jax.policies.learned import learned_policy
+from qos_jax.policies.router_input import GREEDY, greedy_of, router_input, searched_numbers
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
+
+# (key, observation) -> action, [] int32
+Route = Callable[[jax.Array, Observation], jax.Array]
 
 # Added to the standard deviation of candidates in an episode, QoS: smaller differences hardly count.
 SPREAD_FLOOR = 0.005
@@ -81,8 +86,13 @@ class SearchState:
 def make_search(
     env: RoutingEnvironment, sample_params: SampleParams, network: NetworkConfig, config: SearchConfig
 ) -> Learner:
-    """Return the search as a learner: it needs an arrival process, and keeps the network's weights."""
-    searched = {name: SEARCHED[name] for name in config.numbers or SEARCHED}
+    """Return the search as a learner: it needs an arrival process, and keeps the network's weights.
+
+    Candidates route by the net gain alone or, with ``learned_impact``, as the network does.
+    """
+    known = searched_numbers(network.information)
+    searched = {name: known[name] for name in config.numbers or known}
+    learned = learned_policy("", network, None).router
     if config.expected_quality:
         sample_params = paying_expected_quality(sample_params)
 
@@ -90,16 +100,23 @@ def make_search(
         key, network_key, env_key = jax.random.split(key, 3)
         if params is None:
             _, seen = env.reset(env_key, sample_params(env_key))
-            example = router_input(seen, greedy_of(None, network.allow_drop))
+            greedy = greedy_of(None, network.allow_drop, network.information)
+            example = router_input(seen, greedy, information=network.information)
             params = init_router(network, network_key, example)
         params = jax.tree.map(jnp.copy, params)  # of its own: the state is donated
         centre, average = (jnp.zeros((len(searched),), jnp.float32) for _ in range(2))
         log_spread = jnp.full((len(searched),), jnp.log(jnp.float32(config.spread)))
         return SearchState(params, centre, average, log_spread, key, update=jnp.int32(0))
 
-    def moved(params: Any, change: jax.Array) -> GreedyParams:
-        start = greedy_of(params, network.allow_drop)
-        return dataclasses.replace(start, **moved_numbers(params[GREEDY], change, searched))
+    def moved(params: Any, change: jax.Array) -> dict[str, jax.Array]:
+        return moved_numbers(params[GREEDY], change, searched)
+
+    def route_by(params: Any, numbers: dict[str, jax.Array]) -> Route:
+        params = {**params, GREEDY: numbers}
+        if network.learned_impact:
+            return lambda key, seen: learned(params, key, seen)
+        greedy = greedy_of(params, network.allow_drop, network.information)
+        return lambda key, seen: projected_greedy(greedy, key, seen)
 
     def update(state: SearchState) -> tuple[SearchState, Metrics]:
         key, draw_key, params_key, episode_key = jax.random.split(state.key, 4)
@@ -110,8 +127,9 @@ def make_search(
         params = vmap_lanes(sample_params)(jax.random.split(params_key, config.num_envs))
         keys = jax.random.split(episode_key, config.num_envs)
 
-        def episodes_qos(greedy: GreedyParams) -> jax.Array:
-            routed = vmap_lanes(lambda key, params: episode_qos(env, params, greedy, key, config.steps))
+        def episodes_qos(numbers: dict[str, jax.Array]) -> jax.Array:
+            route = route_by(state.params, numbers)
+            routed = vmap_lanes(lambda key, params: episode_qos(env, params, route, key, config.steps))
             return routed(keys, params)
 
         qos = jax.lax.map(episodes_qos, candidates)  # [C, B], one candidate at a time to save memory
@@ -185,9 +203,9 @@ def moved_numbers(
 
 
 def episode_qos(
-    env: RoutingEnvironment, params: EnvParams, greedy: GreedyParams, key: jax.Array, steps: int
+    env: RoutingEnvironment, params: EnvParams, route: Route, key: jax.Array, steps: int
 ) -> jax.Array:
-    """Return the average QoS of ``steps`` requests routed by the net gain from an empty fleet, [] float32.
+    """Return the average QoS of ``steps`` requests routed from an empty fleet, [] float32.
 
     The fleet is drained after the last decision.
     """
@@ -199,7 +217,7 @@ def episode_qos(
     ) -> tuple[tuple[EnvState, Observation, jax.Array], None]:
         state, seen, total = carry
         route_key, step_key = jax.random.split(key)
-        state, result = env.step(step_key, state, projected_greedy(greedy, route_key, seen), params)
+        state, result = env.step(step_key, state, route(route_key, seen), params)
         return (state, result.observation, total + jnp.sum(result.info.passed.qos)), None
 
     (state, _, total), _ = jax.lax.scan(step, start, jax.random.split(steps_key, steps))

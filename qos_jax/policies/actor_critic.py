@@ -10,11 +10,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from qos_jax.policies.corrections import LearnedPrices, MeasuredPrices, QualityCalibration
+from qos_jax.policies.corrections import LearnedPrices, QualityCalibration
 from qos_jax.policies.encoders import JointDense, NetworkConfig, RouterEncoder, pooled
-from qos_jax.policies.greedy_params import COUNTED_PRICE, SEARCHED, load_aware_params
 from qos_jax.policies.han_star import StarEmbedding
-from qos_jax.policies.router_input import GREEDY, RouterInput, action_mask
+from qos_jax.policies.router_input import (
+    GREEDY,
+    RouterInput,
+    action_mask,
+    searched_numbers,
+    start_params,
+)
 from qos_jax.policies.types import PROFILES
 from qos_jax.routing.graph import PAIR_FEATURES
 
@@ -53,10 +58,12 @@ def init_router(config: NetworkConfig, key: jax.Array, example: RouterInput) -> 
 
     Returns:
       ``params``, the weights of :class:`ActorCritic`; and ``greedy``, the numbers of the net gain that its
-      inputs are made with, at first those of ``load_aware_greedy``, [] float32 each. A checkpoint holds
-      both. A network does not read ``greedy``, so it has no gradient: the search alone changes it.
+      inputs are made with, at first those of ``load_aware_greedy`` or, where no profile is known, of
+      ``measured_greedy``, [] float32 each. A checkpoint holds both. A network does not read ``greedy``, so
+      it has no gradient: the search alone changes it.
     """
-    greedy = {name: getattr(load_aware_params(), name) for name in SEARCHED}
+    start = start_params(config.allow_drop, config.information)
+    greedy = {name: getattr(start, name) for name in searched_numbers(config.information)}
     return {**ActorCritic(config).init(key, example), GREEDY: greedy}
 
 
@@ -124,12 +131,10 @@ class ActorCritic(nn.Module):
         if impact is not None:
             quality = inputs.graph.pair[..., PAIR_FEATURES.index("quality")]
             own, lost = jax.lax.stop_gradient(impact.own_qos(quality)), jax.lax.stop_gradient(impact.lost())
-            gain = own - lost - COUNTED_PRICE * inputs.crowding
+            assert inputs.penalty_weight is not None
+            gain = own - inputs.penalty_weight[..., None] * lost - inputs.crowding
             start = _with_drop(gain, config.allow_drop) / config.temperature
             logits = config.head_scale * logits + start
-            if config.learned_prices:
-                prices = MeasuredPrices(config.hidden, name="prices")(inputs, own, lost)
-                logits = logits + _with_drop(prices, config.allow_drop) / config.temperature
         mask = action_mask(inputs, config.allow_drop)
         value = ValueHead(config.hidden, name="critic")(embedding, inputs.graph.expert_mask)
         return RouterOutput(jnp.where(mask, logits, MASKED_LOGIT), value, correction, impact, start)

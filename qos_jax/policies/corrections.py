@@ -8,12 +8,9 @@ from flax import linen as nn
 
 from qos_jax.policies.encoders import JointDense, pooled
 from qos_jax.policies.router_input import RouterInput
-from qos_jax.routing import measured_graph
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, PAIR_FEATURES, GraphFeatures
 
 # Features of the servers alone, which do not depend on the load.
-# Measured ones that tell servers apart.
-_MEASURED_FEATURES = ("pace_long", "kept_long", "first_long", "concurrency_long")
 _STATIC_FEATURES = ("pace_alone", "pace_full", "length_log_std", "batch_size")
 
 
@@ -63,44 +60,9 @@ class LearnedPrices(nn.Module):
         lost = jnp.expm1(graph.pair[..., PAIR_FEATURES.index("penalty")])
         terms = jnp.stack([own, -lost, -inputs.crowding], -1)
         row = jnp.concatenate([arrived, _static(graph), length], -1)
-        return _reweighed(self.hidden, row, jnp.where(graph.available[..., None], terms, 0.0))
-
-
-class MeasuredPrices(nn.Module):
-    """The same for the net gain by a learned impact, of a router that knows no profile; 0 before training."""
-
-    hidden: int  # width of its layer
-
-    @nn.compact
-    def __call__(self, inputs: RouterInput, own_qos: jax.Array, lost: jax.Array) -> jax.Array:
-        """Return what to add to the net gain, [..., N] float32 QoS.
-
-        Args:
-          inputs: of a router that knows no profile.
-          own_qos: [..., N] float32, expected QoS of the request at each expert.
-          lost: [..., N] float32, QoS that others are expected to lose.
-        """
-        graph = inputs.graph
-        shape = (*graph.expert_mask.shape, graph.arrived.shape[-1])
-        arrived = jnp.broadcast_to(graph.arrived[..., None, :], shape)
-        columns = [measured_graph.EXPERT_FEATURES.index(name) for name in _MEASURED_FEATURES]
-        length = graph.pair[..., measured_graph.PAIR_FEATURES.index("length"), None]
-        terms = jnp.stack([own_qos, -lost, -inputs.crowding], -1)
-        row = jnp.concatenate([arrived, graph.expert[..., jnp.array(columns)], length], -1)
-        return _reweighed(self.hidden, row, jnp.where(graph.available[..., None], terms, 0.0))
-
-
-def _reweighed(width: int, row: jax.Array, terms: jax.Array) -> jax.Array:
-    """Return the change of a sum of terms by weights learned of a row of features, in a module's call.
-
-    Args:
-      width: of the layer.
-      row: [..., N, F] float32.
-      terms: [..., N, T] float32.
-    """
-    hidden = nn.relu(nn.Dense(width, name="mix")(row))
-    change = nn.Dense(terms.shape[-1], kernel_init=nn.initializers.zeros, name="change")(hidden)
-    return jnp.sum(change * terms, axis=-1)
+        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(row))
+        change = nn.Dense(3, kernel_init=nn.initializers.zeros, name="change")(hidden)
+        return jnp.sum(change * jnp.where(graph.available[..., None], terms, 0.0), axis=-1)
 
 
 def _static(graph: GraphFeatures) -> jax.Array:

@@ -44,8 +44,8 @@ class NetworkConfig:
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
     residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides the impact estimator's features; then no residual either
-    # Learn an action impact estimator, from what the simulator says of each expert; scores start as the net
-    # gain by it. PPO alone trains it.
+    # Where no profile is known: learn an action impact estimator, from what the simulator says of each
+    # expert; scores start as the net gain by it. PPO alone trains it.
     learned_impact: bool = False
     calibrate_quality: bool = True  # learn an additive correction of the predicted qualities
     learned_prices: bool = True  # with the residual: learn the weights of the net gain's terms
@@ -61,9 +61,9 @@ class NetworkConfig:
         if self.residual and self.information == PREDICTIONS:
             fault = "is True, but the net gain is made of profiles, which are not known"
             raise input_error(fault, field="residual", remedy="set residual=False as well")
-        if self.residual and self.learned_impact:
-            fault = "is True, and scores start from the net gain by a learned impact, too"
-            raise input_error(fault, field="residual", remedy="set one of the two to False")
+        if self.learned_impact and self.information == PROFILES:
+            fault = "is True, but with profiles the impact is projected"
+            raise input_error(fault, field="learned_impact", remedy="set information=predictions as well")
         if self.residual and not self.impact_features:
             fault = "is True, but the net gain is made of the impact features, which are off"
             raise input_error(fault, field="residual", remedy="set residual=False as well")
@@ -143,7 +143,7 @@ class RouterEncoder(nn.Module):
             shown = jnp.array([name not in IMPACT_FEATURES for name in PAIR_FEATURES])
             graph = dataclasses.replace(inputs.graph, pair=jnp.where(shown, inputs.graph.pair, 0.0))
             none = jnp.zeros_like(inputs.gain)
-            inputs = RouterInput(graph=graph, gain=none, crowding=none)
+            inputs = dataclasses.replace(inputs, graph=graph, gain=none, crowding=none)
         if config.encoder == "flat":
             return FlatEncoder(config.hidden, name="flat")(inputs)
         plain = SetEncoder(config.hidden, name="set")(inputs)

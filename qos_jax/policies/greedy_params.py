@@ -23,6 +23,7 @@ class Number:
     low: float = 0.0  # bounds of the search
     high: float = 0.0
     logarithmic: bool = False
+    measured: float | None = None  # of measured_greedy, where no profile is known; None = not read there
     allowed: Interval = NON_NEGATIVE  # what a sweep may set
 
 
@@ -31,9 +32,17 @@ def _number(*row: Any, **columns: Any) -> Any:
     return struct.field(metadata={"number": Number(*row, **columns)})
 
 
-def _power(help: str, step: float, low: float, high: float, load_aware: float = 0.0) -> Any:
+def _power(
+    help: str,
+    step: float,
+    low: float,
+    high: float,
+    load_aware: float = 0.0,
+    measured: float | None = 0.0,
+) -> Any:
     """Return the field of a power, by default 0: without effect."""
-    return _number(0.0, load_aware, help, step, low, high, allowed=Interval(-10.0, 10.0))
+    allowed = Interval(-10.0, 10.0)
+    return _number(0.0, load_aware, help, step, low, high, measured=measured, allowed=allowed)
 
 
 @struct.dataclass
@@ -47,35 +56,60 @@ class GreedyParams:
 
     drop_below: jax.Array  # drop if no expert's net gain exceeds this; -inf = never drop
     congestion_price: jax.Array = _number(
-        0.15, 0.11, "QoS charged for a slot of a full batch", 0.4, 0.01, 2.0, True
+        0.15, 0.11, "QoS charged for a slot of a full batch", 0.4, 0.01, 2.0, True, measured=0.4
     )
     price_by_occupancy: jax.Array = _number(
-        3.0, 3.0, "share of the batch that is taken", 1.0, 0.25, 8.0, allowed=Interval(0.0, 10.0)
+        3.0,
+        3.0,
+        "share of the batch that is taken",
+        1.0,
+        0.25,
+        8.0,
+        measured=3.0,
+        allowed=Interval(0.0, 10.0),
     )
     price_by_load: jax.Array = _power("recent offered load", 0.3, 0.0, 3.0, load_aware=1.0)
     price_by_burst: jax.Array = _power("load by the shortest window over that by the longest", 0.3, -2.0, 2.0)
     price_by_length: jax.Array = _power(
-        "predicted output tokens over their recent mean", 0.3, 0.0, 3.0, load_aware=0.9
+        "predicted output tokens over their recent mean", 0.3, 0.0, 3.0, load_aware=0.9, measured=1.0
     )
     price_by_level: jax.Array = _power("recent mean of predicted output tokens", 0.3, -2.0, 2.0)
-    price_by_prefill: jax.Array = _power("time alone on the expert over that of its decoding", 0.5, -2.0, 4.0)
+    price_by_prefill: jax.Array = _power(
+        "time alone on the expert over that of its decoding", 0.5, -2.0, 4.0, measured=None
+    )
     price_by_pace: jax.Array = _power("the expert's time per token over the mean of all", 0.8, -4.0, 4.0)
     price_by_slowness: jax.Array = _power("the expert's time per token over L", 0.6, -4.0, 4.0)
     price_by_fleet: jax.Array = _power("mean occupancy of all experts", 0.6, -4.0, 4.0)
     margin: jax.Array = _number(
-        0.3, 0.3, "std of log latency per token for what the projection cannot know", 0.3, 0.03, 2.0, True
+        0.3,
+        0.3,
+        "std of log latency per token for what the projection cannot know",
+        0.3,
+        0.03,
+        2.0,
+        True,
+        0.4,
     )
-    margin_by_load: jax.Array = _power("recent offered load", 0.3, -2.0, 2.0, load_aware=0.35)
-    margin_by_level: jax.Array = _power("recent mean of predicted output tokens", 0.2, -2.0, 2.0)
+    margin_by_load: jax.Array = _power("recent offered load", 0.3, -2.0, 2.0, load_aware=0.35, measured=None)
+    margin_by_level: jax.Array = _power(
+        "recent mean of predicted output tokens", 0.2, -2.0, 2.0, measured=None
+    )
     margin_of_others: jax.Array = _number(
         1.0, 1.0, "factor on the margin of the requests in flight", 0.4, 0.1, 5.0, True
     )
     penalty_weight: jax.Array = _number(
-        1.0, 1.5, "weight of the QoS that others are projected to lose", 0.4, 0.1, 10.0, True
+        1.0, 1.5, "weight of the QoS that others are projected to lose", 0.4, 0.1, 10.0, True, 1.0
     )
     penalty_by_load: jax.Array = _power("recent offered load", 0.4, -2.0, 2.0)
     quality_slope: jax.Array = _number(
-        1.0, 1.0, "how far predicted qualities are believed", 0.4, 0.0, 1.5, allowed=Interval(0.0, 1.5)
+        1.0,
+        1.0,
+        "how far predicted qualities are believed",
+        0.4,
+        0.0,
+        1.5,
+        measured=1.0,
+        allowed=Interval(0.0, 1.5),
     )
     impact_weight: jax.Array = _number(1.0, 1.0, "weight of the paper's penalty, for impact_greedy alone")
 
@@ -98,24 +132,16 @@ POWERS = {
 }
 
 
-# QoS, charged where no profile is known for a request of usual length at a crowded expert. A learned impact
-# starts with it: a price shows in the QoS of a hundred later arrivals, so a policy gradient hardly finds it.
-COUNTED_PRICE = 0.4
+# The same of a router that knows no profile: its margin is in what it measures or learns.
+SEARCHED_MEASURED = {
+    name: number for name, number in SEARCHED.items() if number.measured is not None and name != "margin"
+}
 
 
-@struct.dataclass
-class MeasuredParams:
-    """Parameters of ``measured_greedy``, leaves [] float32."""
-
-    crowding_price: jax.Array  # QoS, for a request of usual length at a crowded expert (``counted_crowding``)
-    margin: jax.Array  # std of log latency per token about what was measured
-    drop_below: jax.Array  # score below which a request is dropped; -inf = never
-
-
-def measured_params(allow_drop: bool = True) -> MeasuredParams:
-    """Return the parameters of ``measured_greedy``."""
-    lowest = jnp.float32(0.0 if allow_drop else -jnp.inf)
-    return MeasuredParams(jnp.float32(COUNTED_PRICE), jnp.float32(0.4), lowest)
+def measured_params(allow_drop: bool = True) -> GreedyParams:
+    """Return parameters of ``measured_greedy``, whose price of crowding a learned impact starts with."""
+    given = {name: number.measured for name, number in NUMBERS.items() if number.measured is not None}
+    return greedy_params(allow_drop, **given)
 
 
 def greedy_params(allow_drop: bool = True, **changes: float) -> GreedyParams:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.greedy_params import GreedyParams, MeasuredParams
-from qos_jax.policies.net_gain import (
-    counted_crowding,
-    impact_of_each,
-    net_gain,
-    queue_length,
-    tokens_left,
-)
+from qos_jax.policies.greedy_params import GreedyParams
+from qos_jax.policies.measured_price import measured_price
+from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length, tokens_left
 from qos_jax.routing.impact import paper_impact, projected_impact
 from qos_jax.routing.measured import means, pace_at
 from qos_jax.routing.observation import Observation
@@ -63,7 +58,7 @@ def best_quality(params: None, key: jax.Array, seen: Observation) -> jax.Array:
     return jnp.argmax(seen.predicted_quality).astype(jnp.int32)
 
 
-def measured_greedy(params: MeasuredParams, key: jax.Array, seen: Observation) -> jax.Array:
+def measured_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> jax.Array:
     """Route to the highest predicted quality times chance by measured latency, less a price of crowding.
 
     An expert of which nothing is measured yet is taken to keep the limits.
@@ -76,7 +71,7 @@ def measured_greedy(params: MeasuredParams, key: jax.Array, seen: Observation) -
         slack = jnp.log(seen.limits.pace_s / jnp.maximum(pace_s, 1e-9))
         known = seen.measured.seen[:, -1] > 0.0
         score = score * jnp.where(known, jax.scipy.special.ndtr(slack / params.margin), 1.0)
-    score = score - params.crowding_price * counted_crowding(seen)
+    score = score - measured_price(params, seen)
     return best_of(jnp.where(seen.available, score, -jnp.inf), params.drop_below)
 
 

@@ -41,7 +41,7 @@ def _router(config: NetworkConfig, stochastic: bool, masks_drop: bool) -> Router
     actor = actor_function(config)
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
-        greedy = greedy_of(params, config.allow_drop)
+        greedy = greedy_of(params, config.allow_drop, config.information)
         logits = actor(params, router_input(seen, greedy, information=config.information)).logits
         if masks_drop:  # the last action
             logits = logits[:-1]
@@ -75,7 +75,8 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
         available=jnp.ones((num_experts,), bool),
     )
     none = jnp.zeros((num_experts,))
-    return init_router(config, key, RouterInput(graph=features, gain=none, crowding=none))
+    weight = jnp.zeros(()) if config.information == PREDICTIONS else None
+    return init_router(config, key, RouterInput(features, gain=none, crowding=none, penalty_weight=weight))
 
 
 def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:

@@ -20,14 +20,12 @@ from qos_jax.serving.profile import affine_between
 
 # Offered loads are clipped to this: beyond, much is lost under any router; below, nothing waits.
 LOAD_RANGE = (0.1, 2.0)
+BURST_RANGE = (0.25, 4.0)
 # Typical values, at which a power has no effect: mean occupancy of the experts (as at a load of 0.6),
 # predicted output tokens of an arrival, and an expert's time per token as a share of L.
-_TYPICAL_OCCUPANCY, _TYPICAL_OUTPUT_TOKENS, _TYPICAL_PACE = 0.3, 100.0, 0.5
+TYPICAL_OCCUPANCY, TYPICAL_OUTPUT_TOKENS, TYPICAL_PACE = 0.3, 100.0, 0.5
 # The powers of the price that depend on the expert or the recent arrivals, not on the request.
 _SLOT_POWERS = ("level", "pace", "slowness", "fleet")
-
-# Requests in flight at which an expert counts as crowded, where its batch size is not known.
-_CROWDED = 20.0
 
 
 def recent_load(seen: Observation) -> jax.Array:
@@ -43,7 +41,7 @@ def latency_margin(
     params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None
 ) -> jax.Array:
     """Return ``margin`` times its powers of recent arrivals, [] std of log latency per token."""
-    return params.margin * _factor(params, "margin", _log_demand(seen, expert_mask))
+    return params.margin * factor(params, "margin", _log_demand(seen, expert_mask))
 
 
 def impact_of_each(params: GreedyParams, seen: Observation, expert_mask: jax.Array | None = None) -> Impact:
@@ -74,7 +72,7 @@ def crowding_price(
     """
     context = _log_demand(seen, expert_mask) | _log_request(seen) | _log_slot(seen, expert_mask)
     taken = _occupancy(seen) ** params.price_by_occupancy
-    return params.congestion_price * _factor(params, "price", context) * taken
+    return params.congestion_price * factor(params, "price", context) * taken
 
 
 def net_gain(
@@ -85,20 +83,9 @@ def net_gain(
     ``impact`` is that of :func:`impact_of_each`; the gain is -inf where the queue is full.
     """
     price = crowding_price(params, seen, expert_mask)
-    weight = params.penalty_weight * _factor(params, "penalty", _log_demand(seen, expert_mask))
+    weight = params.penalty_weight * factor(params, "penalty", _log_demand(seen, expert_mask))
     gain = impact.own_qos - weight * impact.penalty - price
     return jnp.where(seen.available, gain, -jnp.inf)
-
-
-def counted_crowding(seen: Observation, expert_mask: jax.Array | None = None) -> jax.Array:
-    """Return (requests in flight / 20)^3 times the relative predicted length of each expert, [N] float32.
-
-    It is what crowding costs by counts and predictions alone, up to a price: the cube of a number in flight,
-    as ``load_aware_greedy`` has the cube of the occupancy, costs little until an expert is crowded.
-    """
-    count = queue_length(seen).astype(jnp.float32)
-    count = count if expert_mask is None else jnp.where(expert_mask, count, 0.0)
-    return (count / _CROWDED) ** 3 * relative_length(seen, seen.predicted_output_tokens)
 
 
 def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
@@ -114,7 +101,7 @@ def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
     length = jax.vmap(relative_length, (None, 1), 1)(seen, tokens_left(seen)) ** params.price_by_length
     length = jnp.sum(jnp.where(seen.live, length, 0.0), axis=-1) / jnp.maximum(count[:, 0], 1.0)
     context = _log_slot(seen, None) | _log_demand(seen, None)
-    price = params.congestion_price * _factor(params, "price", context, _SLOT_POWERS)
+    price = params.congestion_price * factor(params, "price", context, _SLOT_POWERS)
     return jnp.sum(price * slots * length)
 
 
@@ -137,7 +124,7 @@ def _occupancy(seen: Observation) -> jax.Array:
     return queue_length(seen).astype(jnp.float32) / seen.profile.max_running.astype(jnp.float32)
 
 
-def _factor(
+def factor(
     params: GreedyParams, term: str, context: dict[str, jax.Array], names: tuple[str, ...] | None = None
 ) -> jax.Array:
     """Return the product of a term's powers, or of those ``names``, given logarithms of their quantities."""
@@ -150,12 +137,10 @@ def _log_demand(seen: Observation, expert_mask: jax.Array | None) -> dict[str, j
     short, long = seen.offered_load[0], seen.offered_load[-1]
     known = (short > 0.0) & (long > 0.0)
     burst = jnp.where(known, short, 1.0) / jnp.where(known, long, 1.0)
-    tokens = _mean(seen.mean_output_tokens, expert_mask)
-    tokens = jnp.where(tokens > 0.0, tokens, _TYPICAL_OUTPUT_TOKENS)
     return {
         "load": jnp.log(recent_load(seen)),
-        "burst": jnp.log(jnp.clip(burst, 0.25, 4.0)),
-        "level": jnp.log(jnp.maximum(tokens, 1.0) / _TYPICAL_OUTPUT_TOKENS),
+        "burst": jnp.log(jnp.clip(burst, *BURST_RANGE)),
+        "level": log_level(seen, expert_mask),
     }
 
 
@@ -178,15 +163,22 @@ def _log_slot(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax
     batch = queue_length(seen).astype(jnp.float32)
     pace_s = jnp.maximum(decode_run_s(profile, jnp.ones_like(batch), batch, context), 1e-9)
     # The hundredth keeps the factor of an idle fleet finite, where no slot costs anything.
-    fleet = (_mean(_occupancy(seen), expert_mask) + 0.01) / _TYPICAL_OCCUPANCY
+    fleet = (mean_of(_occupancy(seen), expert_mask) + 0.01) / TYPICAL_OCCUPANCY
     return {
-        "pace": jnp.log(pace_s / jnp.maximum(_mean(pace_s, expert_mask), 1e-9)),
-        "slowness": jnp.log(pace_s / (_TYPICAL_PACE * seen.limits.pace_s)),
+        "pace": jnp.log(pace_s / jnp.maximum(mean_of(pace_s, expert_mask), 1e-9)),
+        "slowness": jnp.log(pace_s / (TYPICAL_PACE * seen.limits.pace_s)),
         "fleet": jnp.log(fleet),
     }
 
 
-def _mean(of_each: jax.Array, expert_mask: jax.Array | None) -> jax.Array:
+def log_level(seen: Observation, expert_mask: jax.Array | None) -> jax.Array:
+    """Return the logarithm of the recent mean of predicted output tokens over a typical one, []."""
+    tokens = mean_of(seen.mean_output_tokens, expert_mask)
+    tokens = jnp.where(tokens > 0.0, tokens, TYPICAL_OUTPUT_TOKENS)
+    return jnp.log(jnp.maximum(tokens, 1.0) / TYPICAL_OUTPUT_TOKENS)
+
+
+def mean_of(of_each: jax.Array, expert_mask: jax.Array | None) -> jax.Array:
     """Return the mean of [N] over the experts that exist, []."""
     exists = jnp.ones(of_each.shape, bool) if expert_mask is None else expert_mask
     return jnp.sum(jnp.where(exists, of_each, 0.0)) / jnp.maximum(jnp.sum(exists, dtype=jnp.float32), 1.0)

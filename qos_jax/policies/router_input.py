@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.policies.greedy_params import GreedyParams, load_aware_params
-from qos_jax.policies.net_gain import (
-    as_believed,
-    counted_crowding,
-    crowding_price,
-    impact_of_each,
-    net_gain,
+from qos_jax.policies.greedy_params import (
+    SEARCHED,
+    SEARCHED_MEASURED,
+    GreedyParams,
+    Number,
+    load_aware_params,
+    measured_params,
 )
+from qos_jax.policies.measured_price import measured_penalty_weight, measured_price
+from qos_jax.policies.net_gain import as_believed, crowding_price, impact_of_each, net_gain
 from qos_jax.policies.types import PREDICTIONS, PROFILES
 from qos_jax.routing.graph import GraphFeatures, graph_features
 from qos_jax.routing.measured_graph import measured_features
@@ -32,7 +34,9 @@ class RouterInput:
 
     graph: GraphFeatures
     gain: jax.Array  # [N] float32 QoS, the greedy router's net gain; 0 where the expert is not available
-    crowding: jax.Array  # [N] float32 QoS, the price of crowding in it; without it, the crowding by counts
+    crowding: jax.Array  # [N] float32 QoS, the price of crowding: in the gain, or where none is, by counts
+    # [] float32, of the QoS that others lose, in the net gain by a learned impact; None where the gain is.
+    penalty_weight: jax.Array | None = None
 
 
 def router_input(
@@ -47,16 +51,17 @@ def router_input(
 
     Args:
       seen: of one environment; ``jax.vmap`` it over many.
-      greedy: of the net gain that the residual starts from, see :func:`greedy_of`.
+      greedy: of the net gain that scores start from, see :func:`greedy_of`.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
       information: one of ``INFORMATION``; with ``PREDICTIONS`` there is no net gain.
     """
     if information == PREDICTIONS:
-        measured = measured_features(seen, expert_mask)
+        measured = measured_features(as_believed(greedy, seen, expert_mask), expert_mask)
         return RouterInput(
             graph=measured,
             gain=jnp.zeros_like(seen.predicted_quality),
-            crowding=jnp.where(measured.expert_mask, counted_crowding(seen, expert_mask), 0.0),
+            crowding=jnp.where(measured.expert_mask, measured_price(greedy, seen, expert_mask), 0.0),
+            penalty_weight=measured_penalty_weight(greedy, seen, expert_mask),
         )
     impact = impact_of_each(greedy, seen, expert_mask)
     graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
@@ -81,7 +86,17 @@ def action_mask(inputs: RouterInput, allow_drop: bool) -> jax.Array:
     return jnp.where(some, graph.available, graph.expert_mask)
 
 
-def greedy_of(params: Any | None, allow_drop: bool) -> GreedyParams:
-    """Return the net gain's parameters in those of a learned router; load_aware_greedy's for None."""
-    start = load_aware_params(allow_drop=allow_drop)
+def start_params(allow_drop: bool, information: str) -> GreedyParams:
+    """Return the net gain's parameters that a learned router starts with."""
+    return (measured_params if information == PREDICTIONS else load_aware_params)(allow_drop)
+
+
+def greedy_of(params: Any | None, allow_drop: bool, information: str = PROFILES) -> GreedyParams:
+    """Return the net gain's parameters in those of a learned router; for None, those that it starts with."""
+    start = start_params(allow_drop, information)
     return start if params is None else dataclasses.replace(start, **params[GREEDY])
+
+
+def searched_numbers(information: str) -> dict[str, Number]:
+    """Return the numbers of the net gain that a learned router keeps by its weights, and a search moves."""
+    return SEARCHED_MEASURED if information == PREDICTIONS else SEARCHED

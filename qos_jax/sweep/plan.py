@@ -14,7 +14,7 @@ from qos_jax.errors import InputError, input_error
 from qos_jax.files import sha256
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
-from qos_jax.policies.greedy_params import SEARCHED
+from qos_jax.policies.greedy_params import SEARCHED, SEARCHED_MEASURED
 from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import settings_of
@@ -33,7 +33,11 @@ from qos_jax.workload.setting import open_setting
 
 # Parameters that some policies alone read.
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
-_OF_POLICIES = {**dict.fromkeys(SEARCHED, _BY_NET_GAIN), "impact_weight": ("impact_greedy",)}
+_OF_POLICIES = {
+    **dict.fromkeys(SEARCHED, _BY_NET_GAIN),
+    **dict.fromkeys((*SEARCHED_MEASURED, "margin"), (*_BY_NET_GAIN, "measured_greedy")),
+    "impact_weight": ("impact_greedy",),
+}
 
 
 DRAWN = (*SYNTHETIC, *RECORDED)  # workloads of which a cell's requests are drawn

@@ -185,7 +185,9 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     makers = {"search": make_search, "distil": make_distil, "ppo": make_ppo, "sac": make_sac}
     updates = {"search": config.search.updates, "distil": config.distil.updates}
     if config.agent != "none":
-        updates[config.agent] = getattr(config, config.agent).total_updates
+        agent = {config.agent: getattr(config, config.agent).total_updates}
+        # The numbers of a net gain by a learned impact can be searched once it is learned.
+        updates = agent | updates if config.network.learned_impact else updates | agent
     return tuple(
         Phase(name, makers[name](env, draw, config.network, getattr(config, name)), count)
         for name, count in updates.items()

@@ -5,7 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from qos_jax.checks import COUNT, NON_NEGATIVE, POSITIVE, SEED, SHARE, check_distinct, check_range
+from qos_jax.checks import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    check_distinct,
+    check_range,
+    check_some_of,
+)
 from qos_jax.errors import input_error
 from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
@@ -13,6 +22,7 @@ from qos_jax.learning.sac_config import SACConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.options import check_options, option
 from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.router_input import searched_numbers
 from qos_jax.policies.types import PREDICTIONS
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
@@ -57,6 +67,8 @@ class EvaluationConfig:
 class TrainConfig:
     """A training run: ``search`` and ``distil``, if they have any updates, then the agent, if there is one.
 
+    With ``network.learned_impact`` the agent, which learns that, comes first.
+
     Raises:
       InputError: a value out of its range, naming the field, or nothing to train.
     """
@@ -99,19 +111,27 @@ class TrainConfig:
         if not self.evaluation.workloads and not self.trace:
             remedy = "name at least one, or give a trace"
             raise input_error("is empty", field="evaluation.workloads", remedy=remedy)
-        if self.network.information == PREDICTIONS and (self.search.updates or self.distil.updates):
-            fault = "is 'predictions', and search and distillation are of the net gain, which needs profiles"
-            remedy = "set search.updates=0 and distil.updates=0"
-            raise input_error(fault, field="network.information", remedy=remedy)
-        if self.network.learned_impact and (
-            self.agent != "ppo" or self.search.updates or self.distil.updates
-        ):
-            remedy = "set agent=ppo, search.updates=0 and distil.updates=0"
+        if self.distil.updates and (self.network.information == PREDICTIONS or self.network.learned_impact):
+            fault = f"is {self.distil.updates}, and what is distilled is the net gain by profiles"
+            raise input_error(fault, field="distil.updates", remedy="set it to 0")
+        if self.network.learned_impact and self.agent != "ppo":
             fault = "is True, and PPO alone trains the impact estimator"
-            raise input_error(fault, field="network.learned_impact", remedy=remedy)
+            raise input_error(fault, field="network.learned_impact", remedy="set agent=ppo")
+        if self.search.updates:
+            self._check_searched()
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             fault = "is 'none', and neither search nor distil has updates, so nothing trains"
             raise input_error(fault, field="agent", remedy="choose an agent, or give distil.updates")
+
+    def _check_searched(self) -> None:
+        network = self.network
+        if network.information == PREDICTIONS and not network.learned_impact:
+            fault = "is 'predictions', and without a learned impact there is no net gain to search"
+            remedy = "set search.updates=0, or network.learned_impact=true"
+            raise input_error(fault, field="network.information", remedy=remedy)
+        if self.search.numbers:
+            known = searched_numbers(network.information)
+            check_some_of("search.numbers", self.search.numbers, known)
 
     @property
     def reward_discount(self) -> float:

@@ -1,6 +1,7 @@
 """The search: ranks by hand, numbers kept in their bounds, and that it finds what is better."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,8 @@ from qos_jax.learning.search import (
     utilities,
 )
 from qos_jax.policies.encoders import NetworkConfig
-from qos_jax.policies.greedy_params import SEARCHED, load_aware_params
+from qos_jax.policies.greedy_params import SEARCHED, SEARCHED_MEASURED, load_aware_params, measured_params
+from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.router_input import GREEDY, greedy_of
 from qos_jax.workload import poisson
 from tests.routing import scenes
@@ -117,9 +119,9 @@ def test_it_leaves_a_price_that_keeps_requests_from_the_better_expert(learner, u
 
     @jax.jit
     def qos(params):
-        greedy = greedy_of(params, allow_drop=False)
+        route = functools.partial(projected_greedy, greedy_of(params, allow_drop=False))
         params = sample_params(keys[0])
-        return jax.vmap(lambda key: episode_qos(env, params, greedy, key, 48))(keys)
+        return jax.vmap(lambda key: episode_qos(env, params, route, key, 48))(keys)
 
     gain = np.asarray(qos(learner.params(state)) - qos(given))  # on episodes that it was not searched on
     assert gain.mean() > 0.01
@@ -176,3 +178,32 @@ def test_bad_settings_are_refused(field, value):
 def test_numbers_to_search_are_checked(numbers, told):
     with pytest.raises(InputError, match=told):
         SearchConfig(numbers=numbers)
+
+
+def test_without_profiles_it_searches_the_price_that_a_learned_impact_pays():
+    """The untrained estimate gives every expert the same chance, so a huge price sends some away."""
+    network = dataclasses.replace(NETWORK, information="predictions", residual=False, learned_impact=True)
+    config = SearchConfig(updates=1, candidates=2, num_envs=2, steps=16)
+    env = scenes.environment(max_steps=16, measures=True)
+    learner = make_search(env, sample_params, network, config)
+
+    @jax.jit
+    def start_and_update(key):
+        state = learner.init(key)
+        moved, metrics = learner.update(state)
+        dear = {**state.params, GREEDY: {**state.params[GREEDY], "congestion_price": jnp.float32(2.0)}}
+        return (
+            learner.params(state),
+            learner.params(moved),
+            metrics,
+            learner.update(dataclasses.replace(state, params=dear))[1],
+        )
+
+    before, after, metrics, dear = start_and_update(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, before["params"], after["params"])
+    assert set(before[GREEDY]) == set(SEARCHED_MEASURED)
+    for name in SEARCHED_MEASURED:
+        assert float(before[GREEDY][name]) == float(getattr(measured_params(), name))
+    assert all(before[GREEDY][name] != after[GREEDY][name] for name in ("congestion_price", "price_by_pace"))
+    assert 0.0 < float(metrics["qos"]) <= 1.0
+    assert float(dear["qos"]) != float(metrics["qos"])

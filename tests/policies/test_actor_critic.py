@@ -309,7 +309,7 @@ def test_twin_critics_are_two(inputs):
         ({"impact_features": False}, "set residual=False as well"),
         ({"information": "everything"}, "'information': 'everything' is unknown"),
         ({"information": "predictions"}, "set residual=False as well"),
-        ({"learned_impact": True}, "set one of the two to False"),
+        ({"learned_impact": True}, "set information=predictions as well"),
     ],
 )
 def test_choices_out_of_range(choices, says):

@@ -10,7 +10,7 @@ import pytest
 
 from qos_jax.policies import heuristics, policy
 from qos_jax.policies.greedy_params import greedy_params, measured_params
-from qos_jax.policies.net_gain import counted_crowding
+from qos_jax.policies.measured_price import measured_price
 from qos_jax.routing.measured import no_measurements
 from qos_jax.serving import ServiceLimits
 from tests.routing.seen import LIMIT_S, observation, with_slots
@@ -129,13 +129,13 @@ def test_measured_greedy_weighs_quality_by_what_was_measured_against_crowding():
         assert set(choices("measured_greedy", measured_seen(pace_s))) == {expected}, pace_s
     # One request in flight is a cube of 1/20; newcomers are half as long as usual.
     seen = with_slots(measured_seen([0.0, 0.0]), live=[[0, 0, 0], [1, 0, 0]])
-    np.testing.assert_allclose(counted_crowding(seen), [0.0, 0.5 / 8000])
+    np.testing.assert_allclose(measured_price(measured_params(), seen), [0.0, 0.4 * 0.5 / 8000], rtol=1e-6)
     for price, expected in ((0.39 * 16000, 1), (0.41 * 16000, 0)):
-        params = dataclasses.replace(measured_params(), crowding_price=jnp.float32(price))
+        params = dataclasses.replace(measured_params(), congestion_price=jnp.float32(price))
         assert set(np.asarray(program("measured_greedy")(params, KEYS, seen))) == {expected}
     hopeless = dataclasses.replace(seen, available=jnp.array([False, True]))
     assert set(np.asarray(program("measured_greedy")(params, KEYS, hopeless))) == {1}
-    dear = dataclasses.replace(params, crowding_price=jnp.float32(1e5))
+    dear = dataclasses.replace(params, congestion_price=jnp.float32(1e5))
     assert set(np.asarray(program("measured_greedy")(dear, KEYS, hopeless))) == {2}
     never = dataclasses.replace(dear, drop_below=jnp.float32(-np.inf))
     assert set(np.asarray(program("measured_greedy")(never, KEYS, hopeless))) == {1}

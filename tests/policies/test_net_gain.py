@@ -206,6 +206,7 @@ def test_the_search_starts_within_its_bounds_and_they_are_within_what_a_sweep_ma
     for name, number in SEARCHED.items():
         assert number.low <= number.load_aware <= number.high, name
         assert all(value in number.allowed for value in (number.low, number.high, number.default)), name
+        assert number.measured is None or number.low <= number.measured <= number.high, name
     assert float(load_aware_params().penalty_weight) == 1.5
     assert float(greedy_params(penalty_weight=2.0).penalty_weight) == 2.0
     with pytest.raises(TypeError, match="penalty"):

@@ -93,11 +93,15 @@ def test_a_trace_that_cannot_be_trained_on_is_refused(tmp_path, text, changes, s
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"search": SearchConfig(updates=1)}, "network.information.*set search.updates=0"),
         (
-            {"distil": DistilConfig(updates=1)},
-            "network.information.*set search.updates=0 and distil.updates=0",
+            {
+                "search": SearchConfig(updates=1),
+                "network": NetworkConfig(information="predictions", residual=False),
+            },
+            "network.information.*set search.updates=0",
         ),
+        ({"search": SearchConfig(updates=1, numbers=("margin",))}, "search.numbers.*margin"),
+        ({"distil": DistilConfig(updates=1)}, "distil.updates.*set it to 0"),
         ({"agent": "sac"}, "network.learned_impact.*set agent=ppo"),
     ],
 )
