@@ -31,7 +31,7 @@ from qos_jax.policies.actor_critic import init_router
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.greedy_params import SEARCHED, Number
 from qos_jax.policies.heuristics import projected_greedy
-from qos_jax.policies.learned import learned_policy
+from qos_jax.policies.learned import learned_router
 from qos_jax.policies.router_input import GREEDY, greedy_of, router_input, searched_numbers
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
 from qos_jax.routing.fleet_state import pass_time
@@ -92,7 +92,7 @@ def make_search(
     """
     known = searched_numbers(network.information)
     searched = {name: known[name] for name in config.numbers or known}
-    learned = learned_policy("", network, None).router
+    learned = learned_router(network)
     if config.expected_quality:
         sample_params = paying_expected_quality(sample_params)
 

@@ -30,14 +30,22 @@ def learned_policy(
     """
     summary = f"Learned: {config.encoder} actor, {'sampled' if stochastic else 'most likely action'}."
     masks_drop = config.allow_drop and not allow_drop
-    router = _router(config, stochastic, masks_drop)
+    router = learned_router(config, stochastic, masks_drop)
     measures = config.information == PREDICTIONS
     return Policy(name, summary, router, knows=config.information, measures=measures, params=params)
 
 
 @functools.cache
-def _router(config: NetworkConfig, stochastic: bool, masks_drop: bool) -> Router:
-    """Return the router, the same object for equal arguments, so that it does not recompile."""
+def learned_router(config: NetworkConfig, stochastic: bool = False, masks_drop: bool = False) -> Router:
+    """Return the router of the networks of a configuration, which takes their parameters.
+
+    It is the same object for equal arguments, so that it does not recompile.
+
+    Args:
+      config: the networks' configuration.
+      stochastic: draw from the policy instead of taking its most likely action.
+      masks_drop: never drop, whatever it was trained to.
+    """
     actor = actor_function(config)
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:

@@ -35,7 +35,11 @@ from qos_jax.workload.setting import open_setting
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
 _OF_POLICIES = {
     **dict.fromkeys(SEARCHED, _BY_NET_GAIN),
-    **dict.fromkeys((*SEARCHED_MEASURED, "margin"), (*_BY_NET_GAIN, "measured_greedy")),
+    **{
+        name: (*_BY_NET_GAIN, "measured_greedy")
+        for name in (*SEARCHED_MEASURED, "margin")
+        if name in ("congestion_price", "margin") or name.startswith("price_by_")
+    },
     "impact_weight": ("impact_greedy",),
 }
 

@@ -23,6 +23,7 @@ from qos_jax.evaluation.comparison import (
 from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.options import option
 from qos_jax.policies.greedy_params import SEARCHED
+from qos_jax.policies.router_input import searched_numbers
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 from qos_jax.simulation.cases import CaseConfig
@@ -71,18 +72,42 @@ def variants(names: Sequence[str], full: TrainConfig) -> dict[str, TrainConfig]:
 
 def _search(numbers: tuple[str, ...]) -> _Change:
     """Return a variant that searches these numbers only."""
-    return lambda full: dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=numbers))
-
-
-def _distilled(**choices: Any) -> _Change:
-    """Return a variant that distils a network with these choices from the start, without a search."""
 
     def change(full: TrainConfig) -> TrainConfig:
-        updates = _updates(full, "distil")
+        known = searched_numbers(full.network.information)
+        some = tuple(name for name in numbers if name in known)
+        return dataclasses.replace(full, search=dataclasses.replace(full.search, numbers=some))
+
+    return change
+
+
+def _network(**choices: Any) -> _Change:
+    """Return a variant with another network, trained as the full run trains one.
+
+    With a learned impact that is the same run; else distillation from the start, without a search.
+    """
+
+    def change(full: TrainConfig) -> TrainConfig:
         network = dataclasses.replace(full.network, **choices)
+        if full.network.learned_impact:
+            return dataclasses.replace(full, network=network)
+        updates = _updates(full, "distil")
         return dataclasses.replace(_alone(full, "none", full.reward, updates, updates), network=network)
 
     return change
+
+
+def _distilled(**choices: Any) -> _Change:
+    """Return a variant that distils the net gain by profiles into a network with these choices."""
+    change = _network(**choices)
+
+    def checked(full: TrainConfig) -> TrainConfig:
+        if full.network.learned_impact:
+            fault = "distils the net gain by profiles, which this run does not know"
+            raise input_error(fault, field="variants", remedy="leave it out, or use another preset")
+        return change(full)
+
+    return checked
 
 
 def _agent_alone(agent: str, reward: str) -> _Change:
@@ -134,8 +159,8 @@ VARIANTS: dict[str, tuple[str, _Change]] = {
     "constants": ("search of constants: no power of load, request or occupancy but one", _search(_CONSTANTS)),
     "loads": ("search of the constants and of the powers of the load", _search((*_CONSTANTS, *_OF_LOAD))),
     "distil": ("no search: distillation alone, from load_aware_greedy", _distilled()),
-    "sets": ("distillation without attention and slots: experts as a set", _distilled(encoder="sets")),
-    "flat": ("distillation without a graph: an MLP on all features in a row", _distilled(encoder="flat")),
+    "sets": ("a network without attention and slots: experts as a set", _network(encoder="sets")),
+    "flat": ("a network without a graph: an MLP on all features in a row", _network(encoder="flat")),
     "no_residual": ("distillation of scores that start from nothing", _distilled(residual=False)),
     "no_impact": (
         "distillation with nothing from the action impact estimator, neither features nor residual",

@@ -43,6 +43,19 @@ def test_a_network_variant_changes_one_choice(name, field, value):
     assert variant == dataclasses.replace(distil, network=changed)
 
 
+def test_a_network_of_a_learned_impact_is_trained_as_the_full_run_trains_it():
+    full = PRESETS["predictions"]
+    for name in ("sets", "flat"):
+        (variant,) = variants([name], full).values()
+        network = dataclasses.replace(variant.network, encoder=full.network.encoder)
+        assert variant.network.encoder == name
+        assert dataclasses.replace(variant, network=network) == full
+    (constants,) = variants(["constants"], full).values()
+    assert "margin" not in constants.search.numbers
+    with pytest.raises(InputError, match="which this run does not know"):
+        variants(["no_residual"], full)
+
+
 @pytest.mark.parametrize(
     ("name", "phases"),
     [
