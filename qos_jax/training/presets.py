@@ -38,19 +38,19 @@ _QUICK = TrainConfig(
 )
 
 # A router that knows predictions and what it measures, no profile: from scratch, it learns what servers do to
-# each other. Its policy's loss is off: see data/results/predictions.md. Its reward is undiscounted, since a
-# discounted potential pays late completions less and teaches to drop.
+# each other, then the price of crowding is searched. Its policy's loss is off: see data/results/predictions.md.
+# Its reward is undiscounted, since a discounted potential pays late completions less and teaches to drop.
 _PREDICTIONS = TrainConfig(
     agent="ppo",
     discount=1.0,
     network=NetworkConfig(
         information="predictions", han=_HAN, residual=False, learned_impact=True, calibrate_quality=False
     ),
-    search=SearchConfig(updates=0),
+    search=SearchConfig(updates=10, num_envs=24, steps=768),
     distil=DistilConfig(updates=0),
     ppo=PPOConfig(
         num_envs=256,
-        total_updates=120,
+        total_updates=48,
         epochs=2,
         minibatches=16,
         learning_rate=1e-3,
@@ -60,7 +60,7 @@ _PREDICTIONS = TrainConfig(
         reward_scale=0.02,
         average=0.97,
     ),
-    evaluation=EvaluationConfig(every=40, workloads=("poisson",)),
+    evaluation=EvaluationConfig(every=24),
 )
 
 # The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch,
