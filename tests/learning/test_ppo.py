@@ -33,6 +33,7 @@ CONFIG = PPOConfig(
 NETWORK = NetworkConfig(
     han=HANConfig(layers=1, hidden=8, heads=2),
     hidden=8,
+    information="predictions",
     residual=False,
     learned_impact=True,
     temperature=5.0,  # the net gain says little, so that the head must learn
@@ -49,7 +50,7 @@ def one_good_expert_per_request(key):
     return make_params(roomy(), requests, 1.0, LENGTH_LOG_STD, process=poisson(1.0))
 
 
-LEARNER = make_ppo(environment(max_steps=1000), one_good_expert_per_request, NETWORK, CONFIG)
+LEARNER = make_ppo(environment(max_steps=1000, measures=True), one_good_expert_per_request, NETWORK, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def test_rewards_pay_expected_qualities_where_asked(expected):
         return params.replace(table=params.table.replace(quality=noise * params.table.quality))
 
     config = dataclasses.replace(CONFIG, expected_quality=expected)
-    learner = make_ppo(environment(max_steps=1000), overrated, NETWORK, config)
+    learner = make_ppo(environment(max_steps=1000, measures=True), overrated, NETWORK, config)
     table = jax.jit(lambda key: learner.init(key, None).lanes.params.table)(jax.random.key(0))
     told, paid = np.asarray(table.predicted_quality), np.asarray(table.quality)
     good = told == told.max()
