@@ -3,10 +3,10 @@
 What a slot costs later arrivals depends on the fleet, the load and the requests, and shows only over hundreds
 of arrivals: too far ahead for trials of single actions, and too little in each decision for a policy
 gradient. A dozen numbers say most of it, whether the net gain is by the closed form or by an impact that a
-network has learned. Each update draws candidates about the mean, in antithetic pairs,
-lets all of them route the same episodes (equal requests at equal times), and moves mean and spread by the
-candidates' ranks, every episode counting alike. An episode starts from an empty fleet and is drained at its
-end. Each request pays its expected quality given its predictions, which halves the noise.
+network has learned. Each update draws candidates about the mean, in antithetic pairs, lets all of them route
+the same episodes (equal requests at equal times), and moves mean and spread by the candidates' ranks, every
+episode counting alike. An episode starts from an empty fleet and is drained at its end. Each request pays its
+expected quality given its predictions, which halves the noise.
 
 Source: separable natural evolution strategies, Wierstra et al., JMLR 15, 2014, section 3.5 and table 1;
 antithetic pairs: Salimans et al., arXiv 1703.03864.

@@ -111,7 +111,7 @@ class TrainConfig:
         if not self.evaluation.workloads and not self.trace:
             remedy = "name at least one, or give a trace"
             raise input_error("is empty", field="evaluation.workloads", remedy=remedy)
-        if self.distil.updates and (self.network.information == PREDICTIONS or self.network.learned_impact):
+        if self.distil.updates and self.network.information == PREDICTIONS:
             fault = f"is {self.distil.updates}, and what is distilled is the net gain by profiles"
             raise input_error(fault, field="distil.updates", remedy="set it to 0")
         if self.network.learned_impact and self.agent != "ppo":
