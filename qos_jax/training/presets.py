@@ -38,8 +38,9 @@ _QUICK = TrainConfig(
 )
 
 # A router that knows predictions and what it measures, no profile: from scratch, it learns what servers do to
-# each other, then the price of crowding is searched. Its policy's loss is off: see data/results/predictions.md.
-# Its reward is undiscounted, since a discounted potential pays late completions less and teaches to drop.
+# each other; then its price of crowding is searched. The policy's loss is off, see
+# data/results/predictions.md. Its reward is undiscounted, since a discounted potential pays late completions
+# less and teaches to drop.
 _PREDICTIONS = TrainConfig(
     agent="ppo",
     discount=1.0,
