@@ -12,9 +12,14 @@ pytest.importorskip("aiohttp", reason="needs the extra: pip install 'qos_jax[ser
 pytest.importorskip("uvicorn", reason="needs the extra: pip install 'qos_jax[serve]'")
 
 from qos_jax.live.request_log import PROMPTS
+from qos_jax.predictors import fit_predictor
+from qos_jax.predictors.predictor_file import save_predictor
 from qos_jax.profiling.request_log import read_request_log
 from tests.live.conftest import EXPERTS
 from tests.live.running import until
+from tests.predictors.conftest import config_of
+from tests.predictors.texts import EXPERTS as NAMES
+from tests.predictors.texts import make_texts
 
 
 def run(test):
@@ -186,6 +191,30 @@ def test_a_router_that_was_late_itself_and_servers_too_busy_for_checks_are_no_fa
             answer = await here.ask(max_tokens=200)
             assert (answer[0], answer[2].count(b'"content"')) == (200, 200)
             assert all(fake.checked > before + 2 for fake, before in zip(here.servers, checked, strict=True))
+
+    run(test())
+
+
+def test_a_predictor_reads_the_text_of_each_request(live, tmp_path):
+    texts = make_texts(200)
+    prompts = [texts.prompts[list(texts.hard).index(is_hard)] for is_hard in (True, False, True)]
+    predictor = fit_predictor(
+        config_of("neighbours"), texts.prompts, texts.quality, texts.output_tokens, NAMES
+    )
+    save_predictor(tmp_path / "predictor.npz", predictor)
+
+    async def test():
+        async with live(predictor=str(tmp_path / "predictor.npz")) as here:
+            seen, decide = [], here.proxy.twin.decide
+            here.proxy.twin.decide = lambda newcomer, *more: seen.append(newcomer) or decide(newcomer, *more)
+            for text, limit in zip(prompts, (9999, 9999, 20), strict=True):
+                message = {"role": "user", "content": text}
+                status, *_ = await here.ask(messages=[message], max_completion_tokens=limit)
+                assert status == 200
+            hard, easy, cut = seen
+            assert (hard.predicted_output_tokens > 2 * easy.predicted_output_tokens).all()
+            assert (hard.predicted_quality < easy.predicted_quality).all()
+            assert cut.predicted_output_tokens.tolist() == [20.0, 20.0]
 
     run(test())
 
