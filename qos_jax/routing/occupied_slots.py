@@ -56,4 +56,7 @@ def last_slots(seen: Observation, width: int) -> Observation:
         for field in dataclasses.fields(seen)
         if field.name in ("live", "running", "age_s") or field.name.startswith("slot_")
     }
-    return dataclasses.replace(seen, **slotted)
+    prefix = seen.prefix
+    if prefix is not None:
+        prefix = dataclasses.replace(prefix, slot_cached_tokens=prefix.slot_cached_tokens[:, -width:])
+    return dataclasses.replace(seen, **slotted, prefix=prefix)

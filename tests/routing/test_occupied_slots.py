@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.routing import projected_impact
+from qos_jax.routing.observation import SeenPrefixes
 from qos_jax.routing.occupied_slots import last_slots, over_occupied_slots, widths
 from tests.routing.seen import EXPERTS, observation
 
@@ -52,6 +53,11 @@ def test_an_impact_is_the_same_on_fewer_slots():
 
 def test_the_last_slots_keep_all_else():
     seen = jax.tree.map(lambda leaf: leaf[0], crowded((3,)))
-    narrow = last_slots(seen, 4)
+    cached = jnp.broadcast_to(jnp.arange(SLOTS, dtype=jnp.int32), (EXPERTS, SLOTS))
+    prefix = SeenPrefixes(jnp.int32(0), jnp.full(EXPERTS, 7, jnp.int32), cached)
+    narrow = last_slots(dataclasses.replace(seen, prefix=prefix), 4)
+    np.testing.assert_array_equal(narrow.prefix.slot_cached_tokens, cached[:, -4:])
+    assert narrow.prefix.cached_tokens.shape == (EXPERTS,)
+    assert last_slots(seen, 4).prefix is None
     assert {np.shape(narrow.live), np.shape(narrow.age_s), np.shape(narrow.slot_ttft_s)} == {(EXPERTS, 4)}
     assert narrow.mean_output_tokens.shape == (EXPERTS,)
