@@ -26,7 +26,7 @@ from tests.launch.trained import TINY_FLAGS
 
 ROOT = Path(__file__).parents[2]
 # The network whose programs are ready soonest, and one phase: what is tested is the run around them. A run of
-# two phases that goes on in the second is test_train_hosts.py's.
+# two phases that goes on in the second is tests/training/test_run.py's.
 FLAGS = TINY_FLAGS | {"network.encoder": "sets", "search.updates": 0, "evaluation.every": 4}
 LAST = "step_000000006"
 

@@ -14,23 +14,11 @@ import numpy as np
 import pytest
 
 from qos_jax.runs.array_store import read_arrays
-from tests.launch.trained import TINY_FLAGS
+from tests.launch.trained import BLIND_FLAGS, UPDATES
 
 ROOT = Path(__file__).parents[2]
-# Ranks over episodes, then gradients over environments.
-FLAGS = TINY_FLAGS | {
-    "search.updates": 2,
-    "distil.updates": 0,
-    "agent": "ppo",
-    "network.encoder": "sets",
-    "ppo.num_envs": 4,
-    "ppo.rollout_steps": 8,
-    "ppo.total_updates": 6,
-    "ppo.minibatches": 2,
-    "ppo.epochs": 1,
-    "plots": False,
-}
-LAST = "step_000000008"
+FLAGS = BLIND_FLAGS | {"plots": False}
+LAST = f"step_{UPDATES:09}"
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +130,7 @@ def test_two_resumed_end_as_one_process_of_two_devices(start_two, killed, whole,
     first, second = ended(*start_two(out, "--resume"))
     assert first[0] == 0, first[1]
     assert second[0] == 0, second[1]
-    assert "update 8" in first[1]
+    assert f"update {UPDATES}" in first[1]
     assert "update" not in second[1]  # the first speaks for both
     assert not (tmp_path / "nobody").exists()
     assert_same_end(out, whole)
@@ -199,7 +187,7 @@ def test_two_begin_alike_or_not_at_all(whole, tmp_path):
     said = [process.communicate(timeout=900) for process in outcomes]
     assert [process.returncode for process in outcomes] == [0, 0], said
     first, second = (out.splitlines()[-3:] for out, _ in said)  # after what the transport says of itself
-    assert "holds a training run at update 8; give --resume" in first[0]
+    assert f"holds a training run at update {UPDATES}; give --resume" in first[0]
     assert "process 0 could not begin; " in second[0]
     for _, differ, seeds in (first, second):
         assert "the processes of this run have different settings or files (seed); start them all" in differ

@@ -43,6 +43,23 @@ TINY_FLAGS = {
     "agent": "none",
 }
 
+# The same of the learner and the router whose programs are ready soonest: without profiles nothing is
+# projected. So many updates that a process can be killed among them.
+UPDATES = 20
+BLIND_FLAGS = TINY_FLAGS | {
+    "search.updates": 0,
+    "distil.updates": 0,
+    "agent": "ppo",
+    "network.encoder": "sets",
+    "network.information": "predictions",
+    "network.residual": False,
+    "ppo.num_envs": 4,
+    "ppo.rollout_steps": 8,
+    "ppo.total_updates": UPDATES,
+    "ppo.minibatches": 2,
+    "ppo.epochs": 1,
+}
+
 
 def network(**choices) -> NetworkConfig:
     return NetworkConfig(**(TINY | choices))
