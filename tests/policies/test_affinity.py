@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qos_jax.policies import policy
@@ -39,8 +40,8 @@ def test_a_session_stays_until_its_expert_is_over_the_bound():
     assert set(chosen.values()) == {0, 1, 2}
     for group, home in chosen.items():
         assert route("session_affinity", seen_with(group, [0, 0, 0], [1, 1, 1])) == home
-        crowded = [5 if expert == home else 1 for expert in range(3)]
-        assert route("session_affinity", seen_with(group, [0, 0, 0], crowded)) != home
+        at_the_bound = np.roll([2, 1, 0], home)  # 1.25 x 4 / 3, rounded up, is 2
+        assert route("session_affinity", seen_with(group, [0, 0, 0], at_the_bound)) != home
 
 
 def test_who_shares_nothing_joins_the_shortest_queue():

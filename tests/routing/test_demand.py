@@ -98,3 +98,5 @@ def test_medians_of_uncertain_lengths_are_below_their_means():
     demand = replayed(*stream(20))
     sure, unsure = (offered_load(FLEET.profile, demand, EXACT + std) for std in (0.0, 1.0))
     assert np.all(unsure > 1.2 * sure)
+    means = dataclasses.replace(demand, predicted_output_tokens=demand.predicted_output_tokens * np.exp(0.5))
+    np.testing.assert_allclose(unsure, offered_load(FLEET.profile, means, EXACT), rtol=1e-5)
