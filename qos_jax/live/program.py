@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from qos_jax.errors import input_error
 from qos_jax.policies.types import Policy
@@ -18,11 +17,11 @@ from qos_jax.routing.belief import (
     Belief,
     after_routing,
     after_time,
+    at_own_request,
     believed_pace,
     no_belief,
     with_own_events,
 )
-from qos_jax.routing.demand import after_gap
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.routing.ghosts import with_ghosts
 from qos_jax.routing.observation import KnownFleet
@@ -34,14 +33,6 @@ from qos_jax.serving.scheduler import count
 
 # (state, events) -> (state, decision): lists and dicts of arrays, so that an exported one needs no classes.
 Step = Callable[[list[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]
-
-
-@struct.dataclass
-class TwinState:
-    """What the live router believes between two calls."""
-
-    belief: Belief
-    since_arrival_s: jax.Array  # [] float32, seconds since the last request arrived
 
 
 def idle_events(config: ServingConfig) -> dict[str, Any]:
@@ -102,7 +93,7 @@ def make_decider(
     # 2 stands for "not alone": how many others there are is estimated from scrapes, see rule 27.
     choices = TelemetryConfig("twin", 2 if shared else 1, "counts", observes_own=True)
     belief = no_belief(config, jnp.float32(jnp.inf))
-    leaves, treedef = jax.tree.flatten(TwinState(belief, jnp.float32(jnp.inf)))
+    leaves, treedef = jax.tree.flatten(belief)
 
     def step(state: list[Any], events: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         after, decision = _step(
@@ -119,19 +110,17 @@ def _step(
     known: KnownFleet,
     policy: Policy,
     seed: int,
-    state: TwinState,
+    belief: Belief,
     events: dict[str, jax.Array],
-) -> tuple[TwinState, dict[str, jax.Array]]:
+) -> tuple[Belief, dict[str, jax.Array]]:
     """Bring the twin to now, correct it by what was seen, and route the request, if one arrives."""
     known = jax.tree.map(jnp.asarray, known)
     arrives, elapsed_s = events["arrives"], events["elapsed_s"]
-    pace = believed_pace(state.belief, known.length_log_std)
-    demand = state.belief.fleet.demand
-    belief = dataclasses.replace(state.belief, behind_s=elapsed_s)
+    pace = believed_pace(belief, known.length_log_std)
+    belief = dataclasses.replace(belief, behind_s=elapsed_s)
     belief = after_time(config, choices, known.profile, pace, belief)
     # A gap ends with the next request, not with every call.
-    gap_s = jnp.where(arrives, state.since_arrival_s + elapsed_s, jnp.inf)
-    belief = _with_demand(belief, after_gap(demand, gap_s))
+    belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), at_own_request(belief), belief)
     belief = with_own_events(choices, pace, belief, events["request_id"], events["said"])
     if choices.routers > 1:
         belief = with_ghosts(known.profile, known.length_log_std, belief, elapsed_s)
@@ -159,14 +148,13 @@ def _step(
         choices, known.profile, known.length_log_std, belief, request, number, action, accepted, age_s
     )
     belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), routed, belief)
-    since_s = jnp.where(arrives, 0.0, state.since_arrival_s + elapsed_s)
     decision = {
         "action": action,
         "accepted": accepted,
         "fits": events["prompt_tokens"] < known.profile.request_capacity_tokens,
         "pace": pace,
     }
-    return TwinState(belief, since_s), decision
+    return belief, decision
 
 
 def _scraped(
@@ -202,7 +190,3 @@ def _scraped(
         ghost_credit=jnp.where(scraped, 0.0, belief.ghost_credit),
         scrape_age_s=jnp.where(jnp.any(scraped), 0.0, belief.scrape_age_s),
     )
-
-
-def _with_demand(belief: Belief, demand: Any) -> Belief:
-    return dataclasses.replace(belief, fleet=dataclasses.replace(belief.fleet, demand=demand))

@@ -41,6 +41,7 @@ class Belief:
     fleet: FleetState
     synced_tokens: jax.Array  # [N, K] int32, tokens generated as last known for certain
     behind_s: jax.Array  # [] float32, seconds that have passed since the belief was brought up to date
+    since_request_s: jax.Array  # [] float32, seconds from the last own request until then
     scrape_age_s: jax.Array  # [] float32, seconds since the last scrape, when it was
     next_scrape_s: jax.Array  # [] float32, seconds from then until the next is due
     own_in_flight: jax.Array  # [] float32, own requests in flight, summed over recent scrapes
@@ -65,6 +66,7 @@ def no_belief(config: ServingConfig, next_scrape_s: jax.Array) -> Belief:
         fleet=empty_fleet(config),
         synced_tokens=jnp.zeros((config.num_experts, config.slots), jnp.int32),
         behind_s=zero,
+        since_request_s=zero,
         scrape_age_s=zero,
         next_scrape_s=next_scrape_s,
         own_in_flight=zero,
@@ -132,17 +134,29 @@ def after_time(
         serving, _ = advance(config, slowed(profile, pace), fleet.serving, elapsed_s)
         fleet = dataclasses.replace(fleet, serving=serving)
     fading = jnp.exp(-elapsed_s / PACE_MEMORY_S)
-    # Before the router's first request there is no gap between requests of its own.
-    gap_s = jnp.where(fleet.demand.prompt_tokens[0] > 0.0, elapsed_s, jnp.inf)
     return dataclasses.replace(
         belief,
-        fleet=dataclasses.replace(fleet, demand=after_gap(fleet.demand, gap_s)),
+        fleet=fleet,
         behind_s=jnp.zeros_like(elapsed_s),
+        since_request_s=belief.since_request_s + elapsed_s,
         scrape_age_s=belief.scrape_age_s + elapsed_s,
         next_scrape_s=belief.next_scrape_s - elapsed_s,
         expected_tokens=belief.expected_tokens * fading,
         observed_tokens=belief.observed_tokens * fading,
     )
+
+
+def at_own_request(belief: Belief) -> Belief:
+    """Take in that the router's next request arrives now: a gap between its own requests ends.
+
+    Args:
+      belief: brought to now.
+    """
+    demand = belief.fleet.demand
+    # Before the router's first request there is no gap between requests of its own.
+    gap_s = jnp.where(demand.prompt_tokens[0] > 0.0, belief.since_request_s, jnp.inf)
+    fleet = dataclasses.replace(belief.fleet, demand=after_gap(demand, gap_s))
+    return dataclasses.replace(belief, fleet=fleet, since_request_s=jnp.zeros_like(gap_s))
 
 
 def after_own_events(

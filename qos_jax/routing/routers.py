@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.devices import vary_alike
 from qos_jax.routing.belief import (
     Belief,
     after_own_events,
     after_routing,
     after_time,
+    at_own_request,
     believed_pace,
     no_belief,
 )
@@ -22,9 +22,8 @@ from qos_jax.routing.faults import Faults, FaultState, pace
 from qos_jax.routing.fleet_state import FleetState, Request, Routed, route
 from qos_jax.routing.ghosts import with_ghosts
 from qos_jax.routing.observation import BeliefNotes, KnownFleet, Observation, observe
-from qos_jax.routing.scrape import after_scrape, as_seen_by
-from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, first_scrape_s, next_scrape_s
-from qos_jax.routing.whole_batch import max_over_batch
+from qos_jax.routing.scrape import as_seen_by
+from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, first_scrape_s
 from qos_jax.serving import ServingConfig
 from qos_jax.serving.profile import slowed
 
@@ -75,7 +74,9 @@ def perceive(
       request: the arrived request.
       step: [] int32, requests that arrived before it.
     """
-    belief = brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
+    belief = at_own_request(
+        brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
+    )
     up = known_up(choices, faults, fault_state, routers, router)
     seen = look(choices, known, telemetry, faults, fault_state, belief, up, fleet, request, step)
     return belief, seen
@@ -106,7 +107,7 @@ def brought_to_now(
     fleet: FleetState,
     router: jax.Array,
 ) -> Belief:
-    """Return the belief of a router brought to now, as :func:`perceive` does."""
+    """Return the belief of a router brought to now; that a request of its own arrives is not in it."""
     belief = jax.tree.map(lambda leaf: leaf[router], routers.belief)
     if choices.view in ("informed", "live"):
         return belief
@@ -182,7 +183,6 @@ def look(
 def act(
     choices: TelemetryConfig,
     known: KnownFleet,
-    telemetry: Telemetry,
     routers: Routers,
     belief: Belief,
     fleet: FleetState,
@@ -191,16 +191,12 @@ def act(
     request_id: jax.Array,
     action: jax.Array,
     age_s: jax.Array,
-    key: jax.Array,
 ) -> tuple[Routers, FleetState, Routed]:
-    """Route a request for a router, enter it in the router's belief, and scrape if a scrape is due.
-
-    A scrape that falls due between two decisions of a router reads the fleet right after the later one.
+    """Route a request for a router, and enter it in the router's belief.
 
     Args:
       choices: the view, and what routers know.
       known: profile, limit and length error as known beforehand.
-      telemetry: its numbers.
       routers: all routers.
       belief: of the router, from :func:`perceive`.
       fleet: the true fleet now, ids being tags.
@@ -209,27 +205,26 @@ def act(
       request_id: [] int32; -1 = none: nothing is routed, and the routers stay as they are.
       action: [] int32, an expert; anything but 0..N-1 drops the request.
       age_s: [] float32, seconds since its arrival.
-      key: of the scrape.
     """
     happens = request_id >= 0
     tag = request_id * choices.routers + router
     fleet, routed = route(known.profile, fleet, request, tag, action, age_s)
     if choices.view in ("informed", "live"):
         return routers, fleet, routed
-    paces = jnp.ones_like(known.length_log_std)
-    if choices.advances:
-        paces = believed_pace(belief, known.length_log_std)
     belief = after_routing(
         choices, known.profile, known.length_log_std, belief, request, tag, action, routed.accepted, age_s
     )
-    if choices.scrapes:
-        belief = _scraped(choices, known, telemetry, belief, fleet, router, happens, paces, key)
+    return with_belief_of(routers, router, belief, happens), fleet, routed
+
+
+def with_belief_of(routers: Routers, router: jax.Array, belief: Belief, where: jax.Array) -> Routers:
+    """Return the routers, the belief of ``router`` [] int32 replaced where ``where``, [] bool, holds."""
 
     def put(all_of: jax.Array, mine: jax.Array) -> jax.Array:
-        mine = jnp.where(happens, mine, all_of[router])
+        mine = jnp.where(where, mine, all_of[router])
         return jax.lax.dynamic_update_index_in_dim(all_of, mine, router, 0)
 
-    return dataclasses.replace(routers, belief=jax.tree.map(put, routers.belief, belief)), fleet, routed
+    return dataclasses.replace(routers, belief=jax.tree.map(put, routers.belief, belief))
 
 
 def after_gap_of_all(routers: Routers, gap_s: jax.Array) -> Routers:
@@ -247,37 +242,6 @@ def after_failures(choices: TelemetryConfig, routers: Routers, tag: jax.Array, f
     every = jnp.arange(choices.routers, dtype=jnp.int32)[:, None, None]
     mine = jnp.any(owner[None] == every, axis=-1)
     return dataclasses.replace(routers, since_failure_s=jnp.where(mine, 0.0, routers.since_failure_s))
-
-
-def _scraped(
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    telemetry: Telemetry,
-    belief: Belief,
-    fleet: FleetState,
-    router: jax.Array,
-    happens: jax.Array,
-    paces: jax.Array,
-    key: jax.Array,
-) -> Belief:
-    """Return the belief after the scrape that is due, if one is."""
-    fail_key, jitter_key = jax.random.split(key)
-    due = happens & (belief.next_scrape_s <= 0.0) & (telemetry.scrape_period_s > 0.0)
-    succeeds = due & (jax.random.uniform(fail_key, (), jnp.float32) >= telemetry.scrape_failure)
-    following_s = next_scrape_s(jitter_key, telemetry, belief.next_scrape_s)
-    belief = dataclasses.replace(belief, next_scrape_s=jnp.where(due, following_s, belief.next_scrape_s))
-
-    def once(loop: tuple[jax.Array, Belief]) -> tuple[jax.Array, Belief]:
-        before = loop[1]
-        seen = as_seen_by(choices, router, fleet)
-        after = after_scrape(choices, known.profile, known.length_log_std, paces, before, seen)
-        chosen = jax.tree.map(lambda new, old: jnp.where(succeeds, new, old), after, before)
-        return vary_alike((jnp.bool_(False), chosen), loop)
-
-    # A loop of one round or none: skipped where no lane of a batch scrapes.
-    todo = max_over_batch(succeeds.astype(jnp.int32)) > 0
-    start = vary_alike((todo, belief), fleet)
-    return jax.lax.while_loop(lambda loop: loop[0], once, start)[1]
 
 
 def _slowed(known: KnownFleet, paces: jax.Array) -> KnownFleet:

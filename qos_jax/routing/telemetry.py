@@ -93,13 +93,20 @@ def first_scrape_s(key: jax.Array, telemetry: Telemetry) -> jax.Array:
     )
 
 
-def next_scrape_s(key: jax.Array, telemetry: Telemetry, due_s: jax.Array) -> jax.Array:
-    """Return the seconds until the scrape after one that was due ``due_s`` (<= 0) seconds from now, []."""
+def next_scrape_s(key: jax.Array, telemetry: Telemetry, due_s: jax.Array, until_s: jax.Array) -> jax.Array:
+    """Return the seconds until the next scrape that a router takes, [] float32.
+
+    Args:
+      key: of the jitter.
+      telemetry: its numbers.
+      due_s: [] float32, seconds until the last one that it took was due.
+      until_s: [] float32, seconds until the instant up to which others that were due are missed.
+    """
     period_s = telemetry.scrape_period_s
     jitter = telemetry.scrape_jitter * jax.random.uniform(key, (), jnp.float32, -1.0, 1.0)
     repeats = jnp.isfinite(period_s) & (period_s > 0.0)
     safe_s = jnp.where(repeats, period_s, 1.0)
-    # Those missed since are not made up for.
-    missed = jnp.floor(jnp.maximum(-due_s, 0.0) / safe_s)
+    # Those missed until then are not made up for.
+    missed = jnp.floor(jnp.maximum(until_s - due_s, 0.0) / safe_s)
     following_s = due_s + (missed + 1.0 + jitter) * safe_s
     return jnp.where(repeats, following_s, jnp.where(period_s > 0.0, jnp.inf, 0.0))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.belief import Belief
+from qos_jax.routing.belief import Belief, at_own_request
 from qos_jax.routing.faults import FaultState, pace
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed
 from qos_jax.routing.observation import KnownFleet, Observation, observe
@@ -135,20 +135,19 @@ def decide_at_hand(
       What it led to; who is at hand next, and what its router believes, are not brought up to date.
     """
     draws, before = world.draws, WorldState(fleet, world.routers, world.faults)
-    scrape_key = jax.random.fold_in(draws.scrape, world.tries)
     decided, retries, routed = decide(
         choices,
         known,
-        telemetry,
         before,
         world.retries,
         world.belief,
         world.hand,
         request,
         action,
-        scrape_key,
     )
-    later, passed, lost = pass_to_next_arrival(config, known, params.faults, decided, gap_s, draws.faults)
+    later, passed, lost = pass_to_next_arrival(
+        config, choices, known, telemetry, params.faults, decided, gap_s, draws
+    )
     later, failing, given_up = fail_at_arrival(choices, params.faults, later)
     failed, tries, moves_on = lost + given_up, jnp.int32(0), jnp.bool_(True)
     if params.faults is not None:
@@ -192,7 +191,7 @@ def with_belief(
     belief = brought_to_now(
         config, choices, known, params.faults, world.faults, world.routers, fleet, world.hand.router
     )
-    return dataclasses.replace(world, belief=belief)
+    return dataclasses.replace(world, belief=at_own_request(belief))
 
 
 def believed(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.belief import Belief
+from qos_jax.routing.due_scrapes import after_due_scrapes
 from qos_jax.routing.faults import (
     Faults,
     FaultState,
@@ -66,7 +67,7 @@ class Draws:
 
     router: jax.Array  # whose it is
     faults: jax.Array  # how faults change in the gap after it
-    scrape: jax.Array  # of scrapes at its instant
+    scrape: jax.Array  # of scrapes that fall due in the gap after it
     arrival: jax.Array  # its contents, and the gap after it
 
 
@@ -142,33 +143,28 @@ def next_at_hand(
 def decide(
     choices: TelemetryConfig,
     known: KnownFleet,
-    telemetry: Telemetry,
     world: WorldState,
     retries: Retries,
     belief: Belief,
     hand: AtHand,
     request: Request,
     action: jax.Array,
-    key: jax.Array,
 ) -> tuple[WorldState, Retries, Routed]:
     """Route the request at hand, as :func:`~qos_jax.routing.routers.act` does; it is to be retried no more.
 
     Args:
       choices: the view, and what routers know.
       known: profile, limits and length error as known beforehand.
-      telemetry: its numbers.
       world: at this instant.
       retries: still to be routed again.
       belief: of the request's router, brought to now.
       hand: the request at hand.
       request: its contents.
       action: [] int32, an expert; anything but 0..N-1 drops the request.
-      key: of the scrape.
     """
     routers, fleet, routed = act(
         choices,
         known,
-        telemetry,
         world.routers,
         belief,
         world.fleet,
@@ -177,7 +173,6 @@ def decide(
         hand.request_id,
         action,
         hand.age_s,
-        key,
     )
     left = jnp.where(retries.tag == jnp.min(retries.tag), _NO_TAG, retries.tag)
     left_retries = dataclasses.replace(retries, tag=left)
@@ -186,32 +181,48 @@ def decide(
 
 def pass_to_next_arrival(
     config: ServingConfig,
+    choices: TelemetryConfig,
     known: KnownFleet,
+    telemetry: Telemetry,
     faults: Faults | None,
     world: WorldState,
     gap_s: jax.Array,
-    key: jax.Array,
+    draws: Draws,
 ) -> tuple[WorldState, Passed, jax.Array]:
     """Let the gap to the next arrival pass for servers and routers; an infinite one ends every request.
 
     Args:
       config: static sizes and the scheduler.
-      known: profile and limits.
+      choices: the view, and what routers know.
+      known: profile, limits and length error as known beforehand.
+      telemetry: its numbers.
       faults: how servers err; None = not at all.
       world: when all at this instant are decided.
       gap_s: [] float32, seconds.
-      key: of how faults change.
+      draws: the keys of the arrival before the gap.
 
     Returns:
       The world at the next arrival, before anything fails there; the events and totals of the time that
       passed; how many requests failed in it, [] int32.
     """
-    routers = after_gap_of_all(world.routers, gap_s)
+    routers = after_due_scrapes(
+        config,
+        choices,
+        known,
+        telemetry,
+        faults,
+        world.faults,
+        world.routers,
+        world.fleet,
+        gap_s,
+        draws.scrape,
+    )
+    routers = after_gap_of_all(routers, gap_s)
     if faults is None or world.faults is None:
         fleet, passed = pass_time(config, known.profile, world.fleet, gap_s, known.limits)
         return WorldState(fleet, routers, None), passed, jnp.int32(0)
     fleet, passed, failed = pass_time_under(
         config, known.profile, faults, world.faults, world.fleet, gap_s, known.limits
     )
-    state = faults_after_gap(key, faults, world.faults, gap_s)
+    state = faults_after_gap(draws.faults, faults, world.faults, gap_s)
     return WorldState(fleet, routers, state), passed, jnp.sum(failed, dtype=jnp.int32)

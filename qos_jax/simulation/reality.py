@@ -151,14 +151,12 @@ def route_in_reality(
             world, waiting, routed = decide(
                 choices,
                 known,
-                reality.telemetry,
                 world,
                 waiting,
                 belief,
                 hand,
                 request,
                 action,
-                jax.random.fold_in(draws.scrape, index),
             )
             status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
             status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
@@ -179,7 +177,7 @@ def route_in_reality(
             rounds = max_over_batch(retries + arrives.astype(jnp.int32))
             world, _, logbook = jax.lax.fori_loop(jnp.int32(0), rounds, decide_one, loop)
         world, passed, _ = pass_to_next_arrival(
-            config, known, reality.faults, world, arrival.gap_after_s, draws.faults
+            config, choices, known, reality.telemetry, reality.faults, world, arrival.gap_after_s, draws
         )
         carry = RealCarry(
             world=world,

@@ -19,6 +19,7 @@ from qos_jax.routing.belief import (
     with_first_tokens,
     with_progress,
 )
+from qos_jax.routing.due_scrapes import after_due_scrapes
 from qos_jax.routing.fleet_state import empty_fleet, pass_time, route
 from qos_jax.routing.newcomers import Newcomer, add_each
 from qos_jax.routing.observation import KnownFleet, observe
@@ -49,7 +50,7 @@ def telemetry(period_s, routers=1):
 
 @functools.partial(jax.jit, static_argnums=0)
 def course(choices, numbers, known, requests, actions, gap_s):
-    """Route T requests to given servers; what the routers saw, what was so, and the last belief and fleet."""
+    """Route T requests by R routers in turn; what each saw, what was so, and what its router believed."""
 
     def step(carry, x):
         routers, fleet = carry
@@ -59,11 +60,10 @@ def course(choices, numbers, known, requests, actions, gap_s):
             CONFIG, choices, known, numbers, None, None, routers, fleet, router, request, index
         )
         true = observe(known, fleet, request, index)
-        key = jax.random.fold_in(jax.random.key(1), index)
         now = jnp.float32(0.0)
-        routers, fleet, _ = act(
-            choices, known, numbers, routers, belief, fleet, router, request, index, action, now, key
-        )
+        routers, fleet, _ = act(choices, known, routers, belief, fleet, router, request, index, action, now)
+        key = jax.random.fold_in(jax.random.key(1), index)
+        routers = after_due_scrapes(CONFIG, choices, known, numbers, None, None, routers, fleet, gap_s, key)
         fleet, _ = pass_time(CONFIG, known.profile, fleet, gap_s, known.limits)
         return (after_gap_of_all(routers, gap_s), fleet), (seen, true, belief)
 
@@ -101,8 +101,15 @@ def test_a_proxy_knows_exactly_who_is_in_flight_and_a_twin_about_how_far_they_ar
 
 @pytest.mark.parametrize("scraped", ["everything", "counts"])
 def test_a_scrape_brings_the_requests_of_others(scraped):
-    choices = TelemetryConfig("twin", routers=2, scraped=scraped)
-    seen, true, _ = course(choices, telemetry(0.3, 2), KNOWN, *drawn())
+    choices, numbers = TelemetryConfig("twin", routers=2, scraped=scraped), telemetry(0.3, 2)
+    requests, actions, gap_s = drawn()
+    seen, true, belief = course(choices, numbers, KNOWN, requests, actions, gap_s)
+    # Each scrape reads the fleet at the last arrival, be it whose it may, before it falls due.
+    arrival_s = np.concatenate([[0.0], np.cumsum(np.float64(gap_s))])[:T]
+    phase_s = np.float64(first_scrape_s(jax.random.key(0), numbers))[np.arange(T) % 2]
+    due_s = phase_s + 0.3 * (np.ceil((arrival_s - phase_s) / 0.3) - 1)
+    read = np.searchsorted(arrival_s, np.maximum(due_s, 0.0), side="right") - 1
+    np.testing.assert_allclose(belief.scrape_age_s, arrival_s - arrival_s[read], atol=1e-3)
     count = [np.sum(o.live, (-1, -2))[T // 3 :] for o in (seen, true)]
     unseen, _, _ = course(TelemetryConfig("own", routers=2), telemetry(np.inf, 2), KNOWN, *drawn())
     own = np.sum(unseen.live, (-1, -2))[T // 3 :]
@@ -196,8 +203,9 @@ def test_scrapes_keep_their_grid_and_requests_their_shares():
     assert np.all(
         (first_scrape_s(jax.random.key(0), numbers) >= 0) & (first_scrape_s(jax.random.key(0), numbers) < 5)
     )
-    due = [float(next_scrape_s(jax.random.key(0), numbers, jnp.float32(late))) for late in (0.0, -1.5, -12.0)]
-    np.testing.assert_allclose(due, [5.0, 3.5, 3.0])
+    late = ((0.0, 0.0), (-1.5, 0.0), (-12.0, 0.0), (1.0, 2.0), (1.0, 17.0))  # due, and until when
+    due = [float(next_scrape_s(jax.random.key(0), numbers, *map(jnp.float32, each))) for each in late]
+    np.testing.assert_allclose(due, [5.0, 3.5, 3.0, 6.0, 21.0])
     never = dataclasses.replace(numbers, scrape_period_s=jnp.float32(np.inf))
     assert np.all(np.isinf(first_scrape_s(jax.random.key(0), never)))
     keys = jax.random.split(jax.random.key(2), 4000)
