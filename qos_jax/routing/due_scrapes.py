@@ -56,7 +56,10 @@ def after_due_scrapes(
     def once(_: jax.Array, loop: tuple[jax.Array, Routers]) -> tuple[jax.Array, Routers]:
         due, routers = loop
         router = jnp.argmax(due).astype(jnp.int32)
-        belief = brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
+        if choices.routers == 1:  # it decided at this very instant
+            belief = jax.tree.map(lambda leaf: leaf[0], routers.belief)
+        else:
+            belief = brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
         fail_key, jitter_key = jax.random.split(jax.random.fold_in(key, router))
         succeeds = jax.random.uniform(fail_key, (), jnp.float32) >= telemetry.scrape_failure
         following_s = next_scrape_s(jitter_key, telemetry, belief.next_scrape_s, gap_s)
