@@ -121,8 +121,14 @@ def write_requests(
       requests: T requests.
       expert_names: the N names of the fleet, in its order.
       comments: lines put first, each behind a ``#``.
+
+    Raises:
+      InputError: requests share nested groups of prefixes, for which the file has no columns.
     """
     table = requests.table
+    if table.prefix_path is not None:
+        fault = "is given, and a request file has columns for one group of each request alone"
+        raise input_error(fault, field="prefix_path", remedy="keep the trace that it was read from")
     fields = (*REQUIRED_PER_EXPERT, *TRUTH_OF)
     header = ["arrival_s", "prompt_tokens", *(f"{f}.{name}" for f in fields for name in expert_names)]
     columns: list[list[Any]] = [requests.arrival_s.tolist(), np.asarray(table.prompt_tokens).tolist()]

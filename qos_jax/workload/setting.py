@@ -102,7 +102,7 @@ def open_setting(
     levels = limits_of(file, dict(zip(LIMITS, given, strict=True)), limits)
     arriving = open_trace(trace, trace_start_s, trace_end_s) if trace is not None else None
     if arriving is not None:
-        warn_of_prefixes(arriving, prefix_entries)
+        warn_of_prefixes(arriving, prefix_entries, rows_of_a_table=table is not None)
     whole = open_table(table, experts) if table is not None else None
     figures, drawn = figures_for(experts, seed)
     return Setting(

@@ -102,15 +102,23 @@ def known_rate_per_s(trace: Trace) -> float:
     return trace.rate_per_s
 
 
-def warn_of_prefixes(trace: Trace, prefix_entries: int) -> None:
-    """Log the share of a trace's prompt tokens that a cache could spare, where no cache is simulated."""
-    if trace.prefixes is not None and not prefix_entries:
-        share = float(trace.prefixes.repeated_tokens.sum() / trace.prompt_tokens.sum())
-        logging.warning(
-            "%s: shared prefixes, %.3g%% of the prompt tokens, are simulated with prefix_entries alone",
-            trace.name,
-            100 * share,
-        )
+def warn_of_prefixes(trace: Trace, prefix_entries: int, *, rows_of_a_table: bool = False) -> None:
+    """Log the share of a trace's prompt tokens that a cache could spare, where they are not simulated.
+
+    Args:
+      trace: what arrives.
+      prefix_entries: of each expert; 0 = no cache.
+      rows_of_a_table: whether the requests are a table's, which share nothing, and only arrive as these.
+    """
+    if trace.prefixes is None or (prefix_entries and not rows_of_a_table):
+        return
+    share = float(trace.prefixes.repeated_tokens.sum() / trace.prompt_tokens.sum())
+    logging.warning(
+        "%s: shared prefixes, %.3g%% of the prompt tokens, are simulated with %s alone",
+        trace.name,
+        100 * share,
+        "the trace's own requests, not a table's rows," if rows_of_a_table else "prefix_entries",
+    )
 
 
 def window(trace: Trace, start_s: float, end_s: float) -> Trace:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.workload import Trace, read_trace, scale_rate, split, window
+from qos_jax.workload import Trace, read_trace, scale_rate, split, window, write_requests
+from qos_jax.workload.requests import requests_of_trace
+from qos_jax.workload.trace import warn_of_prefixes
 
 FORMATS = {
     "azure2023": "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -60,7 +62,18 @@ def test_faults_are_named(tmp_path, text, fault):
 def test_hashes_of_blocks_say_what_is_shared(tmp_path, caplog):
     path = tmp_path / "mooncake.jsonl"
     path.write_text(FORMATS["mooncake"])
-    prefixes = read_trace(path).prefixes
+    trace = read_trace(path)
+    for entries, of_table, says in (
+        (4, False, None),
+        (0, False, "prefix_entries"),
+        (4, True, "not a table's"),
+    ):
+        caplog.clear()
+        warn_of_prefixes(trace, entries, rows_of_a_table=of_table)
+        assert (says is None and not caplog.text) or says in caplog.text
+    with pytest.raises(InputError, match=r"prefix_path.*one group"):
+        write_requests(tmp_path / "w.csv", requests_of_trace(trace, 2), ["a", "b"])
+    prefixes = trace.prefixes
     np.testing.assert_array_equal(prefixes.tokens, [256, 256])  # the one size that explains 1 and 2 blocks
     np.testing.assert_array_equal(prefixes.repeated_tokens, [0, 256])
     path.write_text(FORMATS["mooncake"].replace("[1, 2]", "[1, 2, 3, 4, 5, 6, 7]"))
