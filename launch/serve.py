@@ -18,7 +18,7 @@ _RUN = common.run_flags("runs/serve", resume=False)
 def main() -> None:
     """Check everything the flags name, compile the decision, then serve."""
     config, run = _SETTINGS.read(), _RUN.read()
-    # The decision is waited for at once: handing it to another thread costs more than it takes.
+    # The decision is waited for at once, so no other thread need be woken for it.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     plan = plan_live(config)
     from qos_jax.live.serve import make_proxy, open_port, run_proxy  # the extra is there
