@@ -23,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TRACE ?=
 DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=16 --checkpoint=learned=runs/quick --checkpoint=predictions=runs/predictions --out=runs/demo --overwrite
 TRAIN_FLAGS ?= --preset=quick --out=runs/quick --overwrite
-PREDICTIONS_FLAGS ?= --preset=predictions --out=runs/predictions --overwrite
+PREDICTIONS_FLAGS ?= --preset=predictions --ppo.total_updates=40 --search.updates=4 --out=runs/predictions --overwrite
 BENCH_FLAGS ?=
 FUZZ_FLAGS ?= --scenarios=5000
 LIVE_FLAGS ?=
