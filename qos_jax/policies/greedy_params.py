@@ -137,6 +137,11 @@ SEARCHED_MEASURED = {
     name: number for name, number in SEARCHED.items() if number.measured is not None and name != "margin"
 }
 
+# Those that the price of crowding of a router without profiles is made of.
+PRICE_MEASURED = tuple(
+    name for name in SEARCHED_MEASURED if name.startswith(("congestion_price", "price_by_"))
+)
+
 
 def measured_params(allow_drop: bool = True) -> GreedyParams:
     """Return parameters of ``measured_greedy``, whose price of crowding a learned impact starts with."""

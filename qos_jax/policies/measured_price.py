@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from qos_jax.policies.greedy_params import SEARCHED_MEASURED, GreedyParams
+from qos_jax.policies.greedy_params import PRICE_MEASURED, GreedyParams
 from qos_jax.policies.net_gain import (
     BURST_RANGE,
     LOAD_RANGE,
@@ -28,8 +28,8 @@ from qos_jax.routing.observation import Observation, relative_length
 FULL = 20.0  # requests in flight at which an expert counts as full, its batch size not being known
 _POWERS = tuple(
     name.removeprefix("price_by_")
-    for name in SEARCHED_MEASURED
-    if name.startswith("price_by_") and name != "price_by_occupancy"
+    for name in PRICE_MEASURED
+    if name not in ("congestion_price", "price_by_occupancy")
 )
 
 

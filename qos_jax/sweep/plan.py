@@ -14,7 +14,7 @@ from qos_jax.errors import InputError, input_error
 from qos_jax.files import sha256
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
-from qos_jax.policies.greedy_params import SEARCHED, SEARCHED_MEASURED
+from qos_jax.policies.greedy_params import PRICE_MEASURED, SEARCHED
 from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import settings_of
@@ -35,11 +35,7 @@ from qos_jax.workload.setting import open_setting
 _BY_NET_GAIN = ("projected_greedy", "load_aware_greedy", "clairvoyant_greedy")
 _OF_POLICIES = {
     **dict.fromkeys(SEARCHED, _BY_NET_GAIN),
-    **{
-        name: (*_BY_NET_GAIN, "measured_greedy")
-        for name in (*SEARCHED_MEASURED, "margin")
-        if name in ("congestion_price", "margin") or name.startswith("price_by_")
-    },
+    **dict.fromkeys((*PRICE_MEASURED, "margin"), (*_BY_NET_GAIN, "measured_greedy")),
     "impact_weight": ("impact_greedy",),
 }
 

@@ -80,7 +80,8 @@ def predict(
     folder: Path, load: Load, policy: str, limit_s: float, quality: dict[str, float]
 ) -> dict[str, float]:
     """Simulate a load as ``launch.simulate`` does, the router's view being the twin's."""
-    from qos_jax.evaluation.single_run import SingleRunConfig, load_run, simulate_requests, summarise_run
+    from qos_jax.evaluation.single_run import SingleRunConfig, execute_run, load_run
+    from qos_jax.runs.folder import open_run_folder
     from qos_jax.simulation.world_config import WorldConfig
 
     path = folder / "requests.csv"
@@ -101,16 +102,8 @@ def predict(
         world=WorldConfig(views=("twin",), scrape_period_s=1.0, scraped="counts"),
     )
     run = load_run(config)
-    result = simulate_requests(
-        run.fleet,
-        run.requests,
-        run.policy,
-        config.service_limits,
-        scheduler=config.scheduler,
-        seed=config.seed,
-        world=run.world,
-    )
-    summary = summarise_run(run, result)
+    out = open_run_folder(folder / "predicted" / policy, run.settings, overwrite=True)
+    summary = execute_run(run, out, plot=False)
     return {name: float(summary[name]) for name in _METRICS}
 
 
