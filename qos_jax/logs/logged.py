@@ -30,9 +30,8 @@ class Logged:
         default_factory=dict
     )  # file's name, unit, by ours
     unread: tuple[str, ...] = ()  # columns of the file that are not read
-    hash_ids: tuple[
-        tuple[int, ...], ...
-    ] = ()  # R, of each prompt's blocks, each with all before it; () = not given
+    # R, hashes of each prompt's blocks, each with all before it; () = not given
+    hash_ids: tuple[tuple[int, ...], ...] = ()
 
     @property
     def is_answered(self) -> npt.NDArray[np.bool_]:

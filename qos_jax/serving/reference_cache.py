@@ -64,9 +64,8 @@ def hashed_content(
       block_tokens: tokens of a block of the cache.
     """
     fresh = itertools.count()
-    known: dict[
-        tuple[int, int], list[int]
-    ] = {}  # identities within each block, by those before it and its hash
+    # Identities within each block, by the last one before it and its hash.
+    known: dict[tuple[int, int], list[int]] = {}
     found = []
     lengths = zip(*(np.asarray(a).tolist() for a in (prompt_tokens, total_tokens)), strict=True)
     for blocks, (prompt, total) in zip(hash_ids, lengths, strict=True):

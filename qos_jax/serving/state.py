@@ -52,9 +52,7 @@ class PrefixLevel:
     """One of the groups, one within the other, that requests share tokens with (README.md, rule 20)."""
 
     group: jax.Array  # [...] int32, -1 = the request follows no further group
-    end_tokens: (
-        jax.Array
-    )  # [...] int32, up to here, from its start, it follows the group; rises with the level
+    end_tokens: jax.Array  # [...] int32, of the prompt, up to which it follows the group; rises by level
 
 
 @struct.dataclass
@@ -69,9 +67,7 @@ class PrefixSlots:
     life_tokens: jax.Array
     shared_tokens: jax.Array  # [N, K] int32, of its KV tokens, those that an earlier live request holds too
     hit_tokens: jax.Array  # [N, K] int32, cached tokens when it was first admitted; -1 = not yet
-    path: tuple[PrefixLevel, ...] | None = (
-        None  # leaves [N, K], its groups from the root, where they are nested
-    )
+    path: tuple[PrefixLevel, ...] | None = None  # leaves [N, K], from the root, where groups are nested
 
 
 @struct.dataclass
