@@ -84,6 +84,7 @@ def draw_work(
     )
     figures = select_experts(setting.figures, (0,) * experts)
     (case,) = build_cases(config, fleet, figures, setting.limits, trace)
+    assert isinstance(case.runs, Runs)
     runs = case.runs if trace is None else cut_stretches(case.runs, _STRETCHES, num_requests)
     return Work(fleet.serving(scheduler), runs)
 

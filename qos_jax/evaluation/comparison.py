@@ -29,7 +29,7 @@ from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
-from qos_jax.workload.named import TRACE
+from qos_jax.workload.named import SESSIONS, TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import Setting, limit_record, limit_settings, open_setting
 
@@ -123,6 +123,9 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
     workloads = list(dict.fromkeys([*config.cases.workloads, *([TRACE] if config.trace else [])]))
     if TRACE in workloads and not config.trace:
         raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
+    if SESSIONS in workloads and views:
+        fault = "sessions are simulated where routers see everything and servers have no faults"
+        raise input_error(fault, field="workloads", remedy="leave out views and faults, or sessions")
     cases = dataclasses.replace(config.cases, workloads=tuple(workloads))
     setting = open_setting(
         config.fleet,

@@ -71,15 +71,17 @@ def comparison_table(
       results: one per policy, workload, rate and limit; those that share workload, rate and limit must
         come from identical requests, seed by seed.
       baseline: the policy to compare with, present on every workload and rate.
-      metrics: names to compare; by default those of ``ALL_METRICS`` that every result holds.
+      metrics: names to compare; by default those of ``ALL_METRICS`` that every result of a case holds.
       resamples: bootstrap resamples.
       seed: seed of the resampling.
 
     Raises:
       InputError: if the baseline is missing somewhere, a result comes twice or the numbers of seeds differ.
     """
-    held = [result.metrics for result in results]
-    names = tuple(metrics or (name for name in ALL_METRICS if all(name in each for each in held)))
+    held: dict[Case, set[str]] = {}
+    for result in results:
+        held[_case(result)] = held.get(_case(result), {*ALL_METRICS}) & result.metrics.keys()
+    names_of = {key: tuple(metrics or (n for n in ALL_METRICS if n in each)) for key, each in held.items()}
     by_case: dict[Case, dict[str, np.ndarray]] = {}
     for result in results:
         case = by_case.setdefault(_case(result), {})
@@ -87,6 +89,7 @@ def comparison_table(
             raise input_error(
                 f"policy {result.policy!r} comes twice for {case_text(_case(result))}", remedy="name it once"
             )
+        names = names_of[_case(result)]
         case[result.policy] = np.stack([np.asarray(result.metrics[name], np.float64) for name in names])
     for key, case in by_case.items():
         if baseline not in case:
@@ -99,6 +102,7 @@ def comparison_table(
             )
     rows: list[ComparisonRow] = []
     for result in results:
+        names = names_of[_case(result)]
         values, base = by_case[_case(result)][result.policy], by_case[_case(result)][baseline]
         mean = mean_ci(values, resamples=resamples, seed=seed)
         difference = paired_difference(values, base, resamples=resamples, seed=seed)
@@ -186,12 +190,16 @@ _COLUMNS: tuple[tuple[str, str, str, int, int], ...] = (
     ("mean_quality", "quality", "mean", 1, 3),
     ("latency_per_token_p95_s", "ms/token", "p95", 1000, 1),
     ("ttft_p95_s", "TTFT s", "p95", 1, 2),
+    ("hit_rate", "cached", "%", 100, 1),
+    ("prefill_saved_s", "saved", "s", 1, 1),
     ("rejected_share", "reject", "%", 100, 1),
     ("rejected_too_long_share", "too long", "%", 100, 1),
     ("dropped_share", "drop", "%", 100, 1),
     ("failed_share", "fail", "%", 100, 1),
     ("qos_per_busy_s", "QoS", "/busy s", 1, 2),
     ("qos_per_joule", "QoS", "/kJ", 1000, 2),
+    ("turns_per_session_hour", "turns", "/h", 1, 1),
+    ("qos_per_session_hour", "QoS", "/h", 1, 1),
 )
 
 

@@ -16,13 +16,14 @@ from qos_jax.evaluation.comparison_table import (
     write_comparison_csv,
     write_comparison_json,
 )
+from qos_jax.evaluation.prefix_plot import prefix_hits
 from qos_jax.policies import Policy
 from qos_jax.runs.folder import RunFolder
 from qos_jax.runs.plot_style import save_figure
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
 from qos_jax.simulation.policy_runs import CaseName, Compared
-from qos_jax.simulation.simulate import simulate
+from qos_jax.simulation.simulate import Runs, simulate
 
 
 def write_tables(folder: RunFolder, compared: Compared, baseline: str) -> Comparison:
@@ -48,8 +49,8 @@ def write_plots(
     """Write the plots under ``plots/`` and return their paths.
 
     QoS against rate for every workload; for each case whose records were kept, the distribution of
-    latency per token, the share of requests of each expert, and a timeline of seed 0 under the best
-    policy that is not an oracle.
+    latency per token, the share of requests of each expert, with prefix caching its hit rate, and, but of
+    sessions, a timeline of seed 0 under the best policy that is not an oracle.
 
     Raises:
       InputError: matplotlib is not installed.
@@ -65,9 +66,11 @@ def write_plots(
         curves = plots.limit_cdfs(records, limits, rtt_s)
         figures |= {f"{kind}_{name}": figure for kind, figure in curves.items()}
         figures[f"expert_shares_{name}"] = plots.expert_shares(records, expert_names)
+        if any(run.cached_tokens is not None for run in records.values()):
+            figures[f"prefix_hits_{name}"] = prefix_hits(records, case.runs.profile, expert_names)
         best = best_policy(compared, case.name, policies)
-        if best is not None:
-            figures[f"timeline_{name}"] = _timeline(config, best, case, expert_names)
+        if best is not None and isinstance(case.runs, Runs):
+            figures[f"timeline_{name}"] = _timeline(config, best, case, case.runs, expert_names)
     paths = []
     for name, figure in figures.items():
         path = folder.file(f"plots/{name}.png")
@@ -87,9 +90,10 @@ def best_policy(compared: Compared, case: CaseName, policies: Sequence[Policy]) 
     return routers[max(qos, key=lambda name: qos[name])] if qos else None
 
 
-def _timeline(config: ServingConfig, policy: Policy, case: Case, expert_names: Sequence[str]) -> Any:
+def _timeline(
+    config: ServingConfig, policy: Policy, case: Case, runs: Runs, expert_names: Sequence[str]
+) -> Any:
     """The figure of seed 0 of a case, run again with the experts' load looked at before each arrival."""
-    runs = case.runs
     first = runs.take(slice(1))
     load = simulate(config, policy, first, keep_snapshots=True).snapshots
     assert load is not None

@@ -16,10 +16,12 @@ from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import ALL_METRICS, METRICS
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, PolicyResult, PolicyRun
 from qos_jax.simulation.records import RequestRecords
+from qos_jax.simulation.simulate import Runs
+from qos_jax.workload.named import SESSIONS
 
-_FROM_CASE = ("arrival_s", "prompt_tokens")  # the same for every policy, so not stored
+_FROM_CASE = ("arrival_s", "prompt_tokens")  # the same for every policy, so not stored but of sessions
 _OPTIONAL = ("cached_tokens",)  # with prefix caching
-_STORED = tuple(f.name for f in dataclasses.fields(RequestRecords) if f.name not in _FROM_CASE)
+_FIELDS = tuple(field.name for field in dataclasses.fields(RequestRecords))
 
 
 def save_policy_run(folder: RunFolder, run: PolicyRun) -> None:
@@ -30,9 +32,9 @@ def save_policy_run(folder: RunFolder, run: PolicyRun) -> None:
     if run.records:
         arrays = {
             f"{place}.{name}": getattr(records, name)
-            for place, records in enumerate(run.records.values())
-            for name in _STORED
-            if getattr(records, name) is not None
+            for place, (case, records) in enumerate(run.records.items())
+            for name in _FIELDS
+            if getattr(records, name) is not None and (name not in _FROM_CASE or case[0] == SESSIONS)
         }
         with atomic_write(folder.file(f"records/{run.policy}.npz"), "wb") as stream:
             np.savez_compressed(stream, **arrays)
@@ -67,7 +69,7 @@ def load_policy_runs(
 
 def _result(line: Mapping[str, Any] | None) -> PolicyResult | None:
     """Return the result of a line of ``metrics.jsonl``, None if it is not whole."""
-    if line is None or line["metrics"].keys() not in (METRICS.keys(), ALL_METRICS.keys()):
+    if line is None or not METRICS.keys() <= line["metrics"].keys() <= ALL_METRICS.keys():
         return None
     numbers = {name: np.array(values, np.float64) for name, values in line["metrics"].items()}  # null: NaN
     limit_s = math.inf if line["latency_limit_s"] is None else line["latency_limit_s"]
@@ -85,15 +87,13 @@ def _load_records(
         path = folder.file(f"records/{policy}.npz")
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             for place, case in enumerate(cases):
-                records[case.name] = RequestRecords(
-                    arrival_s=case.runs.arrival_s,
-                    prompt_tokens=np.asarray(case.runs.requests.prompt_tokens),
-                    **{
-                        name: arrays[f"{place}.{name}"]
-                        for name in _STORED
-                        if f"{place}.{name}" in arrays or name not in _OPTIONAL
-                    },
-                )
+                held = {name: arrays[f"{place}.{name}"] for name in _FIELDS if f"{place}.{name}" in arrays}
+                if isinstance(case.runs, Runs):
+                    held["arrival_s"] = case.runs.arrival_s
+                    held["prompt_tokens"] = np.asarray(case.runs.requests.prompt_tokens)
+                if {*_FIELDS} - held.keys() - {*_OPTIONAL}:
+                    return None
+                records[case.name] = RequestRecords(**held)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return records

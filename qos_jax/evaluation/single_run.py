@@ -14,6 +14,7 @@ import numpy as np
 from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
+from qos_jax.evaluation.prefix_plot import prefix_hits
 from qos_jax.logs import has_layout
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
@@ -21,7 +22,7 @@ from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
-from qos_jax.simulation.metrics import ALL_METRICS, summarise
+from qos_jax.simulation.metrics import ALL_METRICS, prefix_spared, summarise
 from qos_jax.simulation.records import (
     COMPLETED,
     FAILED,
@@ -262,17 +263,9 @@ def prefix_figures(records: RequestRecords, fleet: Fleet, index: int) -> dict[st
     """
     if records.cached_tokens is None:
         return {}
-    done = (records.expert == index) & (records.status == COMPLETED)
-    cached = records.cached_tokens[done].astype(np.float64)
-    profile = fleet.profile
-    per_token_s, per_token_sq_s = (
-        float(values[index]) for values in (profile.prefill_per_token_s, profile.prefill_per_token_sq_s)
-    )
-    return {
-        "cached_tokens": int(cached.sum()),
-        "hit_rate": _share(cached.sum(), float(records.prompt_tokens[done].sum())),
-        "prefill_saved_s": float((per_token_s * cached + per_token_sq_s * cached**2).sum()),
-    }
+    spared = {name: float(values[index]) for name, values in prefix_spared(records, fleet.profile).items()}
+    cached = int(spared["cached_tokens"])
+    return {"cached_tokens": cached, **{name: spared[name] for name in ("hit_rate", "prefill_saved_s")}}
 
 
 def _open_requests(config: SingleRunConfig, fleet: Fleet) -> Requests:
@@ -330,6 +323,8 @@ def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, An
     records = {run.config.policy: result.records.at(0)}
     curves = plots.limit_cdfs(records, run.config.service_limits, run.fleet.profile.network_rtt_s)
     yield from curves.items()
+    if result.records.cached_tokens is not None:
+        yield "prefix_hits", prefix_hits(records, run.fleet.profile, run.fleet.names)
 
 
 def _share(part: float, whole: float) -> float:

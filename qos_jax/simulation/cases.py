@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from qos_jax.checks import (
     COUNT,
+    COUNT_OR_ZERO,
     NON_NEGATIVE,
     POSITIVE,
     SEED,
@@ -22,11 +25,13 @@ from qos_jax.checks import (
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.serving import ServiceLimits, cut_at_limit
+from qos_jax.simulation.sessions import SessionRuns
 from qos_jax.simulation.simulate import Runs, repeated_limits
 from qos_jax.workload import (
     AddedError,
     ArrivalProcess,
     Fleet,
+    LengthHistogram,
     NamedTable,
     RequestTable,
     SyntheticParams,
@@ -39,10 +44,11 @@ from qos_jax.workload import (
     scale_rate,
 )
 from qos_jax.workload.capacity import capacity_per_s
-from qos_jax.workload.conversations import MEAN_TURNS, as_conversations
+from qos_jax.workload.conversations import MEAN_TURNS, SystemPrompts, as_conversations
 from qos_jax.workload.drawn_requests import (
     Source,
     add_error,
+    as_replicas,
     draw_contents,
     known_length_log_std,
     shuffle_predictions,
@@ -50,6 +56,7 @@ from qos_jax.workload.drawn_requests import (
 from qos_jax.workload.named import (
     CONVERSATION,
     RECORDED,
+    SESSIONS,
     TABLE_MATCH_HELP,
     TABLE_MATCHES,
     TRACE,
@@ -58,8 +65,13 @@ from qos_jax.workload.named import (
     start_bin,
 )
 from qos_jax.workload.prefix_paths import with_paths
+from qos_jax.workload.sessions import MEAN_THINK_S, SessionTimes, as_sessions
 
 MAX_BIAS_LOG = 10.0  # a factor of 22,000
+_PILOT_SESSIONS = 64  # that the mean turn is measured on
+# Turns drawn of each session, after which those come again: more than routers that favour some of them need.
+_TURNS_OVER_MEAN = 4
+_FEWEST_TURNS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +98,16 @@ class CaseConfig:
     burst_factor: float = 4.0  # of workload mmpp: rate in bursts over rate in calm
     burst_mean_s: float = 10.0  # of workload mmpp: mean seconds of a burst
     calm_mean_s: float = 30.0  # of workload mmpp: mean seconds between bursts
-    conversation_turns: float = MEAN_TURNS  # mean turns of workload conversation
+    conversation_turns: float = (
+        MEAN_TURNS  # mean turns of a conversation, workloads conversation and sessions
+    )
     open_conversations: int = 100  # of workload conversation, at a time: a user thinks for so many arrivals
-    conversation_limit_tokens: int = 4096  # of workload conversation: one ends before a turn exceeds it
+    conversation_limit_tokens: int = 4096  # a conversation ends before a turn exceeds it
+    think_s: float = MEAN_THINK_S  # of workload sessions, mean seconds from an answer to the next turn
+    system_prompts: int = 0  # one of which each conversation begins with; 0 = with what the user says
+    system_prompt_tokens: int = 256  # of each of system_prompts
+    system_prompt_skew: float = 1.0  # Zipf's exponent of how popular they are; 0 = all alike
+    replicas: bool = False  # whether all experts answer as the fleet's first: one model on several servers
     diurnal_swing: float = 0.8  # of workload diurnal: rates run from 1 - swing to 1 + swing over a run
     table_match: str = option("nearest", help=TABLE_MATCH_HELP, known=TABLE_MATCHES)
 
@@ -100,15 +119,23 @@ class CaseConfig:
         if not self.loads and not self.arrival_rates:
             raise input_error("is empty", field="loads", remedy="give loads or arrival_rates")
         check_range(self, ("arrival_rates", "loads"), POSITIVE)
-        check_range(self, ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s"), POSITIVE)
+        check_range(self, ("gap_cv", "burst_factor", "burst_mean_s", "calm_mean_s", "think_s"), POSITIVE)
         check_range(self, ("seeds", "num_requests"), COUNT)
-        check_range(self, ("open_conversations", "conversation_limit_tokens"), COUNT)
+        check_range(self, ("open_conversations", "conversation_limit_tokens", "system_prompt_tokens"), COUNT)
+        check_range(self, ("system_prompts",), COUNT_OR_ZERO)
         check_range(self, ("conversation_turns",), Interval(1, 1e6))
         check_range(self, ("seed",), SEED)
-        check_range(self, ("error_level", "length_noise_log", "quality_noise"), NON_NEGATIVE)
+        check_range(
+            self, ("error_level", "length_noise_log", "quality_noise", "system_prompt_skew"), NON_NEGATIVE
+        )
         check_range(self, ("length_bias_log",), Interval(-MAX_BIAS_LOG, MAX_BIAS_LOG))
         check_range(self, ("quality_bias",), Interval(-1, 1))
         check_range(self, ("diurnal_swing",), Interval(0, 1, below=True))
+
+    @property
+    def system(self) -> SystemPrompts:
+        """What conversations begin with."""
+        return SystemPrompts(self.system_prompts, self.system_prompt_tokens, self.system_prompt_skew)
 
     @property
     def added_error(self) -> AddedError:
@@ -122,8 +149,8 @@ class Case:
     """One workload at one mean arrival rate; run s of ``runs`` is seed s, the same for every policy."""
 
     workload: str
-    arrival_rate_per_s: float  # requests / s, of the whole fleet
-    runs: Runs  # S runs
+    arrival_rate_per_s: float  # requests / s, of the whole fleet; of sessions, if answers took no time
+    runs: Runs | SessionRuns  # S runs
 
     @property
     def name(self) -> tuple[str, float]:
@@ -148,6 +175,9 @@ def build_cases(
       run cover less than the profile (an hour, natively), seed s of S starts at the s-th of S evenly spaced
       bins of it, so that together the seeds see all of it; else each starts at the first bin.
     - ``conversation``: Poisson arrivals, requests as in ``poisson`` that are turns: ``as_conversations``.
+    - ``sessions``: conversations of users each of whose turns comes a time to think after the last answer:
+      ``as_sessions``, as many as give the rate if answers took no time. Turns are the same under every
+      router, but not at every rate, and how many of a session's arrive depends on the router.
     - ``trace``: the recorded arrivals and lengths themselves; seeds draw qualities and predictions.
 
     With a table for source, arrivals are the same, and what requests ask for are rows of the table: see
@@ -168,59 +198,127 @@ def build_cases(
     """
     if isinstance(source, SyntheticParams):
         source = dataclasses.replace(source, error_level=jnp.float32(config.error_level))
-    keys = _keys(config)
-    even = isinstance(source, NamedTable) and config.table_match == "even"
     cases = []
     for workload in config.workloads:
+        drawn = _Drawn(config, fleet, source, workload, shuffled)
+        native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
         if workload == TRACE:
             if trace is None:
                 raise input_error("workload 'trace' needs a file", field="trace", remedy="give --trace=FILE")
-            table = draw_contents(keys, source, None if even else trace, trace.num_requests)
-            if trace.prefixes is not None and isinstance(source, SyntheticParams):
-                table = with_paths(table, trace.prefixes)
-            native_per_s: float | None = known_rate_per_s(trace)
-        else:
-            recorded = workload in RECORDED and not even
-            histogram = load_length_histogram(workload) if recorded else None
-            table = draw_contents(keys, source, histogram, config.num_requests)
-            native_per_s = load_rate_profile(workload).mean_rate_per_s if workload in RECORDED else None
-            if workload == CONVERSATION:
-                table = as_conversations(
-                    table,
-                    (config.seed + np.arange(config.seeds)).astype(np.uint32),
-                    mean_turns=config.conversation_turns,
-                    open_conversations=config.open_conversations,
-                    limit_tokens=config.conversation_limit_tokens,
-                )
-        _check_room(fleet, table, workload)
-        length_log_std = known_length_log_std(source, table)
-        if shuffled:
-            table = shuffle_predictions(keys, table)
-        if any(jax.tree.leaves(config.added_error)):
-            table = add_error(keys, table, config.added_error)
-            if config.known_length_noise:
-                length_log_std = np.asarray(known_log_std(length_log_std, config.added_error))
+            native_per_s = known_rate_per_s(trace)
+        # Of sessions the turns depend on how many there are, and these on the capacity.
+        table, _ = drawn.sessions(_PILOT_SESSIONS) if workload == SESSIONS else (drawn.requests(trace), None)
+        table, length_log_std = drawn.predicted(table)
         rates = config.arrival_rates or (
             tuple(load * float(capacity_per_s(fleet.profile, table).sum()) for load in config.loads)
             if native_per_s is None
             else (native_per_s,)
         )
         for rate_per_s in rates:
-            if workload == TRACE and trace is not None:
+            if workload == SESSIONS:
+                turns, users = drawn.sessions(_sessions_for(rate_per_s, config))
+                table, length_log_std = drawn.predicted(turns)
+            of_all: dict[str, Any] = {
+                "profile": fleet.profile,
+                "limits": repeated_limits(limits, config.seeds),
+                "length_log_std": np.broadcast_to(length_log_std, (config.seeds, fleet.num_experts)),
+                "requests": table,
+                "seed": _seeds(config),
+            }
+            if workload == SESSIONS:
+                runs: Runs | SessionRuns = SessionRuns(
+                    **of_all,
+                    think_s=users.think_s,
+                    start_s=users.start_s,
+                    num_requests=config.num_requests,
+                )
+            elif workload == TRACE and trace is not None:
                 scaled = scale_rate(trace, rate_per_s / trace.rate_per_s)
                 arrival_s = np.broadcast_to(scaled.arrival_s, (config.seeds, scaled.num_requests))
+                runs = Runs(**of_all, arrival_s=arrival_s)
             else:
-                arrival_s = draw_arrivals(workload, rate_per_s, config)
-            runs = Runs(
-                profile=fleet.profile,
-                limits=repeated_limits(limits, config.seeds),
-                length_log_std=np.broadcast_to(length_log_std, (config.seeds, fleet.num_experts)),
-                arrival_s=arrival_s,
-                requests=table,
-                seed=(config.seed + np.arange(config.seeds)).astype(np.uint32),
-            )
+                runs = Runs(**of_all, arrival_s=draw_arrivals(workload, rate_per_s, config))
             cases.append(Case(workload, float(rate_per_s), runs))
     return cases
+
+
+def _sessions_for(rate_per_s: float, config: CaseConfig) -> int:
+    """Return how many sessions give a rate if answers took no time, and say so where few get to go on."""
+    sessions = max(round(rate_per_s * config.think_s), 1)
+    if config.num_requests < 2 * sessions:
+        logging.warning(
+            "%d sessions think %g s on average, and %d requests are hardly more than their first turns: "
+            "raise num_requests, or lower think_s",
+            *(sessions, config.think_s, config.num_requests),
+        )
+    return sessions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Drawn:
+    """What the requests of a workload are drawn from."""
+
+    config: CaseConfig
+    fleet: Fleet
+    source: Source
+    workload: str
+    shuffled: bool
+
+    def contents(self, lengths: LengthHistogram | Trace | None, num_requests: int) -> RequestTable:
+        """Return requests of each seed that share nothing, leaves [S, T] and [S, T, N]."""
+        table = draw_contents(_keys(self.config), self.source, lengths, num_requests)
+        return as_replicas(table) if self.config.replicas else table
+
+    def requests(self, trace: Trace | None) -> RequestTable:
+        """Return the requests of each seed, of any workload but sessions."""
+        config, workload = self.config, self.workload
+        even = isinstance(self.source, NamedTable) and config.table_match == "even"
+        if workload == TRACE and trace is not None:
+            table = self.contents(None if even else trace, trace.num_requests)
+            if trace.prefixes is not None and isinstance(self.source, SyntheticParams):
+                table = with_paths(table, trace.prefixes)
+            return table
+        recorded = workload in RECORDED and not even
+        table = self.contents(load_length_histogram(workload) if recorded else None, config.num_requests)
+        if workload == CONVERSATION:
+            table = as_conversations(
+                table,
+                _seeds(config),
+                mean_turns=config.conversation_turns,
+                open_conversations=config.open_conversations,
+                limit_tokens=config.conversation_limit_tokens,
+                system=config.system,
+            )
+        return table
+
+    def sessions(self, sessions: int) -> tuple[RequestTable, SessionTimes]:
+        """Return the turns of so many sessions in each seed, leaves [S, U * M] and [S, U * M, N]."""
+        turns = max(_TURNS_OVER_MEAN * -(-self.config.num_requests // sessions), _FEWEST_TURNS)
+        turns = min(turns, max(self.config.num_requests, 1))
+        return as_sessions(
+            self.contents(None, sessions * turns),
+            _seeds(self.config),
+            sessions=sessions,
+            mean_turns=self.config.conversation_turns,
+            mean_think_s=self.config.think_s,
+            limit_tokens=self.config.conversation_limit_tokens,
+            system=self.config.system,
+        )
+
+    def predicted(self, table: RequestTable) -> tuple[RequestTable, np.ndarray]:
+        """Return requests that fit the fleet, predicted as the settings say, and the length error, [N]."""
+        config, keys = self.config, _keys(self.config)
+        _check_room(self.fleet, table, self.workload)
+        length_log_std = known_length_log_std(self.source, table)
+        if config.replicas:
+            length_log_std = np.broadcast_to(length_log_std[:1], length_log_std.shape)
+        if self.shuffled:
+            table = shuffle_predictions(keys, table)
+        if any(jax.tree.leaves(config.added_error)):
+            table = add_error(keys, table, config.added_error)
+            if config.known_length_noise:
+                length_log_std = np.asarray(known_log_std(length_log_std, config.added_error))
+        return table, length_log_std
 
 
 def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.ndarray:
@@ -240,6 +338,11 @@ def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.nd
 def _keys(config: CaseConfig) -> jax.Array:
     """A key per seed."""
     return jax.random.split(jax.random.key(config.seed), config.seeds)
+
+
+def _seeds(config: CaseConfig) -> np.ndarray:
+    """The number of each seed, [S] uint32."""
+    return (config.seed + np.arange(config.seeds)).astype(np.uint32)
 
 
 @functools.partial(jax.jit, static_argnames="num_gaps")

@@ -133,8 +133,24 @@ PREFIX_METRICS: dict[str, Metric] = {
         "cached tokens", "tokens", "higher", "prompt tokens found in the prefix cache, of completed requests"
     ),
     "hit_rate": Metric("hit rate", "", "higher", "cached tokens / prompt tokens of completed requests"),
+    "prefill_saved_s": Metric(
+        "prefill saved",
+        "s",
+        "higher",
+        "sum over completed requests of prefill_per_token_s x cached tokens + prefill_per_token_sq_s x "
+        "cached tokens^2, of their experts",
+    ),
 }
-ALL_METRICS = METRICS | PREFIX_METRICS
+# Of sessions, besides: a router that answers sooner is asked more in the same time.
+SESSION_METRICS: dict[str, Metric] = {
+    "turns_per_session_hour": Metric(
+        "turns per session-hour", "1/h", "higher", "completed / (sessions x makespan)"
+    ),
+    "qos_per_session_hour": Metric(
+        "QoS per session-hour", "1/h", "higher", "sum of QoS / (sessions x makespan)"
+    ),
+}
+ALL_METRICS = METRICS | PREFIX_METRICS | SESSION_METRICS
 
 
 def summarise(
@@ -149,18 +165,55 @@ def summarise(
       limits: the service levels, leaves [] or [...]; a number or an array is L alone, s/token.
 
     Returns:
-      For each name in ``METRICS``, with prefix caching in ``ALL_METRICS``, an array [...] float64. A figure
-      without a denominator (the mean latency where nothing completed, say) is NaN.
+      For each name in ``METRICS``, with prefix caching in ``PREFIX_METRICS`` too, an array [...] float64. A
+      figure without a denominator (the mean latency where nothing completed, say) is NaN.
     """
     figures = _figures(np, np.float64, records, totals, profile, limits)
     if records.cached_tokens is None:
         return {name: np.asarray(figures[name], np.float64) for name in METRICS}
+    spared = prefix_spared(records, profile)
+    cached, prompt = (spared[name].sum(-1) for name in ("cached_tokens", "prompt_tokens"))
+    figures |= {"cached_tokens": cached, "hit_rate": _share(cached, prompt)}
+    figures |= {"prefill_saved_s": spared["prefill_saved_s"].sum(-1)}
+    return {name: np.asarray(figures[name], np.float64) for name in METRICS | PREFIX_METRICS}
+
+
+def prefix_spared(records: RequestRecords, profile: FleetProfile) -> dict[str, np.ndarray]:
+    """Return what each expert's prefix cache spared it, by name, each [..., N] float64.
+
+    ``prompt_tokens`` and ``cached_tokens`` of the requests it completed, ``hit_rate``, their ratio, and
+    ``prefill_saved_s``, as in ``PREFIX_METRICS``.
+
+    Args:
+      records: the requests of the runs, [..., T], with prefix caching.
+      profile: the fleet, leaves [N] or [..., N].
+
+    Raises:
+      ValueError: there is no prefix caching.
+    """
+    if records.cached_tokens is None:
+        raise ValueError("records without prefix caching have no cached tokens")
+    per_token_s = np.asarray(profile.prefill_per_token_s, np.float64)
+    per_token_sq_s = np.asarray(profile.prefill_per_token_sq_s, np.float64)
     done = records.status == COMPLETED
-    cached = np.where(done, records.cached_tokens, 0).sum(-1, dtype=np.float64)
-    prompt = np.where(done, records.prompt_tokens, 0).sum(-1, dtype=np.float64)
-    rate = np.divide(cached, prompt, out=np.full_like(prompt, np.nan), where=prompt > 0)
-    figures |= {"cached_tokens": cached, "hit_rate": rate}
-    return {name: np.asarray(figures[name], np.float64) for name in ALL_METRICS}
+    each: dict[str, list[np.ndarray]] = {"prompt_tokens": [], "cached_tokens": [], "squares": []}
+    for expert in range(per_token_s.shape[-1]):
+        here = done & (records.expert == expert)
+        cached = np.where(here, records.cached_tokens, 0).astype(np.float64)
+        each["prompt_tokens"].append(np.where(here, records.prompt_tokens, 0).sum(-1, dtype=np.float64))
+        each["cached_tokens"].append(cached.sum(-1))
+        each["squares"].append((cached**2).sum(-1))
+    sums = {name: np.stack(values, axis=-1) for name, values in each.items()}
+    squares = sums.pop("squares")
+    return sums | {
+        "hit_rate": _share(sums["cached_tokens"], sums["prompt_tokens"]),
+        "prefill_saved_s": per_token_s * sums["cached_tokens"] + per_token_sq_s * squares,
+    }
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, NaN where there is no whole."""
+    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
 
 
 def traced_summarise(

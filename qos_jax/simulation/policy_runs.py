@@ -17,8 +17,9 @@ from qos_jax.policies import Policy, upper_bound
 from qos_jax.policies.types import PROFILES, TRUTH
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
-from qos_jax.simulation.metrics import ALL_METRICS, METRICS, summarise
+from qos_jax.simulation.metrics import METRICS, PREFIX_METRICS, SESSION_METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
+from qos_jax.simulation.sessions import SessionRuns, session_metrics, simulate_sessions
 from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
 from qos_jax.simulation.world import World, simulate_world
 from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
@@ -62,7 +63,8 @@ def compare(
 ) -> Compared:
     """Run every policy on identical requests and arrivals (common random numbers).
 
-    The seeds and rates of cases with equally many requests are one vmapped program per policy. When
+    The seeds and rates of cases with equally many requests are one vmapped program per policy, and those of
+    each case of sessions another. When
     interrupted, it returns to the caller at once, and ``on_policy`` is neither running nor called again.
 
     Args:
@@ -144,28 +146,45 @@ def _run_policy(
 ) -> PolicyRun:
     results: dict[int, PolicyResult] = {}
     kept = {}
-    lengths = sorted({case.runs.shape[1] for case in cases})
-    for length in lengths:
-        group = [index for index, case in enumerate(cases) if case.runs.shape[1] == length]
-        runs = join_runs([cases[index].runs for index in group])
+    for group in _groups(cases):
         seeds = cases[group[0]].runs.shape[0]
         # On a CPU whole blocks per case, where they come out even: one program serves every group, and a
         # crowded case does not hold up the others.
         block = -(-seeds // -(-seeds // cpu_block_runs(config))) if jax.default_backend() == "cpu" else None
-        if world is None:
-            done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
+        first = cases[group[0]].runs
+        if isinstance(first, SessionRuns):
+            if world is not None:
+                raise ValueError("sessions are simulated where routers see everything: leave out worlds")
+            talked = simulate_sessions(config, policy, first, block_runs=block, on_progress=on_progress)
+            records, totals = talked.records, talked.totals
+            metrics = summarise(records, totals, first.profile, first.limits)
+            metrics |= session_metrics(first, metrics, totals.makespan_s)
         else:
-            done = simulate_world(config, policy, runs, world, block_runs=block, on_progress=on_progress)
-        metrics = summarise(done.records, done.totals, runs.profile, runs.limits)
+            runs = join_runs([each for each in (cases[at].runs for at in group) if isinstance(each, Runs)])
+            if world is None:
+                done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
+            else:
+                done = simulate_world(config, policy, runs, world, block_runs=block, on_progress=on_progress)
+            records = done.records
+            metrics = summarise(records, done.totals, runs.profile, runs.limits)
         for place, index in enumerate(group):
             case, part = cases[index], slice(place * seeds, (place + 1) * seeds)
             results[index] = _result(
                 policy.name, policy.knows, case, {k: v[part] for k, v in metrics.items()}
             )
             if case.name in keep:
-                kept[case.name] = done.records.at(part)
+                kept[case.name] = records.at(part)
     in_order = {case.name: kept[case.name] for case in cases if case.name in kept}
     return PolicyRun(policy.name, [results[index] for index in range(len(cases))], in_order)
+
+
+def _groups(cases: Sequence[Case]) -> list[list[int]]:
+    """Return which cases are run together: those of equally many requests, each of sessions alone."""
+    found: dict[Any, list[int]] = {}
+    for index, case in enumerate(cases):
+        alone = index if isinstance(case.runs, SessionRuns) else -1
+        found.setdefault((case.runs.shape[1], alone), []).append(index)
+    return [found[key] for key in sorted(found)]
 
 
 def join_runs(parts: Sequence[Runs]) -> Runs:
@@ -202,7 +221,8 @@ def _bound(case: Case, config: ServingConfig) -> PolicyResult:
         left = np.maximum(np.asarray(requests.prompt_tokens) - np.asarray(shared), 1)
         requests = dataclasses.replace(requests, prompt_tokens=left)
     qos = _upper_bounds(runs.profile, requests, runs.limits, config.scheduler)
-    names = ALL_METRICS if config.prefix_entries else METRICS
+    names = [*METRICS, *(PREFIX_METRICS if config.prefix_entries else ())]
+    names += SESSION_METRICS if isinstance(runs, SessionRuns) else ()
     metrics = {name: np.full(runs.shape[0], np.nan) for name in names}
     metrics["average_qos"] = np.asarray(qos, np.float64).mean(axis=1)
     metrics["arrived"] = np.full(runs.shape[0], float(runs.shape[1]))

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.routing.fleet_state import FleetState, Outcome, Request
+from qos_jax.routing.fleet_state import FleetState, Outcome, Request, Routed
 from qos_jax.routing.fleet_step import step_fleet
-from qos_jax.routing.observation import KnownFleet, observe, reveal, see_prefixes
+from qos_jax.routing.observation import KnownFleet, Observation, observe, reveal, see_prefixes
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.records import COMPLETED, DROPPED, REJECTED, REJECTED_TOO_LONG
 from qos_jax.workload.request_table import RequestTable
@@ -60,6 +60,33 @@ def requests_of(table: RequestTable) -> Request:
     return Request(**{field.name: getattr(table, field.name) for field in dataclasses.fields(Request)})
 
 
+def decide(
+    config: ServingConfig,
+    policy_function: Callable[..., jax.Array],
+    policy_params: Any,
+    known: KnownFleet,
+    run_key: jax.Array,
+    fleet: FleetState,
+    request: Request,
+    request_id: jax.Array,
+) -> tuple[Observation, jax.Array]:
+    """Return what the policy sees of a request that arrives, and the expert it picks, [] int32.
+
+    Request i draws by key i of the run; one below 0 is padding, which is dropped.
+    """
+    prefix = see_prefixes(config, known.profile, fleet, request)
+    seen = observe(known, fleet, request, request_id, prefix)
+    key = jax.random.fold_in(run_key, request_id)
+    action = policy_function(policy_params, key, reveal(seen, fleet, request))
+    return seen, jnp.where(request_id >= 0, action, config.num_experts).astype(jnp.int32)
+
+
+def status_of(routed: Routed) -> jax.Array:
+    """Return the status of a request by what became of it at its arrival, [] int32."""
+    status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
+    return jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
+
+
 def route_requests(
     config: ServingConfig,
     policy_function: Callable[..., jax.Array],
@@ -91,11 +118,9 @@ def route_requests(
 
     def step(carry: Carry, arrival: Arriving) -> tuple[Carry, tuple[Logged, Snapshot | None]]:
         fleet, request = carry.fleet, arrival.request
-        prefix = see_prefixes(config, known.profile, fleet, request)
-        seen = observe(known, fleet, request, arrival.request_id, prefix)
-        key = jax.random.fold_in(run_key, arrival.request_id)
-        action = policy_function(policy_params, key, reveal(seen, fleet, request))
-        action = jnp.where(arrival.request_id >= 0, action, config.num_experts).astype(jnp.int32)
+        seen, action = decide(
+            config, policy_function, policy_params, known, run_key, fleet, request, arrival.request_id
+        )
         fleet, routed, passed = step_fleet(
             config,
             known.profile,
@@ -106,8 +131,6 @@ def route_requests(
             arrival.gap_after_s,
             known.limits,
         )
-        status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
-        status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
         carry = Carry(
             fleet=fleet,
             busy_s=carry.busy_s + passed.busy_s,
@@ -122,7 +145,7 @@ def route_requests(
                 waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
                 kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
             )
-        return carry, (Logged(action, status, routed.evicted), snapshot)
+        return carry, (Logged(action, status_of(routed), routed.evicted), snapshot)
 
     zeros = jnp.zeros((config.num_experts,), jnp.float32)
     carry, (logged, snapshots) = jax.lax.scan(step, Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)

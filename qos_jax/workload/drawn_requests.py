@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,25 @@ def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
         return source.length_log_std
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
     return np.asarray(measure_length_log_std(flat))
+
+
+def as_replicas(drawn: RequestTable) -> RequestTable:
+    """Return the requests as answered by replicas of the first expert: equal, true and predicted, at all N.
+
+    Args:
+      drawn: NumPy leaves [..., N].
+    """
+
+    def first(leaf: Any) -> Any:
+        return np.broadcast_to(np.asarray(leaf)[..., :1], np.shape(leaf))
+
+    return dataclasses.replace(
+        drawn,
+        quality=first(drawn.quality),
+        output_tokens=first(drawn.output_tokens),
+        predicted_quality=first(drawn.predicted_quality),
+        predicted_output_tokens=first(drawn.predicted_output_tokens),
+    )
 
 
 def shuffle_predictions(keys: jax.Array, drawn: RequestTable) -> RequestTable:

@@ -12,15 +12,16 @@ from qos_jax.workload import ArrivalProcess, arrivals_like, diurnal, gamma, load
 SYNTHETIC = ("poisson", "gamma", "mmpp", "diurnal")
 RECORDED = ("azure_conv", "azure_code")
 CONVERSATION = "conversation"
+SESSIONS = "sessions"
 TRACE = "trace"
 TABLE_MATCHES = ("nearest", "even")
 TABLE_MATCH_HELP = "rows that a trace's arrivals get: nearest in length to its requests, or any, evenly"
-WORKLOADS = (*SYNTHETIC, *RECORDED, CONVERSATION, TRACE)
+WORKLOADS = (*SYNTHETIC, *RECORDED, CONVERSATION, SESSIONS, TRACE)
 _DIURNAL_BINS = 24
 
 
 def arrival_process(workload: str, rate_per_s: Any, numbers: Any, num_requests: int) -> ArrivalProcess:
-    """Return the process of a workload, any but ``trace``; the numbers may be traced.
+    """Return the process of a workload, any but ``trace`` and ``sessions``; the numbers may be traced.
 
     Args:
       workload: one of ``WORKLOADS``.

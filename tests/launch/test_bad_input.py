@@ -480,6 +480,11 @@ TABLE_CASES = [
         lambda g: g.flags.update(policies="measured_greedy", baseline="measured_greedy", views="own"),
         ("'views': 'measured_greedy' goes by what it measures", "; leave out that policy"),
     ),
+    Case(
+        "sessions under a view",
+        lambda g: g.flags.update(workloads="sessions", views="own"),
+        ("'workloads': ", "where routers see everything", "; leave out views"),
+    ),
     _table("not split", {"split": None}, "'split': ", "missing", "; use 'all'", table_split="test"),
     Case(
         "table: split unknown",

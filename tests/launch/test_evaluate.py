@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.metrics import METRICS, PREFIX_METRICS, SESSION_METRICS
 from qos_jax.workload import RequestTable, fleet_path, read_fleet, write_table
 from tests.launch.trained import network, save_run
 
@@ -95,6 +95,28 @@ def test_the_table_follows_from_the_metrics(whole):
         if row["metric"] == "average_qos":
             assert f"{float(row['mean']):.3f}" in ended.out
     assert json.loads((out / "comparison.json").read_text())["baseline"] == "shortest_queue"
+
+
+def test_sessions_are_compared_and_resumed(launch, tmp_path):
+    flags = {"workloads": "sessions", "loads": 0.5, "policies": "session_affinity,upper_bound"}
+    flags |= {"system_prompts": 2, "think_s": 2.0, "replicas": True, "prefix_entries": 4}
+    flags |= {"scheduler": "chunked_prefill", "baseline": "session_affinity", "plots": True}
+    rows = [row for row in fleet_path("edge6").read_text().splitlines() if row[0] != "#"]
+    (tmp_path / "two.csv").write_text("\n".join(rows[:3]).replace(",16,16,", ",4,4,") + "\n")
+    flags |= {"fleet": tmp_path / "two.csv", "latency_limit_s": 0.07}
+    ended = launch("launch.evaluate", *arguments(tmp_path / "run", **flags))
+    assert ended.code == 0, ended.err
+    (line, _) = metrics_of(tmp_path / "run")
+    assert line["metrics"].keys() == METRICS.keys() | SESSION_METRICS.keys() | PREFIX_METRICS.keys()
+    assert min(line["metrics"]["turns_per_session_hour"]) > 0
+    assert f"plots/prefix_hits_sessions_{line['arrival_rate_per_s']:.3g}.png" in files_of(tmp_path / "run")
+    with open(tmp_path / "run/comparison.csv", newline="") as stream:
+        assert {row["metric"] for row in csv.DictReader(stream)} == line["metrics"].keys()
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in files_of(tmp_path / "run")}
+    # What the policy did is read from its records, arrivals included.
+    again = launch("launch.evaluate", *arguments(tmp_path / "run", **flags), "--resume")
+    assert again.code == 0, again.err
+    assert before == {name: (tmp_path / "run" / name).read_bytes() for name in files_of(tmp_path / "run")}
 
 
 def test_the_bound_holds_for_every_seed(whole):

@@ -13,7 +13,9 @@ from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_con
 from qos_jax.serving.reference import ReferenceProfile, simulate_expert, simulate_fleet
 from qos_jax.serving.reference_cache import BlockPool, SlotCache, content_ids, hashed_content
 from qos_jax.serving.state import PrefixLevel
+from qos_jax.workload.conversations import SystemPrompts, as_conversations
 from qos_jax.workload.prefix_paths import prefix_paths
+from qos_jax.workload.request_table import RequestTable, with_prefixes
 
 # 1 s + 0.1 s a token of prompt; a decode iteration takes 0.5 s.
 PROFILE = ReferenceProfile(4, 8, 1000, 320, 1.0, 0.1, 0.0, 0.5, 0.0, 0.0)
@@ -226,6 +228,36 @@ def test_nested_prefixes_equal_the_reference():
         np.testing.assert_array_equal(found["cached_tokens"], cached)
         assert cached.sum() > 0.1 * prompt.sum()
         np.testing.assert_allclose(found["latency_s"], [o.latency_s for o in done], rtol=1e-4)
+
+
+def test_conversations_under_system_prompts_equal_the_reference():
+    rng = np.random.default_rng(0)
+    output = rng.integers(2, 60, (1, COUNT, 1)).repeat(2, -1)
+    one = np.ones(output.shape, np.float32)
+    table = RequestTable(rng.integers(5, 60, (1, COUNT)), one, output, one, one)
+    system = SystemPrompts(3, 150)
+    table = as_conversations(
+        table, np.zeros(1, np.uint32), mean_turns=4.0, open_conversations=6, limit_tokens=2000, system=system
+    )
+    table = jax.tree.map(lambda leaf: leaf[0], with_prefixes(table, 4))  # four levels: one program for all
+    # A turn of a conversation never comes before the answer to the last.
+    arrival_s = np.cumsum(1.0 + rng.exponential(0.2, COUNT)).astype(np.float32).astype(float)
+    expert, profile = rng.integers(0, 2, COUNT), fleet(rng, 60_000)
+    prompt, group, prefix = table.prompt_tokens, table.prefix_group, table.prefix_tokens
+    trace = (arrival_s, prompt, table.output_tokens, expert, group, prefix)
+    accepted, found = closed_form("chunked_prefill", profile, trace, entries=COUNT, path=table.prefix_path)
+    content = content_ids(group, prefix, prompt + table.output_tokens[:, 0], 16)
+    for ids, of in zip(content, table.prefix_path[0].group.tolist(), strict=True):
+        ids[: 150 // 16] = [-1 - 100 * of - block for block in range(150 // 16)]
+    outcomes, _ = simulate_fleet(
+        profile, arrival_s, prompt, table.output_tokens, expert, "chunked_prefill", content=content
+    )
+    assert accepted.all()
+    cached = np.array([outcome.cached_tokens for outcome in outcomes])
+    np.testing.assert_array_equal(found["cached_tokens"], cached)
+    assert np.any(cached[prefix == 150] == 144)  # of first turns
+    assert cached.max() > 200
+    np.testing.assert_allclose(found["latency_s"], [o.latency_s for o in outcomes], rtol=1e-4)
 
 
 def test_nothing_shared_is_as_without_a_cache():

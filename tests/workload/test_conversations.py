@@ -3,7 +3,8 @@
 import numpy as np
 
 from qos_jax.workload import RequestTable
-from qos_jax.workload.conversations import as_conversations
+from qos_jax.workload.conversations import SystemPrompts, as_conversations
+from qos_jax.workload.sessions import as_sessions
 
 RUNS, COUNT, EXPERTS, LIMIT = 2, 600, 2, 1500
 
@@ -16,9 +17,13 @@ def drawn():
     return RequestTable(prompt, quality, output, quality, output.astype(np.float32))
 
 
-def conversations(mean_turns, limit=10**6):
-    seeds = np.arange(RUNS, dtype=np.uint32)
-    return as_conversations(drawn(), seeds, mean_turns=mean_turns, open_conversations=20, limit_tokens=limit)
+SEEDS = np.arange(RUNS, dtype=np.uint32)
+
+
+def conversations(mean_turns, limit=10**6, **system):
+    return as_conversations(
+        drawn(), SEEDS, mean_turns=mean_turns, open_conversations=20, limit_tokens=limit, **system
+    )
 
 
 def test_a_turn_shares_the_turns_before_it_and_their_answers():
@@ -47,3 +52,51 @@ def test_a_conversation_ends_before_it_exceeds_the_limit():
     table = conversations(100.0, LIMIT)
     assert (table.prompt_tokens[..., None] + table.output_tokens).max() <= LIMIT
     assert (table.prefix_tokens > 1000).any()
+
+
+def test_a_conversation_begins_with_one_system_prompt_by_popularity():
+    plain, table = conversations(4.0), conversations(4.0, system=SystemPrompts(8, 50, 1.0))
+    np.testing.assert_array_equal(table.prefix_group, plain.prefix_group)
+    np.testing.assert_array_equal(table.prompt_tokens, plain.prompt_tokens + 50)
+    np.testing.assert_array_equal(table.prefix_tokens, plain.prefix_tokens + 50)
+    assert plain.prefix_path is None
+    outer, inner = table.prefix_path
+    np.testing.assert_array_equal(outer.end_tokens, 50)
+    np.testing.assert_array_equal(inner.group, table.prefix_group)
+    assert inner.end_tokens.min() > table.prompt_tokens.max()
+    for run in range(RUNS):
+        of = {}
+        for system, group in zip(outer.group[run].tolist(), inner.group[run].tolist(), strict=True):
+            assert of.setdefault(group, system) == system
+    # Zipf's first of eight has 1 / 2.718 of the conversations, its last an eighth of that.
+    share = np.bincount(outer.group.ravel(), minlength=8) / outer.group.size
+    assert 0.25 < share[0] < 0.5
+    assert share[-1] < 0.1
+
+
+def test_sessions_have_conversations_in_a_row():
+    users, turns = 20, COUNT // 20
+    table, times = as_sessions(
+        drawn(),
+        SEEDS,
+        sessions=users,
+        mean_turns=4.0,
+        mean_think_s=9.0,
+        limit_tokens=LIMIT,
+        system=SystemPrompts(3, 40),
+    )
+    before, shape = drawn(), (RUNS, users, turns)
+    group, prefix, prompt = (
+        leaf.reshape(shape) for leaf in (table.prefix_group, table.prefix_tokens, table.prompt_tokens)
+    )
+    answer = np.round(before.output_tokens.mean(-1)).astype(int).reshape(shape)
+    goes_on = group[..., 1:] == group[..., :-1]
+    # A turn holds the one before and its answer, or begins a conversation of no other session.
+    np.testing.assert_array_equal(prefix[..., 1:], np.where(goes_on, prompt[..., :-1] + answer[..., :-1], 40))
+    np.testing.assert_array_equal(prompt - prefix, before.prompt_tokens.reshape(shape))
+    assert np.all(group % users == np.arange(users)[:, None])
+    assert 0.65 < goes_on.mean() < 0.85
+    assert (prompt + before.output_tokens.max(-1).reshape(shape)).max() <= LIMIT
+    assert times.think_s.shape == shape
+    assert 8.0 < times.think_s.mean() < 10.0
+    assert times.start_s.shape == shape[:2]
