@@ -23,6 +23,7 @@ from qos_jax.runs.plot_style import save_figure
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
 from qos_jax.simulation.policy_runs import CaseName, Compared
+from qos_jax.simulation.sessions import SessionRuns
 from qos_jax.simulation.simulate import Runs, simulate
 
 
@@ -69,8 +70,8 @@ def write_plots(
         if any(run.cached_tokens is not None for run in records.values()):
             figures[f"prefix_hits_{name}"] = prefix_hits(records, case.runs.profile, expert_names)
         best = best_policy(compared, case.name, policies)
-        if best is not None and isinstance(case.runs, Runs):
-            figures[f"timeline_{name}"] = _timeline(config, best, case, case.runs, expert_names)
+        if best is not None and not isinstance(case.runs, SessionRuns):
+            figures[f"timeline_{name}"] = _timeline(config, best, case, expert_names)
     paths = []
     for name, figure in figures.items():
         path = folder.file(f"plots/{name}.png")
@@ -90,10 +91,10 @@ def best_policy(compared: Compared, case: CaseName, policies: Sequence[Policy]) 
     return routers[max(qos, key=lambda name: qos[name])] if qos else None
 
 
-def _timeline(
-    config: ServingConfig, policy: Policy, case: Case, runs: Runs, expert_names: Sequence[str]
-) -> Any:
+def _timeline(config: ServingConfig, policy: Policy, case: Case, expert_names: Sequence[str]) -> Any:
     """The figure of seed 0 of a case, run again with the experts' load looked at before each arrival."""
+    runs = case.runs
+    assert isinstance(runs, Runs)
     first = runs.take(slice(1))
     load = simulate(config, policy, first, keep_snapshots=True).snapshots
     assert load is not None
