@@ -131,6 +131,7 @@ def route_requests(
             arrival.gap_after_s,
             known.limits,
         )
+        status = status_of(routed)
         carry = Carry(
             fleet=fleet,
             busy_s=carry.busy_s + passed.busy_s,
@@ -145,7 +146,7 @@ def route_requests(
                 waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
                 kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
             )
-        return carry, (Logged(action, status_of(routed), routed.evicted), snapshot)
+        return carry, (Logged(action, status, routed.evicted), snapshot)
 
     zeros = jnp.zeros((config.num_experts,), jnp.float32)
     carry, (logged, snapshots) = jax.lax.scan(step, Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)
