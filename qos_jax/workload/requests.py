@@ -17,6 +17,7 @@ from qos_jax.errors import input_error, near_match
 from qos_jax.files import Path, write_csv
 from qos_jax.text_table import MAX_INT32, TOKENS, TextTable
 from qos_jax.workload.fleet import DROP_NAME
+from qos_jax.workload.prefix_column import PATH_COLUMN, as_levels, path_cells, read_paths
 from qos_jax.workload.prefix_paths import with_paths
 from qos_jax.workload.request_table import PREFIX_COLUMNS, RequestTable
 from qos_jax.workload.trace import Trace
@@ -49,7 +50,8 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
     (medians) and ``predicted_quality``, which default to the truth with a logged warning; optionally
     ``expert``, the expert each request is assigned to by name, where an empty cell or ``drop`` refuses it;
     optionally ``prefix_group``, a whole number, and ``prefix_tokens``: a request shares its first
-    ``prefix_tokens`` with every earlier one of its group, an empty group or 0 tokens with none.
+    ``prefix_tokens`` with every earlier one of its group, an empty group or 0 tokens with none; with both
+    perhaps ``prefix_path``, the groups around that group, see ``prefix_column``.
 
     Args:
       path: the file; lines that start with ``#`` are comments.
@@ -75,6 +77,8 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
             read[field] = np.stack([by_column[c] for c in columns], axis=1)
         if "prefix_group" in table.columns:
             read |= _prefixes(table, read["prompt_tokens"])
+        if PATH_COLUMN in table.columns:
+            read[PATH_COLUMN] = read_paths(table, read["prefix_group"])
         if "expert" in table.columns:
             read["expert"] = _expert_indices(table, expert_names)
         parts.append(read)
@@ -85,6 +89,8 @@ def read_requests(path: Path, expert_names: Sequence[str]) -> Requests:
             data[field] = data[truth].astype(np.float32)
     arrival_s, expert = data.pop("arrival_s"), data.pop("expert", None)
     fields: dict[str, Any] = data
+    if PATH_COLUMN in data:
+        fields[PATH_COLUMN] = as_levels(data[PATH_COLUMN]) or None
     return Requests(arrival_s, RequestTable(**fields), expert)
 
 
@@ -121,14 +127,8 @@ def write_requests(
       requests: T requests.
       expert_names: the N names of the fleet, in its order.
       comments: lines put first, each behind a ``#``.
-
-    Raises:
-      InputError: requests share nested groups of prefixes, for which the file has no columns.
     """
     table = requests.table
-    if table.prefix_path is not None:
-        fault = "is given, and a request file has columns for one group of each request alone"
-        raise input_error(fault, field="prefix_path", remedy="keep the trace that it was read from")
     fields = (*REQUIRED_PER_EXPERT, *TRUTH_OF)
     header = ["arrival_s", "prompt_tokens", *(f"{f}.{name}" for f in fields for name in expert_names)]
     columns: list[list[Any]] = [requests.arrival_s.tolist(), np.asarray(table.prompt_tokens).tolist()]
@@ -139,6 +139,9 @@ def write_requests(
         header += PREFIX_COLUMNS
         group = [value if value >= 0 else "" for value in np.asarray(table.prefix_group).tolist()]
         columns += [group, np.asarray(table.prefix_tokens).tolist()]
+    if table.prefix_path is not None:
+        header.append(PATH_COLUMN)
+        columns.append(path_cells(table.prefix_path))
     if requests.expert is not None:
         names = [*expert_names, DROP_NAME]  # -1 picks the last
         header.append("expert")
@@ -174,9 +177,9 @@ def _check_columns(table: TextTable, names: Sequence[str]) -> dict[str, list[str
         if given or field in table.columns:
             sources[field] = own if given else [field] * len(names)
     required = ["arrival_s", "prompt_tokens", *(f for f in REQUIRED_PER_EXPERT if f not in sources)]
-    if any(field in table.columns for field in PREFIX_COLUMNS):
+    if any(field in table.columns for field in (*PREFIX_COLUMNS, PATH_COLUMN)):
         required += PREFIX_COLUMNS
-    optional = ["expert", *per_expert, *(c for columns in sources.values() for c in columns)]
+    optional = ["expert", PATH_COLUMN, *per_expert, *(c for columns in sources.values() for c in columns)]
     text_table.check_columns(table, required, optional)
     return sources
 

@@ -1,5 +1,6 @@
 """Requests read quickly and exactly; every fault is named."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,6 +39,21 @@ def test_columns_per_expert_and_assignment(tmp_path):
     assert requests.table.predicted_quality[0, 0] == 0.5
 
 
+NESTED = f"{HEAD},prefix_group,prefix_tokens,prefix_path\n"
+
+
+def test_nested_prefixes_are_read_and_written_again(tmp_path):
+    requests = read(tmp_path, f"{NESTED}0,10,20,1,7,9,3:4 7:\n1,9,2,1,,5,\n2,9,2,1,3,9,3:6\n")
+    outer, inner = requests.table.prefix_path
+    np.testing.assert_array_equal(outer.group, [3, -1, 3])
+    np.testing.assert_array_equal(outer.end_tokens, [4, 0, 6])
+    np.testing.assert_array_equal(inner.group, [7, -1, -1])
+    np.testing.assert_array_equal(inner.end_tokens, [2**31 - 1, 0, 0])
+    write_requests(tmp_path / "again.csv", requests, NAMES)
+    again = read_requests(tmp_path / "again.csv", NAMES)
+    jax.tree.map(np.testing.assert_array_equal, again.table, requests.table)
+
+
 def test_prefixes_are_read_and_written_again(tmp_path):
     text = f"{HEAD},prefix_group,prefix_tokens\n0,10,20,1,7,4\n1,9,2,1,,5\n2,9,2,1,7,9\n"
     requests = read(tmp_path, text)
@@ -66,6 +82,13 @@ def test_prefixes_are_read_and_written_again(tmp_path):
         (f"{HEAD}\nnan,1,1,1\n", "not finite"),
         (f"{HEAD}\n0,1,1\n", "3 cells"),
         (f"{HEAD},predicted_output_tokens\n0,1,1,1,0\n", "predicted_output_tokens"),
+        (
+            f"{NESTED}0,9,1,1,2,8,4:8\n",
+            "row 2, field 'prefix_path': '4:8' does not end with its prefix_group 2",
+        ),
+        (f"{NESTED}0,9,1,1,2,8,4:8 2:8\n", "row 2, field 'prefix_path': '4:8 2:8' has ends that do not rise"),
+        (f"{NESTED}0,9,1,1,2,8,4: 2:8\n", "row 2, field 'prefix_path': '4: 2:8' is no list of groups"),
+        (f"{HEAD},prefix_path\n0,9,1,1,2:\n", "field 'prefix_group': column is missing"),
         (f"{HEAD},prefix_group\n0,1,1,1,0\n", "field 'prefix_tokens': column is missing"),
         (f"{HEAD},prefix_group,prefix_tokens\n0,3,1,1,0,4\n", "row 2, field 'prefix_tokens': '4' is above"),
         (f"{HEAD},prefix_group,prefix_tokens\n0,3,1,1,-1,2\n", "row 2, field 'prefix_group'"),
