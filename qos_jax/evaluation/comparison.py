@@ -24,7 +24,14 @@ from qos_jax.simulation.cases import Case, CaseConfig, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.simulation.records import WOULD_WAIT
 from qos_jax.simulation.world import World
-from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig, check_prefix_entries, check_views
+from qos_jax.simulation.world_config import (
+    PREFIX_HELP,
+    WorldConfig,
+    check_prefix_entries,
+    check_views,
+    named_under,
+    under_views,
+)
 from qos_jax.workload import split_rows
 from qos_jax.workload.degraded import FITTED, PREDICTIONS, SHUFFLED, with_predictions
 from qos_jax.workload.drawn_requests import Source
@@ -181,25 +188,6 @@ def _sources(config: ComparisonConfig, setting: Setting) -> dict[str, Source]:
     }
 
 
-def named_under(policy_name: str, condition: str) -> str:
-    """Return what a policy is called under one of several kinds of predictions, or under a view."""
-    return f"{policy_name}@{condition}"
-
-
-def _under_views(
-    policies: Sequence[Policy], worlds: Mapping[str, World]
-) -> tuple[list[Policy], dict[str, World]]:
-    """Return the policies, once for each view where there are views, and the world of each by name."""
-    if not worlds:
-        return list(policies), {}
-    found, world_of = [], {}
-    for view, world in worlds.items():
-        for policy in policies:
-            found.append(dataclasses.replace(policy, name=named_under(policy.name, view)))
-            world_of[found[-1].name] = world
-    return found, world_of
-
-
 def draw_cases(plan: ComparisonPlan) -> dict[str, list[Case]]:
     """Return the cases of a comparison by predictions: the same requests and arrivals under each.
 
@@ -248,7 +236,7 @@ def execute_comparison(
         policies = plan.policies
         if len(cases) > 1:
             policies = [dataclasses.replace(p, name=named_under(p.name, kind)) for p in policies]
-        policies, worlds = _under_views(policies, plan.worlds)
+        policies, worlds = under_views(policies, plan.worlds)
         compared = compare(
             plan.setting.serving,
             policies,

@@ -28,8 +28,16 @@ from qos_jax.routing.world_step import (
     world_key,
 )
 from qos_jax.serving import ServingConfig
-from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG
+from qos_jax.simulation.records import (
+    COMPLETED,
+    DROPPED,
+    FAILED,
+    REJECTED,
+    REJECTED_TOO_LONG,
+    TracedRecords,
+)
 from qos_jax.simulation.route import Arriving
+from qos_jax.workload.request_table import RequestTable
 
 
 @struct.dataclass
@@ -204,6 +212,32 @@ def finish(choices: TelemetryConfig, carry: RealCarry) -> Logbook:
         preemptions=serving.preemptions,
     )
     return _entered(carry.logbook, outcome, choices.routers)
+
+
+def records_of(table: RequestTable, logbook: Logbook) -> tuple[TracedRecords, jax.Array]:
+    """Return what became of the T requests of a drained run, within a program.
+
+    Args:
+      table: T requests.
+      logbook: from :func:`finish`.
+
+    Returns:
+      records: of all requests.
+      unaccounted: [] int32, requests without exactly one end: a defect if above 0.
+    """
+    chosen = jnp.where(logbook.status == DROPPED, 0, logbook.expert)[:, None]
+    records = TracedRecords(
+        status=logbook.status,
+        expert=logbook.expert,
+        output_tokens=jnp.take_along_axis(table.output_tokens, chosen, axis=-1)[:, 0],
+        quality=jnp.take_along_axis(table.quality, chosen, axis=-1)[:, 0],
+        ttft_s=logbook.ttft_s,
+        latency_s=logbook.latency_s,
+        preemptions=logbook.preemptions,
+    )
+    accepted = (logbook.status == COMPLETED) | (logbook.status == FAILED)
+    wrong = (logbook.ends != accepted.astype(jnp.int32)) | (logbook.status < 0)
+    return records, jnp.sum(wrong, dtype=jnp.int32)
 
 
 def _entered(logbook: Logbook, outcome: Outcome, routers: int) -> Logbook:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from qos_jax.checks import (
     COUNT,
     COUNT_OR_ZERO,
+    DISCOUNT,
     NON_NEGATIVE,
     POSITIVE,
     SHARE,
@@ -25,13 +26,34 @@ from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
 from qos_jax.routing.faults import Faults
 from qos_jax.routing.telemetry import SCRAPED, VIEWS, Telemetry, TelemetryConfig
+from qos_jax.simulation.reality import Reality
 from qos_jax.simulation.world import World
 
 # Views compared where a world is given and no views are: what routers lose to the best informed one.
 DEFAULT_VIEWS = ("informed", "twin")
 DOWN = "down"  # as the pace of a scripted event: an outage
 _EVENT_FORM = "EXPERT:START_S:LENGTH_S:PACE, with down as the pace of an outage"
+# The traced numbers of a world, and what each must be.
+WORLD_NUMBERS = {
+    "scrape_period_s": NON_NEGATIVE,
+    "scrape_jitter": DISCOUNT,
+    "scrape_failure": SHARE,
+    "pace_log_std": NON_NEGATIVE,
+    "drift_log_std": NON_NEGATIVE,
+    "drift_time_s": POSITIVE,
+    "slowdown_per_s": NON_NEGATIVE,
+    "slowdown_length_s": NON_NEGATIVE,
+    "slowdown_pace": POSITIVE,
+    "outage_per_s": NON_NEGATIVE,
+    "outage_length_s": NON_NEGATIVE,
+    "detection_delay_s": NON_NEGATIVE,
+    "failure_delay_s": NON_NEGATIVE,
+}
+# Servers differ from their profiles where any of these is above 0, or by script.
+FAULTY = ("pace_log_std", "drift_log_std", "slowdown_per_s", "outage_per_s")
+_MAY_BE_INFINITE = ("scrape_period_s", "failure_delay_s")
 
+_Of = TypeVar("_Of")
 
 PREFIX_HELP = (
     "prefix groups that each expert's cache remembers besides those in its slots, such as 64; 0 = no prefix "
@@ -89,16 +111,10 @@ class WorldConfig:
         if self.views:
             check_some_of("views", self.views, VIEWS)
         check_range(self, ("routers",), COUNT)
-        check_range(self, ("router_shares", "drift_time_s", "slowdown_pace"), POSITIVE)
-        check_range(self, ("scrape_failure",), SHARE)
-        errors = ("pace_log_std", "drift_log_std", "slowdown_per_s", "slowdown_length_s")
-        check_range(self, (*errors, "outage_per_s", "outage_length_s", "detection_delay_s"), NON_NEGATIVE)
-        for name in ("scrape_period_s", "failure_delay_s"):
-            if getattr(self, name) != math.inf:
-                check_range(self, (name,), NON_NEGATIVE)
-        if not 0 <= self.scrape_jitter < 1:
-            remedy = "give a share of the period from 0 to below 1"
-            raise input_error(f"{self.scrape_jitter!r} is out of range", field="scrape_jitter", remedy=remedy)
+        check_range(self, ("router_shares",), POSITIVE)
+        for name, interval in WORLD_NUMBERS.items():
+            if not (name in _MAY_BE_INFINITE and getattr(self, name) == math.inf):
+                check_range(self, (name,), interval)
         if self.routers is not None and self.router_shares and len(self.router_shares) != self.routers:
             fault = f"{len(self.router_shares)} shares for {self.routers} routers"
             remedy = "give one per router, or leave out routers"
@@ -119,8 +135,16 @@ class WorldConfig:
     @property
     def has_faults(self) -> bool:
         """Whether any server may differ from its profile."""
-        rates = (self.pace_log_std, self.drift_log_std, self.slowdown_per_s, self.outage_per_s)
-        return any(rates) or bool(self.fault)
+        return any(getattr(self, name) for name in FAULTY) or bool(self.fault)
+
+    @property
+    def num_routers(self) -> int:
+        """How many routers share the fleet."""
+        return self.routers or len(self.router_shares) or 1
+
+    def choices(self, view: str) -> TelemetryConfig:
+        """Return what routers know under a view, and how many they are: the static part of its world."""
+        return TelemetryConfig(view, self.num_routers, self.scraped, self.observes_own)
 
     def worlds(self, names: Sequence[str]) -> dict[str, World]:
         """Return the world under each of :attr:`chosen_views`, which differ in nothing but the view.
@@ -131,26 +155,36 @@ class WorldConfig:
         Raises:
           InputError: an event names an expert that is not in the fleet.
         """
-        routers = self.routers or len(self.router_shares) or 1
-        shares = np.array(self.router_shares or (1.0,) * routers, np.float64)
+        reality = self.reality(names)
+        return {
+            view: World(self.choices(view), reality.telemetry, reality.faults) for view in self.chosen_views
+        }
+
+    def reality(self, names: Sequence[str], *, has_faults: bool | None = None) -> Reality:
+        """Return the traced part of the worlds under all views.
+
+        Args:
+          names: of the N experts.
+          has_faults: whether there are faults, be they zero; by default where any number is set.
+
+        Raises:
+          InputError: an event names an expert that is not in the fleet.
+        """
+        shares = np.array(self.router_shares or (1.0,) * self.num_routers, np.float64)
         telemetry = Telemetry(
             jnp.float32(self.scrape_period_s),
             jnp.float32(self.scrape_jitter),
             jnp.float32(self.scrape_failure),
             jnp.asarray(shares / shares.sum(), jnp.float32),
         )
-        faults = self._faults(names)
-        return {
-            view: World(TelemetryConfig(view, routers, self.scraped, self.observes_own), telemetry, faults)
-            for view in self.chosen_views
-        }
+        return Reality(telemetry, self._faults(names, self.has_faults if has_faults is None else has_faults))
 
-    def _faults(self, names: Sequence[str]) -> Faults | None:
+    def _faults(self, names: Sequence[str], has_faults: bool) -> Faults | None:
         """Return the faults of N servers; None = they never err, which is a faster program."""
         events = [_event(event) for event in self.fault]
         for expert, *_ in events:
             check_one_of("fault", expert, names)
-        if not self.has_faults:
+        if not has_faults:
             return None
 
         def each(value: float) -> jnp.ndarray:
@@ -173,6 +207,33 @@ class WorldConfig:
             failure_delay_s=jnp.float32(self.failure_delay_s),
             retry=jnp.bool_(self.retry),
         )
+
+
+def named_under(policy_name: str, condition: str) -> str:
+    """Return what a policy is called under a view, or under one of several kinds of predictions."""
+    return f"{policy_name}@{condition}"
+
+
+def under_views(
+    policies: Sequence[Policy], by_view: Mapping[str, _Of]
+) -> tuple[list[Policy], dict[str, _Of]]:
+    """Return the policies, once for each view where there are views, and what belongs to the view of each.
+
+    Args:
+      policies: who routes.
+      by_view: something of each view; empty = routers see everything.
+
+    Returns:
+      The policies, named POLICY@VIEW under views; what belongs to the view of each, by that name.
+    """
+    if not by_view:
+        return list(policies), {}
+    found, belongs = [], {}
+    for view, thing in by_view.items():
+        for policy in policies:
+            found.append(dataclasses.replace(policy, name=named_under(policy.name, view)))
+            belongs[found[-1].name] = thing
+    return found, belongs
 
 
 def check_views(policies: Sequence[Policy]) -> None:

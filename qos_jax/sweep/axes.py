@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +13,12 @@ from qos_jax.checks import NON_NEGATIVE, POSITIVE, Interval
 from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import NUMBERS
 from qos_jax.serving import LIMITS
+from qos_jax.simulation.world_config import WORLD_NUMBERS
 from qos_jax.workload.fleet import COLUMNS, INTEGER_COLUMNS, OPTIONAL
 
 FIELD = "sweep"
 PROFILE = "profile."
+ROUTER_SHARE = "router_shares."  # before the number of a router, counted from 1
 MAX_CELLS = 10_000_000
 
 
@@ -28,13 +31,14 @@ SCALARS = {
     "quality_bias": Interval(-1.0, 1.0),
     "length_bias_log": Interval(-10.0, 10.0),
     **{name: number.allowed for name, number in NUMBERS.items()},
+    **WORLD_NUMBERS,
 }
 RENAMED = {"length_log_bias": "length_bias_log"}  # parameters, old name to new
 PROFILE_FIELDS = (*COLUMNS[1:], *OPTIONAL)
 SWEEP_HELP = (
     "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
-    f"one of {', '.join(SCALARS)}, or a field of the fleet's profile: profile.FIELD of all experts, "
-    "profile.EXPERT.FIELD of one, with a * behind it to scale it"
+    f"one of {', '.join(SCALARS)}, {ROUTER_SHARE}K, the share of router K from 1, or a field of the fleet's "
+    "profile: profile.FIELD of all experts, profile.EXPERT.FIELD of one, with a * behind it to scale it"
 )
 
 
@@ -151,7 +155,7 @@ def _values(name: str, text: str) -> tuple[float, ...]:
 def _check_name(axis: Axis) -> None:
     field = axis.profile_field
     if field is None:
-        if axis.name in SCALARS:
+        if axis.name in SCALARS or re.fullmatch(re.escape(ROUTER_SHARE) + "[1-9][0-9]{0,8}", axis.name):
             return
         if axis.name in RENAMED:
             new = RENAMED[axis.name]
@@ -170,7 +174,7 @@ def _check_name(axis: Axis) -> None:
 
 def _check_values(axis: Axis) -> None:
     field = axis.profile_field
-    allowed = NON_NEGATIVE if field else SCALARS[axis.name]
+    allowed = NON_NEGATIVE if field else SCALARS.get(axis.name, POSITIVE)
     if field and (axis.is_scale or field == "decode_base_s"):
         allowed = POSITIVE
     for value in axis.values:

@@ -15,8 +15,10 @@ from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_context_limit
 from qos_jax.simulation.cases import CaseConfig
+from qos_jax.simulation.reality import Reality
 from qos_jax.sweep.axes import Axis, multiply_out
 from qos_jax.sweep.lane import CellNumbers, LaneSource
+from qos_jax.sweep.worlds import SweptWorlds
 from qos_jax.workload import (
     Fleet,
     NamedTable,
@@ -71,7 +73,13 @@ class Grid:
         return len(self.fleet)
 
 
-def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, draws: CaseConfig) -> Grid:
+def build_grid(
+    fleets: Sequence[Setting],
+    axes: Sequence[Axis],
+    scheduler: str,
+    draws: CaseConfig,
+    worlds: SweptWorlds | None = None,
+) -> Grid:
     """Work out the numbers of every cell; requests are not drawn but for what is known of their lengths.
 
     Args:
@@ -79,12 +87,16 @@ def build_grid(fleets: Sequence[Setting], axes: Sequence[Axis], scheduler: str, 
       axes: checked by ``check_axes``.
       scheduler: of all experts.
       draws: one workload, the seeds, and the numbers of what is not swept.
+      worlds: what routers know and how servers err; None = everything, and not at all.
 
     Raises:
       InputError: an expert that a fleet does not have, a profile that no fleet may have.
     """
     points = multiply_out(axes)
     parts = [_numbers_of(place, fleet, axes, points, scheduler, draws) for place, fleet in enumerate(fleets)]
+    if worlds is not None:
+        realities = [worlds.realities(fleet.fleet.names, axes, points) for fleet in fleets]
+        parts = [part.in_reality(reality) for part, reality in zip(parts, realities, strict=True)]
     count = len(points)
     by_shape: dict[tuple[ServingConfig, Any], list[int]] = {}
     for place, part in enumerate(parts):
@@ -129,6 +141,10 @@ class _Part:
     numbers: CellNumbers
     rate_per_s: np.ndarray  # [C] float64
     capacity_per_s: np.ndarray  # [C] float64
+
+    def in_reality(self, reality: Reality) -> _Part:
+        """Return the cells with telemetry and faults, leaves [C, ...]."""
+        return dataclasses.replace(self, numbers=dataclasses.replace(self.numbers, reality=reality))
 
 
 def _numbers_of(

@@ -13,9 +13,11 @@ from flax import struct
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet
+from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.serving import ServingConfig, cut_at_limit
 from qos_jax.simulation.metrics import METRICS, traced_summarise
-from qos_jax.simulation.records import TracedTotals, traced_records
+from qos_jax.simulation.reality import RealCarry, Reality, begin, finish, records_of, route_in_reality
+from qos_jax.simulation.records import TracedRecords, TracedTotals, traced_records
 from qos_jax.simulation.route import Arriving, Carry, Logged, requests_of, route_requests
 from qos_jax.workload import LengthHistogram, RequestTable, SyntheticParams, sample_gaps
 from qos_jax.workload.drawn_requests import draw_table
@@ -31,6 +33,8 @@ class LaneConfig:
     num_requests: int  # T
     seeds: int  # S
     measures: bool = False  # the policy reads ``Observation.measured``
+    # What routers know, and how many they are; None = everything, and servers never err.
+    choices: TelemetryConfig | None = None
 
 
 @struct.dataclass
@@ -58,6 +62,7 @@ class CellNumbers:
     quality_bias: jax.Array  # [] float32, added to the figures' own
     length_bias_log: jax.Array  # [] float32, likewise
     greedy: GreedyParams  # of the greedy heuristics; NaN = each one's own
+    reality: Reality | None = None  # telemetry and faults; with ``LaneConfig.choices``
 
 
 @struct.dataclass
@@ -91,10 +96,16 @@ def run_lane(
     process alone: cells and policies share them (common random numbers), as cases of a comparison do.
     """
     cell = lane.cell
-    table, gap_s, carry, logged = _route_all(config, policy_function, policy_params, source, lane)
-    records, unaccounted = traced_records(
-        table, logged.expert, logged.status, logged.evicted, remaining_outcomes(carry.fleet)
-    )
+    carry: Carry | RealCarry
+    if config.choices is None:
+        table, gap_s, carry, logged = _route_all(config, policy_function, policy_params, source, lane)
+        records, unaccounted = traced_records(
+            table, logged.expert, logged.status, logged.evicted, remaining_outcomes(carry.fleet)
+        )
+    else:
+        records, unaccounted, gap_s, carry = _route_in_world(
+            config, config.choices, policy_function, policy_params, source, lane
+        )
     arrival_s = jnp.cumsum(gap_s.at[0].set(0.0))
     totals = TracedTotals(
         busy_s=carry.busy_s,
@@ -123,7 +134,12 @@ def lane_bytes(config: LaneConfig, source: LaneSource, lane: Lane) -> int:
     def size(shapes: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
-    kept = jax.eval_shape(lambda s, x: _route_all(config, first, None, s, x), source, lane)
+    def route(source: LaneSource, lane: Lane) -> Any:
+        if config.choices is None:
+            return _route_all(config, first, None, source, lane)
+        return _route_in_world(config, config.choices, first, None, source, lane)
+
+    kept = jax.eval_shape(route, source, lane)
     state = size(jax.eval_shape(lambda: empty_fleet(config.serving, measures=config.measures)))
     return 2 * (size(kept) - state) + 16 * state
 
@@ -136,29 +152,68 @@ def _route_all(
     lane: Lane,
 ) -> tuple[RequestTable, jax.Array, Carry, Logged]:
     """Return the T requests of a run, the gaps before them, and what came of routing them."""
-    cell = lane.cell
     table, gap_s = draw_requests(config, source, lane)
-    arriving = Arriving(
-        request=requests_of(table),
-        gap_after_s=jnp.append(gap_s[1:], jnp.float32(jnp.inf)),
-        request_id=jnp.arange(config.num_requests, dtype=jnp.int32),
-    )
-    params = policy_params
-    if isinstance(policy_params, GreedyParams):
-        params = jax.tree.map(
-            lambda swept, own: jnp.where(jnp.isnan(swept), own, swept), cell.greedy, policy_params
-        )
     carry, logged, _ = route_requests(
         config.serving,
         policy_function,
         False,
-        params,
-        cell.known,
+        _params_in(lane.cell, policy_params),
+        lane.cell.known,
         lane.policy_seed,
         empty_fleet(config.serving, measures=config.measures),
-        arriving,
+        _arriving(config, table, gap_s),
     )
     return table, gap_s, carry, logged
+
+
+def _route_in_world(
+    config: LaneConfig,
+    choices: TelemetryConfig,
+    policy_function: Callable[..., jax.Array],
+    policy_params: Any,
+    source: LaneSource,
+    lane: Lane,
+) -> tuple[TracedRecords, jax.Array, jax.Array, RealCarry]:
+    """Return what became of the T requests of a run, how many are unaccounted for, the gaps, and totals.
+
+    What is random in the world follows the seed of the policy, as in a comparison.
+    """
+    reality = lane.cell.reality
+    if reality is None:
+        raise ValueError("LaneConfig.choices is set: give CellNumbers.reality")
+    table, gap_s = draw_requests(config, source, lane)
+    arriving = _arriving(config, table, gap_s)
+    carry = route_in_reality(
+        config.serving,
+        choices,
+        policy_function,
+        _params_in(lane.cell, policy_params),
+        lane.cell.known,
+        reality,
+        lane.policy_seed,
+        arriving.request,
+        begin(config.serving, reality, lane.policy_seed, config.num_requests),
+        arriving,
+    )
+    return *records_of(table, finish(choices, carry)), gap_s, carry
+
+
+def _arriving(config: LaneConfig, table: RequestTable, gap_s: jax.Array) -> Arriving:
+    """Return the T requests of a run as they arrive; ``gap_s`` [T] is before each."""
+    return Arriving(
+        request=requests_of(table),
+        gap_after_s=jnp.append(gap_s[1:], jnp.float32(jnp.inf)),
+        request_id=jnp.arange(config.num_requests, dtype=jnp.int32),
+    )
+
+
+def _params_in(cell: CellNumbers, policy_params: Any) -> Any:
+    """Return the parameters of a policy with those numbers of the net gain that the cell sets."""
+    if not isinstance(policy_params, GreedyParams):
+        return policy_params
+    return jax.tree.map(
+        lambda swept, own: jnp.where(jnp.isnan(swept), own, swept), cell.greedy, policy_params
+    )
 
 
 def draw_requests(config: LaneConfig, source: LaneSource, lane: Lane) -> tuple[RequestTable, jax.Array]:

@@ -17,15 +17,18 @@ from qos_jax.policies import Policy
 from qos_jax.policies.greedy_params import PRICE_MEASURED, SEARCHED
 from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
 from qos_jax.policies.saved import LearnedRouter, load_router
+from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.cases import CaseConfig
 from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.world_config import WorldConfig, check_views, under_views
 from qos_jax.sweep.axes import SWEEP_HELP, check_axes, parse_axis
 from qos_jax.sweep.capacity import Search, parse_search
 from qos_jax.sweep.grid import OF_WORKLOAD, CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
+from qos_jax.sweep.worlds import swept_worlds
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named import RECORDED, SYNTHETIC, TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
@@ -80,6 +83,7 @@ class SweepConfig:
     plot_metrics: tuple[str, ...] = option(
         ("average_qos", "share_within_limit"), help=f"metrics to plot: some of {', '.join(METRICS)}"
     )
+    world: WorldConfig = option(WorldConfig, flat=True)
 
     def __post_init__(self) -> None:
         if self.workload == TRACE:
@@ -94,15 +98,16 @@ class SweepPlan:
 
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     grid: Grid
-    policies: list[Policy]
+    policies: list[Policy]  # POLICY@VIEW, where there are views
+    choices: dict[str, TelemetryConfig]  # of each policy's view; none = routers see everything
     config: SweepConfig
     search: Search | None
     search_ends: tuple[np.ndarray, np.ndarray] | None  # [C] each, requests / s
 
-    def lane_config(self, group: CellGroup) -> LaneConfig:
-        """Return the static part of a group's program."""
-        given = self.config
-        return LaneConfig(group.serving, given.workload, given.num_requests, given.seeds)
+    def lane_config(self, group: CellGroup, policy_name: str) -> LaneConfig:
+        """Return the static part of the program of a group and a policy."""
+        given, choices = self.config, self.choices.get(policy_name)
+        return LaneConfig(group.serving, given.workload, given.num_requests, given.seeds, choices=choices)
 
     @property
     def cell_requests(self) -> int:
@@ -127,12 +132,14 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     search = parse_search(
         config.capacity, config.target, config.capacity_range or (0.02, 4.0), config.capacity_tolerance
     )
+    worlds = swept_worlds(config.world, axes)
     chosen = resolve(
         config.policies,
         config.checkpoint,
         allow_drop=config.allow_drop,
         stochastic=config.stochastic,
         with_bounds=False,
+        with_measuring=worlds is None,
     )
     draws = CaseConfig(
         workloads=(config.workload,), seeds=config.seeds, seed=config.seed, num_requests=config.num_requests
@@ -159,7 +166,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         )
         for name in config.fleet
     ]
-    grid = build_grid(fleets, axes, config.scheduler, draws)
+    grid = build_grid(fleets, axes, config.scheduler, draws, worlds)
     routers: dict[str, LearnedRouter] = {}
     for name, folder in chosen.checkpoints.items():
         for group in grid.groups:  # it must fit them all
@@ -171,11 +178,17 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         relative = search.name == "load" or not config.capacity_range
         unit = grid.capacity_per_s if relative else np.ones(grid.num_cells)
         ends = (search.low * unit, search.high * unit)
+    policies = [*chosen.policies, *(router.policy for router in routers.values())]
+    if worlds is not None:
+        check_views(policies)
+    policies, choices = under_views(policies, {} if worlds is None else worlds.choices)
     return SweepPlan(
         settings=settings_of(
             "sweep",
             {name: value for name, value in dataclasses.asdict(config).items() if name != "plot_metrics"},
             files={"table": config.table},
+            flat=("world",),
+            views=() if worlds is None else worlds.views,
             sweep={axis.name: axis.values for axis in axes},
             fleet_sha256={fleet.name: sha256(fleet.file) for fleet in fleets},
             policies=chosen.names,
@@ -183,7 +196,8 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
             latency_limits_s={fleet.name: None if limits_s else fleet.latency_limit_s for fleet in fleets},
         ),
         grid=grid,
-        policies=[*chosen.policies, *(router.policy for router in routers.values())],
+        policies=policies,
+        choices=choices,
         config=config,
         search=search,
         search_ends=ends,
@@ -196,7 +210,7 @@ def plan_memory(
     """Return how each group is cut to stay within ``max_bytes`` on this process' devices; see plan_chunks."""
     return [
         plan_chunks(
-            plan.lane_config(group),
+            plan.lane_config(group, plan.policies[0].name),
             group,
             mesh,
             max_bytes,

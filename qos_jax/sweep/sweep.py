@@ -128,7 +128,9 @@ def _compiled(
 ) -> LaneProgram:
     """Compile a policy, with smaller blocks where XLA says that it would take more memory than it may."""
     while True:
-        program = LaneProgram(plan.lane_config(group), router, group, cut, mesh, plan.config.seed)
+        program = LaneProgram(
+            plan.lane_config(group, router.name), router, group, cut, mesh, plan.config.seed
+        )
         measured = program.measured_bytes
         if measured is None:
             return program
