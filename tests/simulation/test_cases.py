@@ -118,6 +118,10 @@ def test_perfect_predictions_are_the_truth(fleet):
         ({"error_level": -0.1}, "'error_level'"),
         ({"gap_cv": 0.0}, "'gap_cv'"),
         ({"burst_mean_s": np.inf}, "'burst_mean_s'"),
+        ({"think_s": 0.0}, "'think_s'"),
+        ({"system_prompts": -1}, "'system_prompts'"),
+        ({"system_prompt_tokens": 0}, "'system_prompt_tokens'"),
+        ({"system_prompt_skew": -1.0}, "'system_prompt_skew'"),
         ({"diurnal_swing": 1.0}, "'diurnal_swing'"),
     ],
 )

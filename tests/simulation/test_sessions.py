@@ -114,10 +114,10 @@ def test_sessions_are_those_of_the_reference(scheduler, entries, kv_capacity_tok
         np.testing.assert_array_equal(done.session[run], users)
         np.testing.assert_array_equal(done.turn[run], turns)
         assert [STATUS_NAMES[code] for code in records.status[run]] == [o.status for o in outcomes]
-        np.testing.assert_allclose(records.arrival_s[run], arrival_s, atol=5e-4)
+        np.testing.assert_allclose(records.arrival_s[run], arrival_s, atol=5e-5)
         answered = records.status[run] == COMPLETED
         expected = np.array([o.latency_s for o in outcomes if o.status == "completed"])
-        np.testing.assert_allclose(records.latency_s[run][answered], expected, rtol=2e-3)
+        np.testing.assert_allclose(records.latency_s[run][answered], expected, rtol=1e-4)
         if entries:
             cached = [o.cached_tokens for o in outcomes if o.status == "completed"]
             np.testing.assert_array_equal(records.cached_tokens[run][answered], cached)
