@@ -28,6 +28,8 @@ class Impact:
     penalty: jax.Array  # [N] float32, expected QoS those lose
 
 
+# Traced once for all routers that project, which is most of what they take to trace.
+@functools.partial(jax.jit, inline=True)
 def projected_impact(
     seen: Observation, margin: jax.Array, margin_of_others: jax.Array | None = None
 ) -> Impact:

@@ -10,13 +10,14 @@ Times of a gap, in seconds (all words are in README.md):
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from qos_jax.devices import vary_alike
+from qos_jax.devices import batched_like, vary_alike
 from qos_jax.serving import latency, prefix, scheduler
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.scheduler import Batch, PromptPhase, count, masked_sum, once_per_expert
@@ -67,6 +68,8 @@ class _Gap(NamedTuple):
         return offset_s - self.gap_s + offset_rest_s
 
 
+# Programs that advance the same shapes share what this traces to; XLA inlines it.
+@functools.partial(jax.jit, static_argnums=0)
 def advance(
     config: ServingConfig, profile: FleetProfile, state: ServingState, gap_s: jax.Array
 ) -> tuple[ServingState, Progress]:
@@ -89,6 +92,7 @@ def advance(
     gap = _Gap(profile, scheduler.BY_NAME[config.scheduler], state.age_s, gap_s)
     reached = state.lead_s <= gap_s
     ended = reached[:, None] & state.live & state.running & (state.left_tokens == 0)
+    zeros_s, rounds = batched_like((jnp.zeros_like(state.lead_s), jnp.int32(0)), state.lead_s)
     batch = Batch(
         live=state.live & ~ended,
         running=state.running & ~ended,
@@ -99,8 +103,8 @@ def advance(
         latency_s=state.latency_s,
         preemptions=state.preemptions,
         offset_s=state.lead_s,
-        offset_rest_s=jnp.zeros_like(state.lead_s),
-        kv_token_s=jnp.zeros_like(state.lead_s),
+        offset_rest_s=zeros_s,
+        kv_token_s=zeros_s,
         prefix=state.prefix,
     )
 
@@ -109,7 +113,7 @@ def advance(
         before_end = gap.overrun_s(batch.offset_s, batch.offset_rest_s) < 0.0
         return _Loop(batch, goes_on & before_end, loop.rounds + 1)
 
-    start = _Loop(batch, (state.lead_s < gap_s) & (count(batch.live) > 0), jnp.int32(0))
+    start = _Loop(batch, (state.lead_s < gap_s) & (count(batch.live) > 0), rounds)
     start = vary_alike(start, profile, state, gap_s)
     batch, _, rounds = jax.lax.while_loop(lambda loop: jnp.any(loop.active), body, start)
     prefixes, allocated = (

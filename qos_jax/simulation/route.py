@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import batched_like
 from qos_jax.routing.fleet_state import FleetState, Outcome, Request, Routed
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import KnownFleet, Observation, observe, reveal, see_prefixes
@@ -149,5 +150,6 @@ def route_requests(
         return carry, (Logged(action, status, routed.evicted), snapshot)
 
     zeros = jnp.zeros((config.num_experts,), jnp.float32)
-    carry, (logged, snapshots) = jax.lax.scan(step, Carry(fleet, zeros, zeros, jnp.int32(0)), arriving)
+    totals = batched_like((zeros, zeros, jnp.int32(0)), fleet.serving.lead_s)
+    carry, (logged, snapshots) = jax.lax.scan(step, Carry(fleet, *totals), arriving)
     return carry, logged, snapshots

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.devices import batched_like
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.observation import KnownFleet
@@ -123,10 +124,9 @@ def route_sessions(
         logged = LoggedTurn(Logged(action, status_of(routed), routed.evicted), session, turn, gap_ticks)
         return SessionCarry(totals, due - gap_ticks, arrived, session_of), logged
 
-    zeros = jnp.zeros((config.num_experts,), jnp.float32)
-    begun = dataclasses.replace(
-        carry, carry=Carry(carry.carry.fleet, zeros, zeros, jnp.int32(0))
-    )  # totals are of these turns
+    fleet, zeros = carry.carry.fleet, jnp.zeros((config.num_experts,), jnp.float32)
+    totals = batched_like((zeros, zeros, jnp.int32(0)), fleet.serving.lead_s)
+    begun = dataclasses.replace(carry, carry=Carry(fleet, *totals))  # totals are of these turns
     return jax.lax.scan(step, begun, request_id)
 
 

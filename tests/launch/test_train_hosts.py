@@ -72,16 +72,6 @@ def ended(*processes):
 
 
 @pytest.fixture(scope="module")
-def whole(start, tmp_path_factory):
-    """The folder of a run left alone, in one process of two devices."""
-    out = tmp_path_factory.mktemp("train") / "run"
-    ((code, told),) = ended(start(out, cpu_devices=2))
-    assert code == 0, told
-    assert "training on 2 devices" in told
-    return out
-
-
-@pytest.fixture(scope="module")
 def killed(start_two, tmp_path_factory):
     """The folder of a run whose second process was killed, and what became of the first."""
     out = tmp_path_factory.mktemp("train") / "killed"
@@ -125,7 +115,17 @@ def test_a_lost_process_ends_the_others_in_one_line(killed):
     assert "Traceback" not in told
 
 
-def test_two_resumed_end_as_one_process_of_two_devices(start_two, killed, whole, tmp_path):
+@pytest.fixture(scope="module")
+def resumed(start, killed):
+    """The folder of the same run, gone on with to its end in one process of two devices."""
+    out = shutil.copytree(killed[0], killed[0].parent / "resumed")
+    ((code, told),) = ended(start(out, "--resume", cpu_devices=2))
+    assert code == 0, told
+    assert "training on 2 devices" in told
+    return out
+
+
+def test_two_resumed_end_as_one_process_of_two_devices(start_two, killed, resumed, tmp_path):
     out = shutil.copytree(killed[0], tmp_path / "run")
     first, second = ended(*start_two(out, "--resume"))
     assert first[0] == 0, first[1]
@@ -133,14 +133,7 @@ def test_two_resumed_end_as_one_process_of_two_devices(start_two, killed, whole,
     assert f"update {UPDATES}" in first[1]
     assert "update" not in second[1]  # the first speaks for both
     assert not (tmp_path / "nobody").exists()
-    assert_same_end(out, whole)
-
-
-def test_what_two_began_one_goes_on_with(start, killed, whole, tmp_path):
-    out = shutil.copytree(killed[0], tmp_path / "run")
-    ((code, told),) = ended(start(out, "--resume", cpu_devices=2))
-    assert code == 0, told
-    assert_same_end(out, whole)
+    assert_same_end(out, resumed)
 
 
 _BEGIN = """
@@ -170,9 +163,9 @@ for begin in (
 """
 
 
-def test_two_begin_alike_or_not_at_all(whole, tmp_path):
+def test_two_begin_alike_or_not_at_all(resumed, tmp_path):
     """What process 0 refuses is told there; what they disagree on, and what is of one host, everywhere."""
-    taken = shutil.copytree(whole, tmp_path / "run")
+    taken = shutil.copytree(resumed, tmp_path / "run")
     address = free_address()
     outcomes = [
         subprocess.Popen(
