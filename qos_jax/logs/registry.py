@@ -18,7 +18,7 @@ from qos_jax.logs.sglang import SGLANG_BENCH
 from qos_jax.logs.simulators import LLMSERVINGSIM, VIDUR_METRICS
 from qos_jax.logs.source import Source, open_source
 from qos_jax.logs.traces import AZURE, BURSTGPT, LLMSERVINGSIM_WORKLOAD, MOONCAKE, SPLITWISE, VIDUR_TRACE
-from qos_jax.logs.units import KNOWN, our_names
+from qos_jax.logs.units import KNOWN, our_names, split_unit
 from qos_jax.logs.vllm import VLLM_BENCH, VLLM_REQUESTS
 
 # The first that fits is taken: one whose fields are also another's comes before it.
@@ -71,6 +71,29 @@ def read_logged(path: Path, columns: Mapping[str, str] | None = None) -> Logged:
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
         fault = f"is not as the {layout.name} is written ({' '.join(str(error).split())[:80]})"
         raise input_error(fault, file=path, remedy="give the file as the tool wrote it") from error
+
+
+def columns_of(path: Path, columns: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a user's mappings, of several files, whose column this file has.
+
+    A file of a layout whose fields are all known takes none.
+
+    Args:
+      path: see :func:`read_logged`.
+      columns: see :func:`read_logged`.
+
+    Raises:
+      InputError: the file cannot be read, or is neither CSV nor JSON.
+    """
+    source = open_source(path)
+    layout = next((layout for layout in LAYOUTS[:-1] if not layout.missing(source)), None)
+    if layout is not None and layout.read is not None:
+        return {}
+    return {
+        ours: theirs
+        for ours, theirs in columns.items()
+        if theirs in source.fields or split_unit(theirs)[0].partition(".")[0] in source.fields
+    }
 
 
 def has_layout(path: Path) -> bool:

@@ -5,7 +5,7 @@ from qos_jax.profiling.iteration_fit import IterationFit, fit_iterations
 from qos_jax.profiling.iteration_log import IterationLog, read_iterations
 from qos_jax.profiling.replay import Replay, ServerLimits
 from qos_jax.profiling.request_fit import RequestFit, SearchConfig, fit_requests
-from qos_jax.profiling.request_log import RequestLog, read_request_log
+from qos_jax.profiling.request_log import RequestLog, read_request_log, read_request_logs
 from qos_jax.profiling.roofline import Roofline, RooflineConfig, roofline
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "roofline",
     "read_iterations",
     "read_request_log",
+    "read_request_logs",
     "CoefficientFit",
     "COEFFICIENTS",
     "IterationLog",

@@ -19,7 +19,7 @@ from qos_jax.profiling import (
     SearchConfig,
     ServerLimits,
     read_iterations,
-    read_request_log,
+    read_request_logs,
 )
 from qos_jax.profiling.choose_law import CHOICE_REPLAYS
 from qos_jax.profiling.coefficients import check_fixed
@@ -198,8 +198,10 @@ def load_profile(config: ProfileConfig, search: SearchConfig | None = None) -> P
     if config.append_to is not None:
         check_new_expert(config.append_to, config.expert)
     log = None if config.iterations is None else read_iterations(config.iterations, columns)
-    requests = tuple(read_request_log(file, columns) for file in config.requests)
-    predicted = tuple(read_request_log(file, columns) for file in config.predict)
+    logs = read_request_logs(
+        (*config.requests, *config.predict), columns if config.iterations is None else {}
+    )
+    requests, predicted = logs[: len(config.requests)], logs[len(config.requests) :]
     files: dict[str, Any] = {"log": config.iterations or list(config.requests) or None}
     if config.predict:
         files["predicted"] = list(config.predict)

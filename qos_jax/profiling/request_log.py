@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from qos_jax.errors import input_error
 from qos_jax.files import Path
-from qos_jax.logs import TIMES, Logged, read_logged
+from qos_jax.logs import TIMES, Logged, columns_of, read_logged
 from qos_jax.logs.units import UNITS
 
 MAX_TPOT_S = 10.0  # a median above it is taken for another unit
@@ -46,6 +46,23 @@ class RequestLog:
     def latency_s(self) -> npt.NDArray[np.float64]:
         """[T] seconds from arrival to last token, at the server."""
         return self.last_token_s - self.arrival_s
+
+
+def read_request_logs(paths: Sequence[Path], columns: Mapping[str, str]) -> tuple[RequestLog, ...]:
+    """Read request logs that different tools may have left; a column is mapped in each log that has it.
+
+    Args:
+      paths: see :func:`read_request_log`.
+      columns: see :func:`read_request_log`; each name of theirs must be in one of the logs at least.
+
+    Raises:
+      InputError: as :func:`read_request_log` does.
+    """
+    each = [columns_of(path, columns) for path in paths]
+    lacking = {name: columns[name] for name in columns if all(name not in mapped for mapped in each)}
+    if each:
+        each[0] |= lacking  # which it is refused for
+    return tuple(read_request_log(path, mapped) for path, mapped in zip(paths, each, strict=True))
 
 
 def read_request_log(path: Path, columns: Mapping[str, str] | None = None) -> RequestLog:

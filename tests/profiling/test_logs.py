@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.profiling import read_iterations, read_request_log
+from qos_jax.profiling import read_iterations, read_request_log, read_request_logs
+from tests.logs.shapes import SHAPES
 
 COLUMNS = ("arrival_s", "scheduled_s", "first_token_s", "last_token_s", "prompt_tokens", "output_tokens")
 ROWS = [(10.0, 10.5, 11.0, 12.0, 30, 5), (9.0, 9.0, 9.25, 9.25, 20, 1), (11.0, 11.0, 13.0, 14.0, 40, 9)]
@@ -52,6 +53,22 @@ def test_one_log_in_five_forms(tmp_path):
         {"first_token_s": "ttft_s", "last_token_s": "latency_s"}.get(column, column) for column in COLUMNS
     ]
     same(log, read_request_log(csv(tmp_path / "d.csv", header, spans)))
+
+
+def test_a_column_is_mapped_in_the_logs_that_have_it(tmp_path):
+    """Of one server by three tools: one names the arrival otherwise, one the end, one is a known layout."""
+    own = csv(tmp_path / "own.csv", ["t0" if c == "arrival_s" else c for c in COLUMNS], ROWS)
+    other = jsonl(tmp_path / "other.jsonl", ["end" if c == "last_token_s" else c for c in COLUMNS], ROWS)
+    known = tmp_path / "benchmarks.json"
+    known.write_text(SHAPES["guidellm"].text)
+    mapped = {"arrival_s": "t0", "last_token_s": "end:s"}
+    logs = read_request_logs([own, other, known], mapped)
+    plain = read_request_log(csv(tmp_path / "plain.csv", COLUMNS, ROWS))
+    same(logs[0], plain)
+    same(logs[1], plain)
+    same(logs[2], read_request_log(known))
+    with pytest.raises(InputError, match=r"own.csv, field 'prompt_tokens': the file has no column 'nobody'"):
+        read_request_logs([own, other], mapped | {"prompt_tokens": "nobody"})
 
 
 def test_stamps_of_two_clocks_are_refused(tmp_path):
