@@ -34,7 +34,6 @@ from qos_jax.policies.heuristics import projected_greedy
 from qos_jax.policies.learned import learned_router
 from qos_jax.policies.router_input import GREEDY, greedy_of, router_input, searched_numbers
 from qos_jax.routing import EnvParams, EnvState, Observation, RoutingEnvironment
-from qos_jax.routing.fleet_state import pass_time
 
 # (key, observation) -> action, [] int32
 Route = Callable[[jax.Array, Observation], jax.Array]
@@ -101,7 +100,7 @@ def make_search(
         if params is None:
             _, seen = env.reset(env_key, sample_params(env_key))
             greedy = greedy_of(None, network.allow_drop, network.information)
-            example = router_input(seen, greedy, information=network.information)
+            example = router_input(seen, greedy, information=network.information, believes=network.believes)
             params = init_router(network, network_key, example)
         params = jax.tree.map(jnp.copy, params)  # of its own: the state is donated
         centre, average = (jnp.zeros((len(searched),), jnp.float32) for _ in range(2))
@@ -207,7 +206,8 @@ def episode_qos(
 ) -> jax.Array:
     """Return the average QoS of ``steps`` requests routed from an empty fleet, [] float32.
 
-    The fleet is drained after the last decision.
+    The fleet is drained after the last decision. Where failed requests are sent again, which is a decision,
+    too, fewer have arrived.
     """
     reset_key, steps_key = jax.random.split(key)
     start = (*env.reset(reset_key, params), jnp.float32(0.0))
@@ -221,7 +221,5 @@ def episode_qos(
         return (state, result.observation, total + jnp.sum(result.info.passed.qos)), None
 
     (state, _, total), _ = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
-    _, drained = pass_time(
-        env.config.serving, params.profile, state.fleet, jnp.float32(jnp.inf), params.limits
-    )
-    return (total + jnp.sum(drained.qos)) / steps
+    drained = env.drain(params, state)
+    return (total + jnp.sum(drained.qos)) / (steps if state.world is None else jnp.maximum(state.arrived, 1))

@@ -41,6 +41,8 @@ class NetworkConfig:
         "and length, its own requests and what it measures of their answers, so that it must learn the rest",
     )
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
+    # Whether it knows of its belief the age of the scrape, paces, others' load and who is up, besides.
+    believes: bool = False
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
     residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides the impact estimator's features; then no residual either
@@ -61,6 +63,9 @@ class NetworkConfig:
         if self.residual and self.information == PREDICTIONS:
             fault = "is True, but the net gain is made of profiles, which are not known"
             raise input_error(fault, field="residual", remedy="set residual=False as well")
+        if self.believes and self.information == PREDICTIONS:
+            fault = "is True, but a belief is advanced by profiles, which are not known"
+            raise input_error(fault, field="believes", remedy="set believes=False as well")
         if self.learned_impact and self.information == PROFILES:
             fault = "is True, but with profiles the impact is projected"
             raise input_error(fault, field="learned_impact", remedy="set information=predictions as well")

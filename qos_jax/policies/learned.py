@@ -13,6 +13,7 @@ from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import RouterInput, greedy_of, router_input
 from qos_jax.policies.types import PREDICTIONS, Policy, Router
 from qos_jax.routing import graph, measured_graph
+from qos_jax.routing.belief_features import BELIEF_ARRIVED, BELIEF_EXPERT
 from qos_jax.routing.observation import Observation
 
 
@@ -50,7 +51,8 @@ def learned_router(config: NetworkConfig, stochastic: bool = False, masks_drop: 
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
         greedy = greedy_of(params, config.allow_drop, config.information)
-        logits = actor(params, router_input(seen, greedy, information=config.information)).logits
+        inputs = router_input(seen, greedy, information=config.information, believes=config.believes)
+        logits = actor(params, inputs).logits
         if masks_drop:  # the last action
             logits = logits[:-1]
         if stochastic:
@@ -72,9 +74,10 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
     """
     rows = (num_experts, slots)
     columns = measured_graph if config.information == PREDICTIONS else graph
+    arrived, expert = _node_widths(config)
     features = graph.GraphFeatures(
-        arrived=jnp.zeros((len(columns.ARRIVED_FEATURES),)),
-        expert=jnp.zeros((num_experts, len(columns.EXPERT_FEATURES))),
+        arrived=jnp.zeros((arrived,)),
+        expert=jnp.zeros((num_experts, expert)),
         slot=jnp.zeros((*rows, len(columns.SLOT_FEATURES))),
         pair=jnp.zeros((num_experts, len(columns.PAIR_FEATURES))),
         expert_mask=jnp.ones((num_experts,), bool),
@@ -91,7 +94,17 @@ def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:
     """Return the numbers of experts and of slots of each that a flat encoder's parameters are for."""
     encoder = params["params"]["trunk"]["flat"]
     columns = measured_graph if config.information == PREDICTIONS else graph
+    arrived, expert = _node_widths(config)
     experts = encoder["experts"]["bias"].shape[0] // config.hidden
-    per_expert = (encoder["in"]["kernel"].shape[0] - len(columns.ARRIVED_FEATURES)) // experts
-    of_slots = per_expert - len(columns.EXPERT_FEATURES) - len(columns.PAIR_FEATURES) - 1
+    per_expert = (encoder["in"]["kernel"].shape[0] - arrived) // experts
+    of_slots = per_expert - expert - len(columns.PAIR_FEATURES) - 1
     return experts, of_slots // (2 * len(columns.SLOT_FEATURES))
+
+
+def _node_widths(config: NetworkConfig) -> tuple[int, int]:
+    """Return the numbers of features of the arrived request and of each expert."""
+    columns = measured_graph if config.information == PREDICTIONS else graph
+    arrived, expert = len(columns.ARRIVED_FEATURES), len(columns.EXPERT_FEATURES)
+    if not config.believes:
+        return arrived, expert
+    return arrived + len(BELIEF_ARRIVED), expert + len(BELIEF_EXPERT)

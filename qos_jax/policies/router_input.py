@@ -20,6 +20,7 @@ from qos_jax.policies.greedy_params import (
 from qos_jax.policies.measured_price import measured_penalty_weight, measured_price
 from qos_jax.policies.net_gain import as_believed, crowding_price, impact_of_each, net_gain
 from qos_jax.policies.types import PREDICTIONS, PROFILES
+from qos_jax.routing.belief_features import with_belief_features
 from qos_jax.routing.graph import GraphFeatures, graph_features
 from qos_jax.routing.measured_graph import measured_features
 from qos_jax.routing.observation import Observation
@@ -44,6 +45,7 @@ def router_input(
     greedy: GreedyParams,
     expert_mask: jax.Array | None = None,
     information: str = PROFILES,
+    believes: bool = False,
 ) -> RouterInput:
     """Return the networks' input, with predicted qualities shrunk as in ``greedy``.
 
@@ -54,6 +56,7 @@ def router_input(
       greedy: of the net gain that scores start from, see :func:`greedy_of`.
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
       information: one of ``INFORMATION``; with ``PREDICTIONS`` there is no net gain.
+      believes: whether the features say what the router knows of its belief, too, with profiles alone.
     """
     if information == PREDICTIONS:
         measured = measured_features(as_believed(greedy, seen, expert_mask), expert_mask)
@@ -65,6 +68,8 @@ def router_input(
         )
     impact = impact_of_each(greedy, seen, expert_mask)
     graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
+    if believes:
+        graph = with_belief_features(graph, seen)
     gain = net_gain(greedy, seen, impact, expert_mask)
     return RouterInput(
         graph=graph,

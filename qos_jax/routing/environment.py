@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.devices import vary_alike
-from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet
+from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.impact import qos_in_flight
 from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation, observe, reveal
@@ -23,6 +23,7 @@ from qos_jax.routing.world_environment import (
     believed,
     choices_of,
     decide_at_hand,
+    drain_world,
     next_decision,
     start_world,
     true_queues,
@@ -267,6 +268,13 @@ class RoutingEnvironment:
     def potential(self, params: EnvParams, state: EnvState) -> jax.Array | None:
         """Return Phi of ``state``, [] float32 QoS; None with another reward than ``potential``."""
         return qos_in_flight(self._truth(params, state)) if self.config.reward == "potential" else None
+
+    def drain(self, params: EnvParams, state: EnvState) -> Passed:
+        """Return the events and totals of all time to come if nothing else arrives."""
+        serving, gap_s = self.config.serving, jnp.float32(jnp.inf)
+        if state.world is None:
+            return pass_time(serving, params.profile, state.fleet, gap_s, params.limits)[1]
+        return drain_world(serving, self._known(params), params, state.fleet, state.world)
 
     def max_steps(self, params: EnvParams) -> int:
         """Return the decisions until the time limit: as ``params`` say, or else the configuration."""

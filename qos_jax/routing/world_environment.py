@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.belief import Belief, at_own_request
-from qos_jax.routing.faults import FaultState, pace
-from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed
+from qos_jax.routing.faults import FaultState, pace, pass_time_under
+from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pass_time
 from qos_jax.routing.observation import KnownFleet, Observation, observe
 from qos_jax.routing.params import EnvConfig, EnvParams
 from qos_jax.routing.routers import Routers, brought_to_now, known_up, look
@@ -217,6 +217,16 @@ def believed(
         request,
         world.arrival,
     )
+
+
+def drain_world(
+    config: ServingConfig, known: KnownFleet, params: EnvParams, fleet: FleetState, world: EnvWorld
+) -> Passed:
+    """Return the events and totals of all time to come if nothing else arrives and servers stay the same."""
+    gap_s = jnp.float32(jnp.inf)
+    if params.faults is None or world.faults is None:
+        return pass_time(config, known.profile, fleet, gap_s, known.limits)[1]
+    return pass_time_under(config, known.profile, params.faults, world.faults, fleet, gap_s, known.limits)[1]
 
 
 def true_queues(

@@ -51,12 +51,17 @@ class Judgement:
 
 
 class Judge:
-    """The evaluation's cases, and the baseline's results on them, simulated once."""
+    """The evaluation's cases, and the baseline's results on them, simulated once.
+
+    A router trained in a world is judged, as the baseline is, in the one amid its ranges.
+    """
 
     def __init__(self, plan: TrainPlan) -> None:
         self._plan = plan
         network = plan.config.network
         self._cases = judged_cases(plan, plan.config.evaluation)
+        worlds = plan.config.world.middle().worlds(plan.setting.fleet.names)
+        self._world = next(iter(worlds.values()), None)  # None = routers see everything
         self._baseline = self._run(policy(BASELINE, allow_drop=network.allow_drop))
 
     def judge(self, update: int, params: Any) -> Judgement:
@@ -67,7 +72,8 @@ class Judge:
         return Judgement(update, tuple(scores))
 
     def _run(self, router: Policy) -> list[np.ndarray]:
-        compared = compare(self._plan.setting.serving, [router], self._cases, workers=1)
+        worlds = {} if self._world is None else {router.name: self._world}
+        compared = compare(self._plan.setting.serving, [router], self._cases, workers=1, worlds=worlds)
         return [result.metrics["average_qos"] for result in compared.results]
 
 

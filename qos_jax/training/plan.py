@@ -171,6 +171,7 @@ def environment_of(config: TrainConfig, serving: ServingConfig) -> RoutingEnviro
             config.reward,
             allow_drop=network.allow_drop,
             measures=network.information == PREDICTIONS,
+            telemetry=config.world.choices,
         )
     )
 
@@ -179,7 +180,7 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     env = environment_of(config, serving)
 
     def draw(key: jax.Array) -> EnvParams:
-        return sample_params(key, config.scenario, scenario)
+        return sample_params(key, config.scenario, scenario, config.world)
 
     makers: dict[str, Callable[..., Learner]]
     makers = {"search": make_search, "distil": make_distil, "ppo": make_ppo, "sac": make_sac}

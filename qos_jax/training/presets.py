@@ -12,6 +12,7 @@ from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.han import HANConfig
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.training.train_config import EvaluationConfig, TrainConfig
+from qos_jax.training.world_ranges import WorldRanges
 
 # One layer of attention, where networks are trained: two cost three times as much. The presets edge6 and
 # quick search the numbers of the net gain alone; see data/results/ablations.md.
@@ -64,6 +65,29 @@ _PREDICTIONS = TrainConfig(
     evaluation=EvaluationConfig(every=24),
 )
 
+# Randomised reality: four routers with shares of their own act on the twin of a scrape that is 1 to 30 s old,
+# servers are off their profiles, drift, slow down and fail. The numbers of the net gain are searched.
+_REALITY = dataclasses.replace(
+    _EDGE6,
+    network=NetworkConfig(encoder="sets", hidden=32, believes=True),
+    search=SearchConfig(updates=12, candidates=8, num_envs=16, steps=512),
+    world=WorldRanges(
+        view="twin",
+        routers=4,
+        retry=True,
+        share_log_std=(0.0, 1.0),
+        scrape_period_s=(1.0, 30.0),
+        scrape_failure=(0.0, 0.2),
+        pace_log_std=(0.0, 0.5),
+        drift_log_std=(0.0, 0.3),
+        drift_time_s=(20.0, 120.0),
+        slowdown_per_s=(0.0, 0.002),
+        outage_per_s=(0.0, 0.0005),
+    ),
+    evaluation=EvaluationConfig(every=12, workloads=("poisson", "mmpp"), loads=(0.75, 1.1)),
+    log_every=1,
+)
+
 # The paper's setting: its fleets, limit and penalty, 1 to 6 Poisson arrivals a second; HAN-SAC from scratch,
 # which drops nothing.
 # Its reward comes when a request completes, many decisions after the choice: returns of 32 steps bridge that.
@@ -103,6 +127,7 @@ PRESETS = {
     "edge6": _EDGE6,
     "quick": _QUICK,
     "predictions": _PREDICTIONS,
+    "reality": _REALITY,
     "paper3": _PAPER3,
     "paper6": _PAPER6,
 }

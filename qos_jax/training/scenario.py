@@ -14,10 +14,11 @@ from qos_jax import workload
 from qos_jax.routing.params import EnvParams, make_params
 from qos_jax.serving import FleetProfile, ServiceLimits
 from qos_jax.training.scenario_config import ScenarioConfig
+from qos_jax.training.world_ranges import WorldRanges, sample_world
 from qos_jax.workload.capacity import traced_capacity_per_s
 
 # Folded into an episode's key; above its splits, which hash as small numbers do.
-_ADDED_ERROR_DRAW, _REPLAY_DRAW, _STEADY_DRAW = 1000, 1001, 1002
+_ADDED_ERROR_DRAW, _REPLAY_DRAW, _STEADY_DRAW, _WORLD_DRAW = 1000, 1001, 1002, 1003
 _SWING_BINS = 24
 
 
@@ -58,7 +59,9 @@ class Scenario:
     discount: jax.Array | float = 0.99  # gamma of the potential-based reward
 
 
-def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) -> EnvParams:
+def sample_params(
+    key: jax.Array, config: ScenarioConfig, scenario: Scenario, world: WorldRanges | None = None
+) -> EnvParams:
     """Draw the numbers of one episode; jittable, ``jax.vmap`` it over keys.
 
     Where ``scenario.table`` is given, the error of its predictions is its own: ``error_level``,
@@ -66,7 +69,7 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
     ``replay_share`` of the episodes have the gaps, at ``replay_rate`` of its rate, and their synthetic
     requests its lengths; load, bursts and swing do not matter to them. Errors added come on top, of a table
     and of synthetic requests; routers know the noise of lengths, never a bias (``known_log_std``).
-    Without a recorded trace, and by ranges that add no error, every other draw is left as it is.
+    Without a recorded trace, by ranges that add no error, and in any world, all other draws stay the same.
     """
     keys = iter(jax.random.split(key, 12))
 
@@ -103,6 +106,10 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         error = _draw_error(draw_key, config)
         table = workload.with_prediction_error(miss_key, table, error)
         length_log_std = workload.known_log_std(length_log_std, error)
+    telemetry, faults = None, None
+    if world is not None:
+        world_key = jax.random.fold_in(key, _WORLD_DRAW)
+        telemetry, faults = sample_world(world_key, world, profile.max_running.shape[-1])
     return make_params(
         profile,
         table,
@@ -111,6 +118,8 @@ def sample_params(key: jax.Array, config: ScenarioConfig, scenario: Scenario) ->
         process=process,
         impact_weight=scenario.impact_weight,
         discount=scenario.discount,
+        telemetry=telemetry,
+        faults=faults,
     )
 
 

@@ -27,6 +27,7 @@ from qos_jax.policies.types import PREDICTIONS
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
 from qos_jax.training.scenario_config import ScenarioConfig
+from qos_jax.training.world_ranges import WorldRanges
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
@@ -96,6 +97,7 @@ class TrainConfig:
     keep_last: int = 2  # checkpoints to keep, the best apart
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     scenario: ScenarioConfig = dataclasses.field(default_factory=ScenarioConfig)
+    world: WorldRanges = dataclasses.field(default_factory=WorldRanges)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
     distil: DistilConfig = dataclasses.field(default_factory=DistilConfig)
@@ -114,6 +116,7 @@ class TrainConfig:
         if self.distil.updates and self.network.information == PREDICTIONS:
             fault = f"is {self.distil.updates}, and what is distilled is the net gain by profiles"
             raise input_error(fault, field="distil.updates", remedy="set it to 0")
+        self._check_world()
         if self.network.learned_impact and self.agent != "ppo":
             fault = "is True, and PPO alone trains the impact estimator"
             raise input_error(fault, field="network.learned_impact", remedy="set agent=ppo")
@@ -122,6 +125,18 @@ class TrainConfig:
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:
             fault = "is 'none', and neither search nor distil has updates, so nothing trains"
             raise input_error(fault, field="agent", remedy="choose an agent, or give distil.updates")
+
+    def _check_world(self) -> None:
+        believes = self.network.believes
+        if believes != (self.world.view is not None):
+            fault = f"is {believes}, and routers {'see everything' if believes else 'act on beliefs'}"
+            remedy = "give world.view" if believes else "set network.believes=true"
+            raise input_error(fault, field="network.believes", remedy=remedy)
+        if self.distil.updates and believes:
+            fault = (
+                f"is {self.distil.updates}, and trials of single actions are of routers that see everything"
+            )
+            raise input_error(fault, field="distil.updates", remedy="set it to 0")
 
     def _check_searched(self) -> None:
         network = self.network
