@@ -109,7 +109,7 @@ def sample_world(
     spread = _between(jax.random.uniform(keys[0]), ranges.share_log_std)
     shares = jax.nn.softmax(spread * jax.random.normal(keys[1], (ranges.routers,)))
     scrapes = ("scrape_period_s", "scrape_jitter", "scrape_failure")
-    telemetry = Telemetry(*(jnp.float32(drawn.pop(name)) for name in scrapes), router_share=shares)
+    telemetry = Telemetry(**{name: jnp.float32(drawn.pop(name)) for name in scrapes}, router_share=shares)
     if not ranges.has_faults:
         return telemetry, None
     numbers = {
