@@ -28,6 +28,7 @@ from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.routers import look, redirected, without_the_dead
 from qos_jax.routing.scrape import SHARE_MEMORY, after_counts
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.serving import ServingConfig
 from qos_jax.serving.scheduler import count
 
@@ -137,7 +138,8 @@ def _step(
     never = Telemetry(jnp.float32(jnp.inf), jnp.float32(0.0), jnp.float32(0.0), jnp.ones((1,), jnp.float32))
     number = events["newcomer_id"]
     usable = events["up"] & ~events["avoided"]
-    seen = look(choices, known, never, None, None, belief, usable, belief.fleet, request, number)
+    params = WorldParams(config, choices, known, never, None)
+    seen = look(params, None, belief, usable, belief.fleet, request, number)
     assert policy.router is not None
     action = policy.router(policy.params, jax.random.fold_in(jax.random.key(seed), number), seen)
     action = redirected(action.astype(jnp.int32), seen.belief)

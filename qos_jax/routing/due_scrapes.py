@@ -9,22 +9,17 @@ import jax.numpy as jnp
 
 from qos_jax.devices import vary_alike
 from qos_jax.routing.belief import believed_pace
-from qos_jax.routing.faults import Faults, FaultState
+from qos_jax.routing.faults import FaultState
 from qos_jax.routing.fleet_state import FleetState
-from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.routers import Routers, brought_to_now, with_belief_of
 from qos_jax.routing.scrape import after_scrape, as_seen_by
-from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, next_scrape_s
+from qos_jax.routing.telemetry import next_scrape_s
 from qos_jax.routing.whole_batch import max_over_batch
-from qos_jax.serving import ServingConfig
+from qos_jax.routing.world_params import WorldParams
 
 
 def after_due_scrapes(
-    config: ServingConfig,
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    telemetry: Telemetry,
-    faults: Faults | None,
+    params: WorldParams,
     fault_state: FaultState | None,
     routers: Routers,
     fleet: FleetState,
@@ -36,17 +31,14 @@ def after_due_scrapes(
     Each reads the fleet as it is now, right after the last arrival before it is due (see README.md, rule 23).
 
     Args:
-      config: static sizes and the scheduler.
-      choices: the view, and what routers know.
-      known: profile, limits and length error as known beforehand.
-      telemetry: its numbers.
-      faults: how servers err; None = not at all.
-      fault_state: the hidden state now, with ``faults``.
+      params: the world's.
+      fault_state: the hidden state now, with faults.
       routers: all routers.
       fleet: the true fleet now, ids being tags, when all at this instant are routed.
       gap_s: [] float32, seconds; an infinite one brings no scrape.
       key: of whether they fail, and of their jitter.
     """
+    choices, known, telemetry = params.choices, params.known, params.telemetry
     if not choices.scrapes:
         return routers
     due_s = routers.belief.next_scrape_s - routers.belief.behind_s
@@ -59,7 +51,7 @@ def after_due_scrapes(
         if choices.routers == 1:  # it decided at this very instant
             belief = jax.tree.map(lambda leaf: leaf[0], routers.belief)
         else:
-            belief = brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
+            belief = brought_to_now(params, fault_state, routers, fleet, router)
         fail_key, jitter_key = jax.random.split(jax.random.fold_in(key, router))
         succeeds = jax.random.uniform(fail_key, (), jnp.float32) >= telemetry.scrape_failure
         following_s = next_scrape_s(jitter_key, telemetry, belief.next_scrape_s, gap_s)

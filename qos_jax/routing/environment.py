@@ -21,14 +21,15 @@ from qos_jax.routing.world_environment import (
     EnvWorld,
     arrival_keys,
     believed,
-    choices_of,
     decide_at_hand,
     drain_world,
     next_decision,
     start_world,
     true_queues,
     with_belief,
+    world_params,
 )
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.serving import FleetProfile, cut_at_limit, with_context_limit
 from qos_jax.workload.arrivals import ArrivalState, init_arrivals, next_gap
 
@@ -145,10 +146,10 @@ class RoutingEnvironment:
         arrivals_key, row_key = jax.random.split(key)
         arrivals = None if params.process is None else init_arrivals(arrivals_key, params.process)
         zero = jnp.int32(0)
-        asked, world = choices_of(self.config, params), None
+        around, world = self._world(params), None
         fleet = empty_fleet(self.config.serving, measures=self.config.measures)
-        if asked is not None:
-            fleet, world = start_world(self.config.serving, asked[0], params, asked[1], key)
+        if around is not None:
+            fleet, world = start_world(around, key)
             row_key = row_key if params.faults is None else arrival_keys(world, zero)[1]
         state = EnvState(
             fleet=fleet,
@@ -183,7 +184,7 @@ class RoutingEnvironment:
         """
         config, world, number = self.config, state.world, state.arrived
         action = jnp.asarray(action, jnp.int32)
-        asked, known = choices_of(config, params), self._known(params)
+        around, known = self._world(params), self._known(params)
         arrivals_key, row_key = jax.random.split(key)
         if world is not None and params.faults is not None:
             # By the number of the arrival: decisions lead to others, and so to more steps.
@@ -197,7 +198,7 @@ class RoutingEnvironment:
             terminated = number + 1 >= episode.gap_after_s.shape[0]
             gap_s, arrivals = jnp.where(terminated, jnp.inf, episode.gap_after_s[number]), None
         failed = None
-        if asked is None or world is None:
+        if around is None or world is None:
             fleet, routed, passed = step_fleet(
                 config.serving,
                 known.profile,
@@ -210,22 +211,10 @@ class RoutingEnvironment:
             )
             request = self._request(row_key, params, number + 1)
         else:
-            choices, telemetry = asked
             action = redirected(action, self.observation(params, state).belief)
-            decided = decide_at_hand(
-                config.serving,
-                choices,
-                telemetry,
-                known,
-                params,
-                state.fleet,
-                world,
-                state.request,
-                action,
-                gap_s,
-            )
+            decided = decide_at_hand(around, state.fleet, world, state.request, action, gap_s)
             fleet, routed, passed, moves_on = decided.fleet, decided.routed, decided.passed, decided.moves_on
-            world = next_decision(choices, telemetry, decided.world)
+            world = next_decision(around, decided.world)
             next_id = world.hand.request_id
             if params.faults is not None:
                 failed, row_key = decided.failed, arrival_keys(world, next_id)[1]
@@ -271,10 +260,10 @@ class RoutingEnvironment:
 
     def drain(self, params: EnvParams, state: EnvState) -> Passed:
         """Return the events and totals of all time to come if nothing else arrives."""
-        serving, gap_s = self.config.serving, jnp.float32(jnp.inf)
-        if state.world is None:
-            return pass_time(serving, params.profile, state.fleet, gap_s, params.limits)[1]
-        return drain_world(serving, self._known(params), params, state.fleet, state.world)
+        around, gap_s = self._world(params), jnp.float32(jnp.inf)
+        if around is None or state.world is None:
+            return pass_time(self.config.serving, params.profile, state.fleet, gap_s, params.limits)[1]
+        return drain_world(around, state.fleet, state.world)
 
     def max_steps(self, params: EnvParams) -> int:
         """Return the decisions until the time limit: as ``params`` say, or else the configuration."""
@@ -291,10 +280,10 @@ class RoutingEnvironment:
 
     def observation(self, params: EnvParams, state: EnvState) -> Observation:
         """What a router may see of ``state``; with ``EnvConfig.telemetry``, what the request's believes."""
-        asked, known = choices_of(self.config, params), self._known(params)
-        if asked is None or state.world is None:
-            return observe(known, state.fleet, state.request, state.step)
-        return believed(*asked, known, params, state.fleet, state.world, state.request)
+        around = self._world(params)
+        if around is None or state.world is None:
+            return observe(self._known(params), state.fleet, state.request, state.step)
+        return believed(around, state.fleet, state.world, state.request)
 
     def true_observation(self, params: EnvParams, state: EnvState) -> TrueObservation:
         """What an oracle may see of ``state``."""
@@ -309,21 +298,18 @@ class RoutingEnvironment:
 
     def _truth(self, params: EnvParams, state: EnvState) -> TrueObservation:
         """What rewards go by: the true queues, whatever routers believe."""
-        if state.world is None:
+        around = self._world(params)
+        if around is None or state.world is None:
             return self.true_observation(params, state)
-        known = self._known(params)
-        seen = true_queues(known, params, state.fleet, state.world, state.request)
+        seen = true_queues(around, state.fleet, state.world, state.request)
         return reveal(seen, state.fleet, state.request)
 
     def _with_belief(self, params: EnvParams, state: EnvState) -> EnvState:
         """Return the state with the belief of the router that decides next; as it is, without telemetry."""
-        asked = choices_of(self.config, params)
-        if asked is None or state.world is None:
+        around = self._world(params)
+        if around is None or state.world is None:
             return state
-        world = with_belief(
-            self.config.serving, asked[0], self._known(params), params, state.fleet, state.world
-        )
-        return dataclasses.replace(state, world=world)
+        return dataclasses.replace(state, world=with_belief(around, state.fleet, state.world))
 
     def _request(self, key: jax.Array, params: EnvParams, step: jax.Array) -> Request:
         """The request that arrives as number ``step``; past a trace's end, its last one again."""
@@ -333,6 +319,10 @@ class RoutingEnvironment:
             rows = _episode(params).row
             row = rows[jnp.minimum(step, rows.shape[0] - 1)]
         return cut_at_limit(self._profile(params), request_at(params.table, row))
+
+    def _world(self, params: EnvParams) -> WorldParams | None:
+        """Return what stays the same in the world; None where routers see everything."""
+        return world_params(self.config, params, self._known(params))
 
     def _known(self, params: EnvParams) -> KnownFleet:
         return dataclasses.replace(params.known, profile=self._profile(params))

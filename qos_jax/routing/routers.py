@@ -18,12 +18,13 @@ from qos_jax.routing.belief import (
     no_belief,
 )
 from qos_jax.routing.demand import MAX_LOAD
-from qos_jax.routing.faults import Faults, FaultState, pace
+from qos_jax.routing.faults import FaultState, pace
 from qos_jax.routing.fleet_state import FleetState, Request, Routed, route
 from qos_jax.routing.ghosts import with_ghosts
 from qos_jax.routing.observation import BeliefNotes, KnownFleet, Observation, observe
 from qos_jax.routing.scrape import as_seen_by
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, first_scrape_s
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.serving import ServingConfig
 from qos_jax.serving.profile import slowed
 
@@ -47,11 +48,7 @@ def init_routers(config: ServingConfig, key: jax.Array, telemetry: Telemetry) ->
 
 
 def perceive(
-    config: ServingConfig,
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    telemetry: Telemetry,
-    faults: Faults | None,
+    params: WorldParams,
     fault_state: FaultState | None,
     routers: Routers,
     fleet: FleetState,
@@ -62,74 +59,59 @@ def perceive(
     """Bring a router's belief to now; return it and what the router sees.
 
     Args:
-      config: static sizes and the scheduler.
-      choices: the view, and what routers know.
-      known: profile, limit and length error as known beforehand.
-      telemetry: its numbers.
-      faults: how servers err; None = not at all.
-      fault_state: the hidden state now, with ``faults``.
+      params: the world's.
+      fault_state: the hidden state now, with faults.
       routers: all routers.
       fleet: the true fleet now, ids being tags.
       router: [] int32, who decides.
       request: the arrived request.
       step: [] int32, requests that arrived before it.
     """
-    belief = at_own_request(
-        brought_to_now(config, choices, known, faults, fault_state, routers, fleet, router)
-    )
-    up = known_up(choices, faults, fault_state, routers, router)
-    seen = look(choices, known, telemetry, faults, fault_state, belief, up, fleet, request, step)
-    return belief, seen
+    belief = at_own_request(brought_to_now(params, fault_state, routers, fleet, router))
+    up = known_up(params, fault_state, routers, router)
+    return belief, look(params, fault_state, belief, up, fleet, request, step)
 
 
 def known_up(
-    choices: TelemetryConfig,
-    faults: Faults | None,
-    fault_state: FaultState | None,
-    routers: Routers,
-    router: jax.Array,
+    params: WorldParams, fault_state: FaultState | None, routers: Routers, router: jax.Array
 ) -> jax.Array:
     """Return which servers a router does not know to be down, [N] bool."""
+    faults = params.faults
     if faults is None or fault_state is None:
         return jnp.ones(routers.since_failure_s.shape[-1:], jnp.bool_)
-    if choices.view == "informed":
+    if params.choices.view == "informed":
         return fault_state.up
     return fault_state.known_up & (routers.since_failure_s[router] >= faults.detection_delay_s)
 
 
 def brought_to_now(
-    config: ServingConfig,
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    faults: Faults | None,
+    params: WorldParams,
     fault_state: FaultState | None,
     routers: Routers,
     fleet: FleetState,
     router: jax.Array,
 ) -> Belief:
     """Return the belief of a router brought to now; that a request of its own arrives is not in it."""
+    choices, known = params.choices, params.known
     belief = jax.tree.map(lambda leaf: leaf[router], routers.belief)
     if choices.view in ("informed", "live"):
         return belief
     log_std = known.length_log_std
     paces = believed_pace(belief, log_std) if choices.advances else jnp.ones_like(log_std)
     elapsed_s = belief.behind_s
-    belief = after_time(config, choices, known.profile, paces, belief)
+    belief = after_time(params.config, choices, known.profile, paces, belief)
     own_view = as_seen_by(choices, router, fleet)
     if choices.observes_own and choices.keeps_own:
         belief = after_own_events(choices, paces, belief, own_view)
     if choices.view == "twin" and choices.routers > 1:
         belief = with_ghosts(known.profile, log_std, belief, elapsed_s)
-    if faults is not None:
-        belief = without_the_dead(belief, known_up(choices, faults, fault_state, routers, router))
+    if params.faults is not None:
+        belief = without_the_dead(belief, known_up(params, fault_state, routers, router))
     return belief
 
 
 def look(
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    telemetry: Telemetry,
-    faults: Faults | None,
+    params: WorldParams,
     fault_state: FaultState | None,
     belief: Belief,
     up: jax.Array,
@@ -140,17 +122,15 @@ def look(
     """Return what a router sees whose belief is ``belief``, brought to now.
 
     Args:
-      choices: the view, and what routers know.
-      known: profile, limit and length error as known beforehand.
-      telemetry: its numbers.
-      faults: how servers err; None = not at all.
-      fault_state: the hidden state now, with ``faults``.
+      params: the world's.
+      fault_state: the hidden state now, with faults.
       belief: from :func:`brought_to_now`.
       up: [N] bool, from :func:`known_up`.
       fleet: the true fleet now, ids being tags.
       request: the arrived request.
       step: [] int32, requests that arrived before it.
     """
+    choices, known, faults = params.choices, params.known, params.faults
     log_std = known.length_log_std
     paces = jnp.ones_like(log_std)
     if choices.view == "informed":
@@ -171,7 +151,7 @@ def look(
     seen = dataclasses.replace(seen, offered_load=load, mean_gap_s=seen.mean_gap_s * share)
     age_s = belief.scrape_age_s
     if choices.scrapes:
-        live = telemetry.scrape_period_s <= 0.0
+        live = params.telemetry.scrape_period_s <= 0.0
         # A belief that is always right has nothing to estimate but what faults hide.
         true = observe(known if faults is None else _slowed(known, paces), fleet, request, step)
         seen = jax.tree.map(lambda now, then: jnp.where(live, now, then), true, seen)
@@ -181,8 +161,7 @@ def look(
 
 
 def act(
-    choices: TelemetryConfig,
-    known: KnownFleet,
+    params: WorldParams,
     routers: Routers,
     belief: Belief,
     fleet: FleetState,
@@ -195,8 +174,7 @@ def act(
     """Route a request for a router, and enter it in the router's belief.
 
     Args:
-      choices: the view, and what routers know.
-      known: profile, limit and length error as known beforehand.
+      params: the world's.
       routers: all routers.
       belief: of the router, from :func:`perceive`.
       fleet: the true fleet now, ids being tags.
@@ -206,6 +184,7 @@ def act(
       action: [] int32, an expert; anything but 0..N-1 drops the request.
       age_s: [] float32, seconds since its arrival.
     """
+    choices, known = params.choices, params.known
     happens = request_id >= 0
     tag = request_id * choices.routers + router
     fleet, routed = route(known.profile, fleet, request, tag, action, age_s)

@@ -14,7 +14,7 @@ from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pas
 from qos_jax.routing.observation import KnownFleet, Observation, observe
 from qos_jax.routing.params import EnvConfig, EnvParams
 from qos_jax.routing.routers import Routers, brought_to_now, known_up, look
-from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.routing.world_step import (
     AtHand,
     Draws,
@@ -28,7 +28,6 @@ from qos_jax.routing.world_step import (
     pass_to_next_arrival,
     world_key,
 )
-from qos_jax.serving import ServingConfig
 from qos_jax.serving.profile import slowed
 
 
@@ -64,8 +63,13 @@ class Decided:
     failed: jax.Array  # [] int32, requests that failed for good
 
 
-def choices_of(config: EnvConfig, params: EnvParams) -> tuple[TelemetryConfig, Telemetry] | None:
-    """Return the choices and numbers of telemetry; None where routers see everything and servers never err.
+def world_params(config: EnvConfig, params: EnvParams, known: KnownFleet) -> WorldParams | None:
+    """Return what stays the same in the world; None where routers see everything and servers never err.
+
+    Args:
+      config: static choices of the environment.
+      params: its numbers.
+      known: of the fleet beforehand.
 
     Raises:
       ValueError: configuration and parameters disagree on what there is.
@@ -82,18 +86,16 @@ def choices_of(config: EnvConfig, params: EnvParams) -> tuple[TelemetryConfig, T
         raise ValueError(f"router_share has {routers} routers, EnvConfig.telemetry {choices.routers}")
     if faults is not None and faults.pace_log_std.shape[-1] != experts:
         raise ValueError(f"faults are of {faults.pace_log_std.shape[-1]} experts, the fleet has {experts}")
-    return choices, telemetry
+    return WorldParams(config.serving, choices, known, telemetry, faults)
 
 
-def start_world(
-    config: ServingConfig, choices: TelemetryConfig, params: EnvParams, telemetry: Telemetry, key: jax.Array
-) -> tuple[FleetState, EnvWorld]:
+def start_world(params: WorldParams, key: jax.Array) -> tuple[FleetState, EnvWorld]:
     """Return the empty fleet, and the world around it at the first arrival; ``key`` is of the reset."""
     seed = jax.random.bits(world_key(key), (), jnp.uint32)
     own = world_key(jax.random.key(seed))
-    state, retries = init_world(config, own, telemetry, params.faults)
+    state, retries = init_world(params.config, own, params.telemetry, params.faults)
     zero = jnp.int32(0)
-    hand = next_at_hand(choices, telemetry, retries, zero, draws_of(own, zero).router)
+    hand = next_at_hand(params, retries, zero, draws_of(own, zero).router)
     belief = jax.tree.map(lambda leaf: leaf[hand.router], state.routers.belief)
     world = EnvWorld(seed, zero, state.routers, state.faults, retries, hand, zero, belief, zero)
     return state.fleet, world
@@ -106,11 +108,7 @@ def arrival_keys(world: EnvWorld, number: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def decide_at_hand(
-    config: ServingConfig,
-    choices: TelemetryConfig,
-    telemetry: Telemetry,
-    known: KnownFleet,
-    params: EnvParams,
+    params: WorldParams,
     fleet: FleetState,
     world: EnvWorld,
     request: Request,
@@ -120,11 +118,7 @@ def decide_at_hand(
     """Route the request at hand; if it was the newcomer, let ``gap_s`` pass and fail what is to fail then.
 
     Args:
-      config: static sizes and the scheduler.
-      choices: the view, and what routers know.
-      telemetry: its numbers.
-      known: profile, limits and length error as known beforehand.
-      params: of the environment.
+      params: the world's.
       fleet: the true fleet now.
       world: around it.
       request: contents of the request at hand.
@@ -136,8 +130,7 @@ def decide_at_hand(
     """
     draws, before = world.draws, WorldState(fleet, world.routers, world.faults)
     decided, retries, routed = decide(
-        choices,
-        known,
+        params,
         before,
         world.retries,
         world.belief,
@@ -145,10 +138,8 @@ def decide_at_hand(
         request,
         action,
     )
-    later, passed, lost = pass_to_next_arrival(
-        config, choices, known, telemetry, params.faults, decided, gap_s, draws
-    )
-    later, failing, given_up = fail_at_arrival(choices, params.faults, later)
+    later, passed, lost = pass_to_next_arrival(params, decided, gap_s, draws)
+    later, failing, given_up = fail_at_arrival(params, later)
     failed, tries, moves_on = lost + given_up, jnp.int32(0), jnp.bool_(True)
     if params.faults is not None:
         moves_on = ~world.hand.is_retry
@@ -159,7 +150,7 @@ def decide_at_hand(
             here,
         )
     evicted = routed.evicted
-    ids = jnp.where(evicted.request_id >= 0, evicted.request_id // choices.routers, -1)
+    ids = jnp.where(evicted.request_id >= 0, evicted.request_id // params.choices.routers, -1)
     world = dataclasses.replace(
         world,
         arrival=world.arrival + moves_on.astype(jnp.int32),
@@ -173,66 +164,35 @@ def decide_at_hand(
     return Decided(later.fleet, world, routed, passed, moves_on, failed)
 
 
-def next_decision(choices: TelemetryConfig, telemetry: Telemetry, world: EnvWorld) -> EnvWorld:
+def next_decision(params: WorldParams, world: EnvWorld) -> EnvWorld:
     """Return the world with who is to be routed next at hand."""
-    hand = next_at_hand(choices, telemetry, world.retries, world.arrival, world.draws.router)
+    hand = next_at_hand(params, world.retries, world.arrival, world.draws.router)
     return dataclasses.replace(world, hand=hand)
 
 
-def with_belief(
-    config: ServingConfig,
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    params: EnvParams,
-    fleet: FleetState,
-    world: EnvWorld,
-) -> EnvWorld:
+def with_belief(params: WorldParams, fleet: FleetState, world: EnvWorld) -> EnvWorld:
     """Return the world with the belief of the router of the request at hand, brought to now."""
-    belief = brought_to_now(
-        config, choices, known, params.faults, world.faults, world.routers, fleet, world.hand.router
-    )
+    belief = brought_to_now(params, world.faults, world.routers, fleet, world.hand.router)
     return dataclasses.replace(world, belief=at_own_request(belief))
 
 
-def believed(
-    choices: TelemetryConfig,
-    telemetry: Telemetry,
-    known: KnownFleet,
-    params: EnvParams,
-    fleet: FleetState,
-    world: EnvWorld,
-    request: Request,
-) -> Observation:
+def believed(params: WorldParams, fleet: FleetState, world: EnvWorld, request: Request) -> Observation:
     """Return what the router of the request at hand sees."""
-    up = known_up(choices, params.faults, world.faults, world.routers, world.hand.router)
-    return look(
-        choices,
-        known,
-        telemetry,
-        params.faults,
-        world.faults,
-        world.belief,
-        up,
-        fleet,
-        request,
-        world.arrival,
-    )
+    up = known_up(params, world.faults, world.routers, world.hand.router)
+    return look(params, world.faults, world.belief, up, fleet, request, world.arrival)
 
 
-def drain_world(
-    config: ServingConfig, known: KnownFleet, params: EnvParams, fleet: FleetState, world: EnvWorld
-) -> Passed:
+def drain_world(params: WorldParams, fleet: FleetState, world: EnvWorld) -> Passed:
     """Return the events and totals of all time to come if nothing else arrives and servers stay the same."""
-    gap_s = jnp.float32(jnp.inf)
+    config, known, gap_s = params.config, params.known, jnp.float32(jnp.inf)
     if params.faults is None or world.faults is None:
         return pass_time(config, known.profile, fleet, gap_s, known.limits)[1]
     return pass_time_under(config, known.profile, params.faults, world.faults, fleet, gap_s, known.limits)[1]
 
 
-def true_queues(
-    known: KnownFleet, params: EnvParams, fleet: FleetState, world: EnvWorld, request: Request
-) -> Observation:
+def true_queues(params: WorldParams, fleet: FleetState, world: EnvWorld, request: Request) -> Observation:
     """Return the true queues at their true pace, which no router sees, as an observation."""
+    known = params.known
     if params.faults is not None and world.faults is not None:
         paces = pace(params.faults, world.faults)
         known = dataclasses.replace(known, profile=slowed(known.profile, paces))

@@ -21,9 +21,9 @@ from qos_jax.routing.faults import (
     pass_time_under,
 )
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time
-from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.routers import Routers, act, after_failures, after_gap_of_all, init_routers
-from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, router_of
+from qos_jax.routing.telemetry import Telemetry, router_of
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.serving import ServingConfig
 
 _NO_TAG = 2**31 - 1  # later than every tag
@@ -96,53 +96,49 @@ def init_world(
     return WorldState(fleet, init_routers(config, routers_key, telemetry), state), retries
 
 
-def fail_at_arrival(
-    choices: TelemetryConfig, faults: Faults | None, world: WorldState
-) -> tuple[WorldState, Retries, jax.Array]:
+def fail_at_arrival(params: WorldParams, world: WorldState) -> tuple[WorldState, Retries, jax.Array]:
     """Fail the requests whose time is up at this arrival; the routers notice.
 
     Returns:
       The world, without the outcomes of those that are routed again; these; how many others failed, [] int32.
     """
+    faults = params.faults
     if faults is None or world.faults is None:
         shape = world.fleet.serving.live.shape
         none = Retries(jnp.full(shape, _NO_TAG, jnp.int32), jnp.zeros(shape, jnp.float32))
         return world, none, jnp.int32(0)
     fleet, failed = fail_requests(faults, world.faults, world.fleet)
     tag, again = fleet.serving.request_id, failed & faults.retry
-    routers = after_failures(choices, world.routers, tag, failed)
+    routers = after_failures(params.choices, world.routers, tag, failed)
     # Kept apart from the slots, which a decision at this instant may shift or overwrite.
     retries = Retries(jnp.where(again, tag, _NO_TAG), jnp.where(again, fleet.serving.age_s, 0.0))
     world = WorldState(clear_outcomes(fleet, again), routers, world.faults)
     return world, retries, jnp.sum(failed & ~again, dtype=jnp.int32)
 
 
-def next_at_hand(
-    choices: TelemetryConfig, telemetry: Telemetry, retries: Retries, arrival: jax.Array, key: jax.Array
-) -> AtHand:
+def next_at_hand(params: WorldParams, retries: Retries, arrival: jax.Array, key: jax.Array) -> AtHand:
     """Return who is decided next, of the retries and the newcomer.
 
     Args:
-      choices: how many routers there are.
-      telemetry: their shares.
+      params: the world's.
       retries: still to be routed again.
       arrival: [] int32, number of the newcomer.
       key: of the newcomer's router, see :class:`Draws`.
     """
+    routers = params.choices.routers
     tag = jnp.min(retries.tag)
     again = tag != _NO_TAG
     mine = jnp.where(retries.tag == tag, retries.age_s, 0.0)
     return AtHand(
-        request_id=jnp.where(again, tag // choices.routers, arrival),
-        router=jnp.where(again, tag % choices.routers, router_of(key, telemetry)),
+        request_id=jnp.where(again, tag // routers, arrival),
+        router=jnp.where(again, tag % routers, router_of(key, params.telemetry)),
         age_s=jnp.where(again, jnp.max(mine), 0.0),
         is_retry=again,
     )
 
 
 def decide(
-    choices: TelemetryConfig,
-    known: KnownFleet,
+    params: WorldParams,
     world: WorldState,
     retries: Retries,
     belief: Belief,
@@ -153,8 +149,7 @@ def decide(
     """Route the request at hand, as :func:`~qos_jax.routing.routers.act` does; it is to be retried no more.
 
     Args:
-      choices: the view, and what routers know.
-      known: profile, limits and length error as known beforehand.
+      params: the world's.
       world: at this instant.
       retries: still to be routed again.
       belief: of the request's router, brought to now.
@@ -163,8 +158,7 @@ def decide(
       action: [] int32, an expert; anything but 0..N-1 drops the request.
     """
     routers, fleet, routed = act(
-        choices,
-        known,
+        params,
         world.routers,
         belief,
         world.fleet,
@@ -180,23 +174,12 @@ def decide(
 
 
 def pass_to_next_arrival(
-    config: ServingConfig,
-    choices: TelemetryConfig,
-    known: KnownFleet,
-    telemetry: Telemetry,
-    faults: Faults | None,
-    world: WorldState,
-    gap_s: jax.Array,
-    draws: Draws,
+    params: WorldParams, world: WorldState, gap_s: jax.Array, draws: Draws
 ) -> tuple[WorldState, Passed, jax.Array]:
     """Let the gap to the next arrival pass for servers and routers; an infinite one ends every request.
 
     Args:
-      config: static sizes and the scheduler.
-      choices: the view, and what routers know.
-      known: profile, limits and length error as known beforehand.
-      telemetry: its numbers.
-      faults: how servers err; None = not at all.
+      params: the world's.
       world: when all at this instant are decided.
       gap_s: [] float32, seconds.
       draws: the keys of the arrival before the gap.
@@ -205,18 +188,8 @@ def pass_to_next_arrival(
       The world at the next arrival, before anything fails there; the events and totals of the time that
       passed; how many requests failed in it, [] int32.
     """
-    routers = after_due_scrapes(
-        config,
-        choices,
-        known,
-        telemetry,
-        faults,
-        world.faults,
-        world.routers,
-        world.fleet,
-        gap_s,
-        draws.scrape,
-    )
+    config, known, faults = params.config, params.known, params.faults
+    routers = after_due_scrapes(params, world.faults, world.routers, world.fleet, gap_s, draws.scrape)
     routers = after_gap_of_all(routers, gap_s)
     if faults is None or world.faults is None:
         fleet, passed = pass_time(config, known.profile, world.fleet, gap_s, known.limits)

@@ -16,6 +16,7 @@ from qos_jax.routing.observation import KnownFleet, reveal
 from qos_jax.routing.routers import perceive, redirected
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.routing.whole_batch import max_over_batch
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.routing.world_step import (
     Retries,
     WorldState,
@@ -119,18 +120,19 @@ def route_in_reality(
     run_key = jax.random.key(seed)
     key_of_world = world_key(run_key)
     no_action = jnp.int32(config.num_experts)
+    params = WorldParams(config, choices, known, reality.telemetry, reality.faults)
 
     def step(carry: RealCarry, arrival: Arriving) -> tuple[RealCarry, None]:
         arrives = arrival.request_id >= 0
         draws = draws_of(key_of_world, arrival.request_id)
-        world, waiting, _ = fail_at_arrival(choices, reality.faults, carry.world)
+        world, waiting, _ = fail_at_arrival(params, carry.world)
         retries = waiting.count
 
         def decide_one(
             index: jax.Array, loop: tuple[WorldState, Retries, Logbook]
         ) -> tuple[WorldState, Retries, Logbook]:
             world, waiting, logbook = loop
-            hand = next_at_hand(choices, reality.telemetry, waiting, arrival.request_id, draws.router)
+            hand = next_at_hand(params, waiting, arrival.request_id, draws.router)
             request_id = jnp.where(index <= retries, hand.request_id, -1)
             hand = dataclasses.replace(hand, request_id=request_id)
             request = jax.tree.map(
@@ -139,11 +141,7 @@ def route_in_reality(
                 arrival.request,
             )
             belief, seen = perceive(
-                config,
-                choices,
-                known,
-                reality.telemetry,
-                reality.faults,
+                params,
                 world.faults,
                 world.routers,
                 world.fleet,
@@ -156,16 +154,7 @@ def route_in_reality(
             action = policy_function(policy_params, key, reveal(seen, world.fleet, request))
             action = redirected(action.astype(jnp.int32), seen.belief)
             action = jnp.where(request_id >= 0, action, no_action)
-            world, waiting, routed = decide(
-                choices,
-                known,
-                world,
-                waiting,
-                belief,
-                hand,
-                request,
-                action,
-            )
+            world, waiting, routed = decide(params, world, waiting, belief, hand, request, action)
             status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
             status = jnp.where(routed.rejected_too_long, REJECTED_TOO_LONG, status)
             logbook = _entered(logbook, routed.evicted, choices.routers)
@@ -184,9 +173,7 @@ def route_in_reality(
             # As many rounds in every lane of a batch; those that have nothing left to route do nothing.
             rounds = max_over_batch(retries + arrives.astype(jnp.int32))
             world, _, logbook = jax.lax.fori_loop(jnp.int32(0), rounds, decide_one, loop)
-        world, passed, _ = pass_to_next_arrival(
-            config, choices, known, reality.telemetry, reality.faults, world, arrival.gap_after_s, draws
-        )
+        world, passed, _ = pass_to_next_arrival(params, world, arrival.gap_after_s, draws)
         carry = RealCarry(
             world=world,
             logbook=logbook,

@@ -34,6 +34,7 @@ from qos_jax.routing.telemetry import (
     next_scrape_s,
     router_of,
 )
+from qos_jax.routing.world_params import WorldParams
 from qos_jax.serving import ServiceLimits, empty_state
 from tests.routing.scenes import EXPERTS, LENGTH_LOG_STD, SERVING, random_actions, roomy, table
 
@@ -51,19 +52,18 @@ def telemetry(period_s, routers=1):
 @functools.partial(jax.jit, static_argnums=0)
 def course(choices, numbers, known, requests, actions, gap_s):
     """Route T requests by R routers in turn; what each saw, what was so, and what its router believed."""
+    params = WorldParams(CONFIG, choices, known, numbers, None)
 
     def step(carry, x):
         routers, fleet = carry
         request, index, action, gap_s = x
         router = index % choices.routers
-        belief, seen = perceive(
-            CONFIG, choices, known, numbers, None, None, routers, fleet, router, request, index
-        )
+        belief, seen = perceive(params, None, routers, fleet, router, request, index)
         true = observe(known, fleet, request, index)
         now = jnp.float32(0.0)
-        routers, fleet, _ = act(choices, known, routers, belief, fleet, router, request, index, action, now)
+        routers, fleet, _ = act(params, routers, belief, fleet, router, request, index, action, now)
         key = jax.random.fold_in(jax.random.key(1), index)
-        routers = after_due_scrapes(CONFIG, choices, known, numbers, None, None, routers, fleet, gap_s, key)
+        routers = after_due_scrapes(params, None, routers, fleet, gap_s, key)
         fleet, _ = pass_time(CONFIG, known.profile, fleet, gap_s, known.limits)
         return (after_gap_of_all(routers, gap_s), fleet), (seen, true, belief)
 
@@ -215,11 +215,7 @@ def test_scrapes_keep_their_grid_and_requests_their_shares():
 
 def test_a_proxy_takes_a_server_that_is_down_out_of_its_pool():
     _, seen = perceive(
-        CONFIG,
-        TelemetryConfig("twin"),
-        KNOWN,
-        live_telemetry(),
-        None,
+        WorldParams(CONFIG, TelemetryConfig("twin"), KNOWN, live_telemetry(), None),
         None,
         init_routers(CONFIG, jax.random.key(0), live_telemetry()),
         empty_fleet(CONFIG),
