@@ -13,6 +13,7 @@ from qos_jax.policies.han_attention import Edges, EdgeSet, GroupedEdges
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, SLOT_FEATURES, GraphFeatures
 from qos_jax.routing.graph_tuple import EDGE_TYPES, NODE_TYPES, GraphLayout
 
+# Columns of the generic form: without those that a belief adds behind them, which the structured form has.
 WIDTHS = {
     "arrived": len(ARRIVED_FEATURES),
     "expert": len(EXPERT_FEATURES),
