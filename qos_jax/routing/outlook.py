@@ -10,6 +10,11 @@ from qos_jax.routing.observation import Observation, TrueObservation
 from qos_jax.serving import FleetProfile
 from qos_jax.serving.profile import affine_between
 
+# Highest power first: their quotient is the normal quantile of 1 - SF(z) / 2, less z. It is cheaper than the
+# quantile and the distribution themselves, and good where float32 has no digits left of 1 - SF(z) / 2.
+_RISE = (0.00048675594, 0.0068998949, 0.073027987, 0.18439594, 0.6747172)
+_OVER = (0.00063769426, 0.011665905, 0.089266344, 0.36726526, 0.82488393, 1.0)
+
 
 @struct.dataclass
 class Outlook:
@@ -39,8 +44,8 @@ def left_given_survival(
 
     The length is log-normal about the prediction, conditioned on survival (see README.md, rule 12). With
     z = log(generated / predicted) / std, the conditional median is at the normal quantile of
-    1 - SF(z) / 2; beyond z = 3, where float32 has no digits left, it is z + log(2) / hazard with the
-    asymptote z + 1 / z of the normal hazard (2% off the tokens left at worst).
+    1 - SF(z) / 2. How far that is above z is one rational function of z from -4 to 12, fitted to 4e-4 of
+    itself; below, it is the prediction.
 
     Args:
       predicted_tokens: [...] float32, medians, > 0.
@@ -51,11 +56,9 @@ def left_given_survival(
       [...] float32, at least 1.
     """
     std = jnp.maximum(length_log_std, 1e-3)
-    z = jnp.log(jnp.maximum(generated_tokens, 0.5) / predicted_tokens) / std
-    near = jax.scipy.special.ndtri(1.0 - 0.5 * jax.scipy.special.ndtr(-jnp.minimum(z, 3.0)))
-    beyond = jnp.maximum(z, 1.0)
-    far = z + jnp.log(2.0) / (beyond + 1.0 / beyond)
-    median = predicted_tokens * jnp.exp(std * jnp.where(z < 3.0, near, far))
+    z = jnp.maximum(jnp.log(jnp.maximum(generated_tokens, 0.5) / predicted_tokens) / std, -4.0)
+    rise = jnp.polyval(jnp.array(_RISE, jnp.float32), z) / jnp.polyval(jnp.array(_OVER, jnp.float32), z)
+    median = predicted_tokens * jnp.exp(std * (z + rise))
     return jnp.maximum(median - generated_tokens, 1.0)
 
 
