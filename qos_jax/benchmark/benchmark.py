@@ -27,7 +27,8 @@ from qos_jax.policies.learned import fresh_parameters, learned_policy
 from qos_jax.policies.saved import load_router
 from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
-from qos_jax.simulation.simulate import CPU_BLOCK_RUNS, simulate
+from qos_jax.simulation.blocks import CPU_BLOCK_RUNS
+from qos_jax.simulation.simulate import simulate
 from qos_jax.training.plan import TrainPlan
 from qos_jax.training.presets import PRESETS
 from qos_jax.workload import read_trace

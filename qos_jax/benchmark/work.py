@@ -22,8 +22,9 @@ from qos_jax.routing import (
     make_params,
 )
 from qos_jax.serving import ServiceLimits, ServingConfig
+from qos_jax.simulation.blocks import cpu_block_runs
 from qos_jax.simulation.cases import CaseConfig, build_cases
-from qos_jax.simulation.simulate import Runs, cpu_block_runs
+from qos_jax.simulation.simulate import Runs
 from qos_jax.workload import Fleet, Trace, gaps_s, select_experts, take
 from qos_jax.workload.named import TRACE
 from qos_jax.workload.setting import open_setting

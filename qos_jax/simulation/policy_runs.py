@@ -16,11 +16,12 @@ from qos_jax.errors import input_error
 from qos_jax.policies import Policy, upper_bound
 from qos_jax.policies.types import PROFILES, TRUTH
 from qos_jax.serving import ServingConfig
+from qos_jax.simulation.blocks import cpu_block_runs
 from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import METRICS, PREFIX_METRICS, SESSION_METRICS, summarise
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.sessions import SessionRuns, session_metrics, simulate_sessions
-from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
+from qos_jax.simulation.simulate import Runs, simulate
 from qos_jax.simulation.world import World, simulate_world
 from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.setting import limit_record

@@ -12,13 +12,12 @@ import numpy as np
 
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
-from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, cut_at_limit, with_context_limit
+from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Carry, requests_of
 from qos_jax.simulation.route_sessions import TICK_S, SessionCarry, Turns, route_sessions, ticks_of
-from qos_jax.simulation.simulate import CHUNK_REQUESTS, KNOWN_BY_RUN, cpu_block_runs
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 
 
@@ -78,7 +77,7 @@ def simulate_sessions(
       config: static sizes and the scheduler.
       policy: who routes.
       runs: who talks.
-      block_runs: runs stepped together; by default :func:`cpu_block_runs` on a CPU, all elsewhere.
+      block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run that are routed between two calls of ``on_progress``.
       on_progress: called after each chunk with the number of requests just routed.
 
@@ -90,46 +89,35 @@ def simulate_sessions(
     config = dataclasses.replace(config, prefix_levels=prefix_levels(requests))
     requests = cut_at_limit(limited, requests, np)
     num_runs, num_requests = runs.shape
-    if block_runs is None:
-        block_runs = cpu_block_runs(config) if jax.default_backend() == "cpu" else num_runs
-    block_runs = min(block_runs, num_runs)
-    chunk = -(-num_requests // -(-num_requests // chunk_requests))
+    chunk, spans = chunks_of(num_requests, chunk_requests)
     ledger = Ledger(num_runs, num_requests, config.num_experts)
     session, turn, gap_ticks = (np.zeros((num_runs, num_requests), np.int64) for _ in range(3))
-    for first in range(0, num_runs, block_runs):
-        # The last block is filled up with repeats of the last run, whose results are left out.
-        lanes = np.minimum(np.arange(first, first + block_runs), num_runs - 1)
-        real = slice(first, min(first + block_runs, num_runs))
-        known = KnownFleet(
-            profile=jax.tree.map(jnp.asarray, limited),
-            limits=jax.tree.map(lambda each, at=lanes: jnp.asarray(each[at], jnp.float32), runs.limits),
-            length_log_std=jnp.asarray(runs.length_log_std[lanes], jnp.float32),
-        )
+    for block in blocks_of(config, limited, runs.limits, runs.length_log_std, block_runs):
+        lanes, real = block.lanes, block.real
         turns = _turns(requests, runs.think_s, lanes)
         carry = _begin(config, policy, jnp.asarray(runs.start_s[lanes]), num_requests, runs.think_s.shape)
-        for start in range(0, num_requests, chunk):
-            stop = min(start + chunk, num_requests)
+        for start, stop in spans:
             index = np.arange(start, start + chunk)
             carry, logged = _route(
                 config,
                 policy.act_function(),
                 num_requests,
                 policy.params,
-                known,
+                block.known,
                 jnp.asarray(runs.seed[lanes], jnp.uint32),
                 turns,
                 carry,
                 jnp.asarray(np.where(index < stop, index, -1), jnp.int32),
             )
             totals, done = jax.device_get((dataclasses.replace(carry.carry, fleet=None), logged))
-            batch, size = slice(start, stop), real.stop - real.start
+            batch = slice(start, stop)
             ledger.enter_totals(totals.busy_s, totals.kv_token_s, totals.rounds, real)
             ledger.enter_decisions(done.logged.expert, done.logged.status, real, batch)
             ledger.enter_outcomes(done.logged.evicted, real)
             for kept, new in ((session, done.session), (turn, done.turn), (gap_ticks, done.gap_ticks)):
-                kept[real, batch] = new[:size, : stop - start]
+                kept[real, batch] = new[: block.size, : stop - start]
             if on_progress is not None:
-                on_progress((stop - start) * size)
+                on_progress((stop - start) * block.size)
         ledger.enter_outcomes(jax.device_get(_remaining(carry.carry.fleet)), real)
     row = session * runs.think_s.shape[2] + turn % runs.think_s.shape[2]
     arrived = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(num_runs)[:, None], row], requests)

@@ -12,7 +12,6 @@ import numpy as np
 
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
-from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import (
     FleetProfile,
     ServiceLimits,
@@ -21,19 +20,12 @@ from qos_jax.serving import (
     cut_at_limit,
     with_context_limit,
 )
+from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.trace import gaps_s
-
-# Runs stepped together on a CPU, at most: an event loop waits for the slowest run of its block.
-CPU_BLOCK_RUNS = 64
-# Slots of all runs of a block, at most, so that what a step works on (some 60 bytes a slot) stays in a core's
-# cache. In blocks of 64 throughout, 6 experts of 64 slots took 1.6 times as long where overload filled these;
-# where most were empty, which are not stepped, 0.8 times.
-CPU_BLOCK_SLOTS = 64 * 6 * 32
-CHUNK_REQUESTS = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +67,6 @@ def repeated_limits(limits: ServiceLimits | float, runs: int) -> ServiceLimits:
     return jax.tree.map(lambda limit_s: np.full(runs, limit_s, np.float32), as_limits(limits))
 
 
-def cpu_block_runs(config: ServingConfig) -> int:
-    """Runs to step together on a CPU: a power of two, fewer the more slots a run has. See above.
-
-    On an accelerator all runs go in one block.
-    """
-    fitting = max(CPU_BLOCK_SLOTS // (config.num_experts * config.slots), 4)
-    return min(2 ** (fitting.bit_length() - 1), CPU_BLOCK_RUNS)
-
-
-# The axis of runs of what is known of a fleet: the profile is the same for all.
-KNOWN_BY_RUN: Any = KnownFleet(profile=None, limits=0, length_log_std=0)  # type: ignore[arg-type]
-
-
 # Routes a chunk of requests of each run of a block: a leading axis on all but the profile.
 _run_chunk = jax.jit(
     jax.vmap(route_requests, in_axes=(None, None, None, None, KNOWN_BY_RUN, 0, 0, 0)),
@@ -125,7 +104,7 @@ def simulate(
       config: static sizes and the scheduler.
       policy: who routes.
       runs: what arrives.
-      block_runs: runs stepped together; by default :func:`cpu_block_runs` on a CPU, all elsewhere.
+      block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run on the device at once.
       keep_snapshots: also return the experts' load before each arrival.
       on_progress: called after each chunk with the number of requests just routed.
@@ -138,41 +117,28 @@ def simulate(
     config = dataclasses.replace(config, prefix_levels=prefix_levels(requests))
     runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, requests, np))
     num_runs, num_requests = runs.shape
-    if block_runs is None:
-        block_runs = cpu_block_runs(config) if jax.default_backend() == "cpu" else num_runs
-    block_runs = min(block_runs, num_runs)
-    # As few chunks, all of one size, so that next to nothing is stepped through as padding.
-    chunk_requests = -(-num_requests // -(-num_requests // chunk_requests))
-    profile = jax.tree.map(jnp.asarray, runs.profile)
+    chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function = policy.act_function()
     ledger = Ledger(num_runs, num_requests, config.num_experts)
     snapshots = []
-    for first in range(0, num_runs, block_runs):
-        # The last block is filled up with repeats of the last run, whose results are left out.
-        lanes = np.minimum(np.arange(first, first + block_runs), num_runs - 1)
-        real = slice(first, min(first + block_runs, num_runs))
-        known = KnownFleet(
-            profile=profile,
-            limits=jax.tree.map(lambda each, at=lanes: jnp.asarray(each[at], jnp.float32), runs.limits),
-            length_log_std=jnp.asarray(runs.length_log_std[lanes], jnp.float32),
-        )
+    for block in blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs):
+        lanes, real = block.lanes, block.real
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
         fleet = jax.tree.map(
-            lambda x: jnp.broadcast_to(x, (block_runs, *x.shape)),
+            lambda x, lanes=lanes: jnp.broadcast_to(x, (len(lanes), *x.shape)),
             empty_fleet(config, measures=policy.measures),
         )
         kept = []
-        for start in range(0, num_requests, chunk_requests):
-            stop = min(start + chunk_requests, num_requests)
+        for start, stop in spans:
             carry, logged, snapshot = _run_chunk(
                 config,
                 policy_function,
                 keep_snapshots,
                 policy.params,
-                known,
+                block.known,
                 seed,
                 fleet,
-                arriving_of(runs, lanes, start, stop, chunk_requests),
+                arriving_of(runs, lanes, start, stop, chunk),
             )
             fleet = carry.fleet
             carry, logged, snapshot = jax.device_get(
@@ -183,9 +149,9 @@ def simulate(
             ledger.enter_decisions(logged.expert, logged.status, real, batch)
             ledger.enter_outcomes(logged.evicted, real)
             if keep_snapshots:
-                kept.append(_cut(snapshot, real.stop - first, stop - start))
+                kept.append(_cut(snapshot, block.size, stop - start))
             if on_progress is not None:
-                on_progress((stop - start) * (real.stop - first))
+                on_progress((stop - start) * block.size)
         ledger.enter_outcomes(jax.device_get(_remaining(fleet)), real)
         if keep_snapshots:
             snapshots.append(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept))

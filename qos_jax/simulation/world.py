@@ -12,20 +12,13 @@ import numpy as np
 
 from qos_jax.policies.types import Policy
 from qos_jax.routing.faults import Faults
-from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.serving import ServingConfig, cut_at_limit, with_context_limit
+from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
 from qos_jax.simulation.reality import Reality, begin, finish, route_in_reality
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, RequestRecords, RunTotals
 from qos_jax.simulation.route import requests_of
-from qos_jax.simulation.simulate import (
-    CHUNK_REQUESTS,
-    KNOWN_BY_RUN,
-    Runs,
-    SimulationResult,
-    arriving_of,
-    cpu_block_runs,
-)
+from qos_jax.simulation.simulate import Runs, SimulationResult, arriving_of
 from qos_jax.workload.request_table import without_prefixes
 
 
@@ -71,7 +64,7 @@ def simulate_world(
       policy: who routes, each router of the world by the same.
       runs: what arrives.
       world: routers and servers.
-      block_runs: runs stepped together; by default :func:`cpu_block_runs` on a CPU, all elsewhere.
+      block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run that are routed between two calls of ``on_progress``.
       on_progress: called after each chunk with the number of requests just routed.
 
@@ -83,35 +76,23 @@ def simulate_world(
         raise ValueError("prefix caches are not simulated in a world: leave out prefix_entries")
     requests = cut_at_limit(limited, without_prefixes(runs.requests), np)
     runs = dataclasses.replace(runs, profile=limited, requests=requests)
-    num_runs, num_requests = runs.shape
-    if block_runs is None:
-        block_runs = cpu_block_runs(config) if jax.default_backend() == "cpu" else num_runs
-    block_runs = min(block_runs, num_runs)
-    chunk_requests = -(-num_requests // -(-num_requests // chunk_requests))
-    profile = jax.tree.map(jnp.asarray, runs.profile)
+    num_requests = runs.shape[1]
+    chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function, reality = policy.act_function(), world.reality
-    blocks: list[Any] = []  # of logbook, busy and KV totals, and rounds
-    for first in range(0, num_runs, block_runs):
-        # The last block is filled up with repeats of the last run, whose results are left out.
-        lanes = np.minimum(np.arange(first, first + block_runs), num_runs - 1)
-        size = min(block_runs, num_runs - first)
-        known = KnownFleet(
-            profile=profile,
-            limits=jax.tree.map(lambda each, at=lanes: jnp.asarray(each[at], jnp.float32), runs.limits),
-            length_log_std=jnp.asarray(runs.length_log_std[lanes], jnp.float32),
-        )
+    ended: list[Any] = []  # of logbook, busy and KV totals, and rounds
+    for block in blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs):
+        lanes, size = block.lanes, block.size
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
         contents = requests_of(jax.tree.map(lambda leaf, at=lanes: jnp.asarray(leaf[at]), runs.requests))
         carry = _begin(config, reality, seed, num_requests)
-        for start in range(0, num_requests, chunk_requests):
-            stop = min(start + chunk_requests, num_requests)
-            arriving = arriving_of(runs, lanes, start, stop, chunk_requests)
+        for start, stop in spans:
+            arriving = arriving_of(runs, lanes, start, stop, chunk)
             carry = _route(
                 config,
                 world.choices,
                 policy_function,
                 policy.params,
-                known,
+                block.known,
                 reality,
                 seed,
                 contents,
@@ -123,8 +104,8 @@ def simulate_world(
                 on_progress((stop - start) * size)
         done = (_finish(world.choices, carry), carry.busy_s, carry.kv_token_s, carry.rounds)
         done = jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], jax.device_get(done))
-        blocks.append(done)
-    logbook, busy_s, kv_token_s, rounds = jax.tree.map(lambda *parts: np.concatenate(parts), *blocks)
+        ended.append(done)
+    logbook, busy_s, kv_token_s, rounds = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
     records = _records(runs, logbook)
     end_s = runs.arrival_s + np.nan_to_num(records.latency_s.astype(np.float64))
     totals = RunTotals(

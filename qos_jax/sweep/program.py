@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from qos_jax.devices import LANES, gather, replicate, spread
 from qos_jax.errors import input_error
 from qos_jax.policies import Policy
-from qos_jax.simulation.simulate import cpu_block_runs
+from qos_jax.simulation.blocks import cpu_block_runs
 from qos_jax.sweep.grid import CellGroup
 from qos_jax.sweep.lane import Lane, LaneConfig, LaneResult, lane_bytes, run_lane
 

@@ -10,8 +10,9 @@ import pytest
 from qos_jax.policies import policy
 from qos_jax.serving import ServiceLimits, ServingConfig
 from qos_jax.serving.reference import simulate_fleet
+from qos_jax.simulation.blocks import cpu_block_runs
 from qos_jax.simulation.records import COMPLETED, STATUS_NAMES
-from qos_jax.simulation.simulate import Runs, cpu_block_runs, simulate
+from qos_jax.simulation.simulate import Runs, simulate
 from tests.routing.scenes import EXPERTS, LENGTH_LOG_STD, profile, table
 from tests.serving.replay import SHARED_MEMORY
 
