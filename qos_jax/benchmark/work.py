@@ -23,7 +23,8 @@ from qos_jax.routing import (
 )
 from qos_jax.serving import ServiceLimits, ServingConfig
 from qos_jax.simulation.blocks import cpu_block_runs
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.simulate import Runs
 from qos_jax.workload import Fleet, Trace, gaps_s, select_experts, take
 from qos_jax.workload.named import TRACE

@@ -20,7 +20,8 @@ from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.serving.state import LLAMA_CPP
-from qos_jax.simulation.cases import Case, CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import Case, build_cases
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, Compared, compare
 from qos_jax.simulation.records import WOULD_WAIT
 from qos_jax.simulation.world import World

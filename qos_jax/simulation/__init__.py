@@ -1,6 +1,7 @@
 """Route many requests through one fleet, record what became of each, and measure it."""
 
-from qos_jax.simulation.cases import Case, CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import Case, build_cases
 from qos_jax.simulation.metrics import METRICS, Metric, summarise
 from qos_jax.simulation.policy_runs import Compared, PolicyResult, PolicyRun, compare
 from qos_jax.simulation.records import (

@@ -14,7 +14,7 @@ from qos_jax.errors import InputError, input_error, near_match
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_context_limit
-from qos_jax.simulation.cases import CaseConfig
+from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.reality import Reality
 from qos_jax.sweep.axes import Axis, multiply_out
 from qos_jax.sweep.lane import CellNumbers, LaneSource

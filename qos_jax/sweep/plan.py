@@ -20,7 +20,7 @@ from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
-from qos_jax.simulation.cases import CaseConfig
+from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.world_config import WorldConfig, check_views, under_views
 from qos_jax.sweep.axes import SWEEP_HELP, check_axes, parse_axis

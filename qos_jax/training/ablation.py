@@ -26,7 +26,7 @@ from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.policies.router_input import searched_numbers
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
-from qos_jax.simulation.cases import CaseConfig
+from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.training.plan import load_plan
 from qos_jax.training.presets import PRESETS
 from qos_jax.training.run import execute_training, open_training

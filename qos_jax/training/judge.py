@@ -11,7 +11,8 @@ import numpy as np
 from qos_jax.policies import Policy, policy
 from qos_jax.policies.learned import learned_policy
 from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
-from qos_jax.simulation.cases import Case, CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import Case, build_cases
 from qos_jax.simulation.policy_runs import compare
 from qos_jax.training.plan import TrainPlan
 from qos_jax.training.train_config import EvaluationConfig

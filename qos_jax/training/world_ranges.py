@@ -51,10 +51,7 @@ class WorldRanges:
     outage_per_s: tuple[float, float] = (0.0, 0.0)  # outages of a server that start in a second
     outage_length_s: tuple[float, float] = (30.0, 30.0)  # seconds of each
     detection_delay_s: tuple[float, float] = (10.0, 10.0)  # seconds until health checks notice
-    failure_delay_s: tuple[float, float] = (
-        1.0,
-        1.0,
-    )  # seconds until a request to a server that is down fails
+    failure_delay_s: tuple[float, float] = (1.0, 1.0)  # seconds until a request to a dead server fails
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -17,7 +17,8 @@ from qos_jax.benchmark.work import Work, cut_stretches, draw_work
 from qos_jax.errors import InputError
 from qos_jax.policies import policy
 from qos_jax.serving import ServiceLimits, ServingConfig
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.simulate import simulate
 from qos_jax.workload import fleet_path, load_calibration, read_fleet
 

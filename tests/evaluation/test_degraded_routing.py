@@ -12,7 +12,8 @@ from qos_jax.evaluation.comparison import draw_cases
 from qos_jax.policies import policy
 from qos_jax.runs.statistics import paired_difference
 from qos_jax.serving import ServingConfig
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.policy_runs import compare
 from qos_jax.workload import Fleet, NamedTable, RequestTable, measure_length_log_std
 from qos_jax.workload.degraded import FITTED, MEAN, PREDICTIONS, SHUFFLED, TRUE, with_predictions

@@ -13,7 +13,7 @@ from qos_jax.errors import InputError
 from qos_jax.evaluation.comparison import ComparisonConfig
 from qos_jax.evaluation.single_run import SingleRunConfig
 from qos_jax.options import check_options, option, option_of
-from qos_jax.simulation.cases import CaseConfig
+from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.sweep.plan import SweepConfig
 from qos_jax.tables.preparation import PreparationConfig
 from qos_jax.training.train_config import TrainConfig

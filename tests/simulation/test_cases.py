@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
-from qos_jax.simulation.cases import CaseConfig, build_cases, draw_arrivals
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases, draw_arrivals
 from qos_jax.workload import Trace, fleet_path, load_calibration, load_rate_profile, read_fleet
 from qos_jax.workload.named import SYNTHETIC
 

@@ -12,7 +12,8 @@ from qos_jax.policies import policy
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation import policy_runs as compare_module
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.metrics import METRICS, summarise
 from qos_jax.simulation.policy_runs import compare, join_runs
 from qos_jax.simulation.simulate import simulate

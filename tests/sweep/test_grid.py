@@ -8,7 +8,8 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.serving import ServiceLimits
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.sweep.axes import parse_axis
 from qos_jax.sweep.grid import build_grid
 from qos_jax.workload import fleet_path, load_calibration, read_fleet, take

@@ -8,7 +8,8 @@ import pytest
 from qos_jax.devices import lane_mesh
 from qos_jax.errors import InputError
 from qos_jax.policies import policy
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.policy_runs import compare
 from qos_jax.sweep.axes import parse_axis

@@ -7,7 +7,8 @@ import pytest
 
 from qos_jax.policies import policy
 from qos_jax.serving import ServingConfig
-from qos_jax.simulation.cases import CaseConfig, build_cases
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.simulate import simulate
 from qos_jax.workload import experts_named, fleet_path, load_calibration, read_fleet, take
 from qos_jax.workload.capacity import capacity_per_s

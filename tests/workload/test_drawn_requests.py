@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from qos_jax.simulation.cases import CaseConfig, build_cases, draw_arrivals
+from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import build_cases, draw_arrivals
 from qos_jax.workload import (
     NamedTable,
     RequestTable,
