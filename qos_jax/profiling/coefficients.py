@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from qos_jax.errors import input_error, near_match
 from qos_jax.profiling.price_law import AFFINE, COEFFICIENTS, PriceLaw
 
-NORMAL_95 = 1.96  # standard errors to either side
+_WITHIN = 0.975  # quantile of the errors' distribution at either end of a 95% interval
 WEAK_SHARE = 0.15  # of its value: a standard error above it makes a coefficient weakly identified
 
 # What a log needs for a coefficient to be identified beside the others.
@@ -35,6 +36,9 @@ class CoefficientFit:
     fixed: tuple[str, ...] = ()  # names that were given, not fitted
     law: PriceLaw = AFFINE
     converged: bool = True  # whether the search found the minimum; if not, nothing fitted is identified
+    # Of Student's t, by which errors known from few groups of requests are spread: the groups less 1 (Cameron
+    # and Miller, Journal of Human Resources 2015).
+    degrees: float = np.inf
 
     @property
     def standard_error(self) -> npt.NDArray[np.float64]:
@@ -44,12 +48,16 @@ class CoefficientFit:
     @property
     def low(self) -> npt.NDArray[np.float64]:
         """[C] float64, lower end of the 95% interval, at least 0."""
-        return np.maximum(self.value - NORMAL_95 * self.standard_error, 0.0)
+        return np.maximum(self.value - self._reach, 0.0)
 
     @property
     def high(self) -> npt.NDArray[np.float64]:
         """[C] float64, upper end of the 95% interval."""
-        return self.value + NORMAL_95 * self.standard_error
+        return self.value + self._reach
+
+    @property
+    def _reach(self) -> npt.NDArray[np.float64]:
+        return self.standard_error * float(stats.t.ppf(_WITHIN, self.degrees))
 
     def as_dict(self) -> dict[str, float]:
         """Return the values by name."""

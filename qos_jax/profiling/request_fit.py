@@ -157,7 +157,8 @@ def fit_requests(
             covariance = covariance + np.stack(missed).T @ np.stack(missed) / len(missed)
     converged = exact or not problem.free or _agreed(problem, starts)
     replays = tuple(problem.replay(log, best.value) for log in logs)
-    found = CoefficientFit(best.value, covariance, tuple(fixed), law, converged)
+    degrees = min(BLOCKS, int(rows_at_best.request.max()) + 1) - 1
+    found = CoefficientFit(best.value, covariance, tuple(fixed), law, converged, degrees)
     return RequestFit(found, tuple(starts), replays)
 
 
