@@ -56,8 +56,7 @@ def vary_alike(tree: _Tree, *inputs: Any) -> _Tree:
 def batched_like(tree: _Tree, like: jax.Array) -> _Tree:
     """Return the leaves of a loop's first carry as they are, batched under ``jax.vmap`` wherever ``like`` is.
 
-    JAX traces a loop's body once more for a carry that only becomes batched in it, and again in each loop
-    within: a third of what an evaluation's programs took to trace.
+    JAX traces a loop's body once more for a carry that only becomes batched in it, and so each loop within.
 
     Args:
       tree: a pytree of arrays, such as the zeros that a loop begins with.

@@ -57,15 +57,15 @@ class SweptWorlds:
           InputError: a scripted event that names no expert of the fleet.
         """
         mine = [index for index, axis in enumerate(axes) if axis in self.axes]
-        distinct, place = np.zeros((1, 0)), np.zeros(len(points), np.int64)
+        distinct, row = np.zeros((1, 0)), np.zeros(len(points), np.int64)
         if mine:
-            distinct, place = np.unique(points[:, mine], axis=0, return_inverse=True)
+            distinct, row = np.unique(points[:, mine], axis=0, return_inverse=True)
         each = [
             self._at([axes[index].name for index in mine], values).reality(names, has_faults=self.has_faults)
             for values in distinct.tolist()
         ]
         stacked: Reality = jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, each))
-        return jax.tree.map(lambda leaf: leaf[place.reshape(-1)], stacked)
+        return jax.tree.map(lambda leaf: leaf[row.reshape(-1)], stacked)
 
     def _at(self, names: Sequence[str], values: Sequence[float]) -> WorldConfig:
         """Return the configuration with those numbers of a cell that are swept."""

@@ -1,5 +1,6 @@
 """Stepping the occupied slots only against stepping all of them: equal to the bit, at every width."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qos_jax.devices import batched_like
 from qos_jax.routing.fleet_state import empty_fleet, pass_time, route
 from qos_jax.routing.fleet_step import last_slots, occupied_slots, step_fleet, step_widths
 from qos_jax.routing.params import request_at
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import ServingConfig, scheduler
 from tests.routing.scenes import EXPERTS, profile, random_actions, table
 from tests.serving.replay import SHARED_MEMORY
 
@@ -115,3 +117,36 @@ def test_last_slots_are_cut_from_all_that_have_slots_and_nothing_else():
     np.testing.assert_array_equal(narrow.prompt_tokens, [[2, 3, 4, 5], [8, 9, 10, 11]])
     assert {leaf.shape for leaf in jax.tree.leaves(narrow.serving)} == {(2, 4), (2,)}
     jax.tree.map(np.testing.assert_array_equal, narrow.demand, state.demand)
+
+
+def test_programs_with_the_same_step_trace_it_once(monkeypatch):
+    traced = []
+
+    def counted(*arguments):
+        traced.append(1)
+        return scheduler.prefill_first(*arguments)
+
+    rules = dataclasses.replace(scheduler.BY_NAME["prefill_first"], decide=counted)
+    monkeypatch.setitem(scheduler.BY_NAME, "prefill_first", rules)
+    config = ServingConfig(EXPERTS, 3, 4)  # sizes that no other test has traced
+    request, zero = request_at(table(0, 1), 0), jnp.int32(0)
+
+    def program(sign):
+        def step(gap_s):
+            stepped = step_fleet(config, FLEET, empty_fleet(config), request, zero, zero, gap_s, gap_s)
+            return sign * stepped[2].busy_s
+
+        jax.make_jaxpr(jax.vmap(step))(jnp.ones(2))
+        return len(traced)
+
+    assert 0 < program(1.0) == program(-1.0)
+
+
+@pytest.mark.parametrize("like", [0.0, np.nan])
+def test_a_carry_is_batched_and_its_values_stay(like):
+    zeros = (jnp.float32(0.0), jnp.int32(0))
+    jax.vmap(lambda _: zeros, out_axes=None)(jnp.full(2, like))  # what a loop would begin with
+    with pytest.raises(ValueError, match="out_axes"):
+        jax.vmap(lambda each: batched_like(zeros, each), out_axes=None)(jnp.full(2, like))
+    for leaf in jax.vmap(lambda each: batched_like(zeros, each))(jnp.full(2, like)):
+        np.testing.assert_array_equal(leaf, [0, 0])

@@ -105,7 +105,7 @@ def test_a_cell_is_a_case_of_a_comparison_in_its_world(fleet, figures):  # noqa:
     metrics = LaneProgram(lane, policy("shortest_queue"), group, cut, MESH, 5).run(np.arange(4))
     metrics = metrics[np.argsort(group.cell)].reshape(2, 2, SEEDS, -1)  # by rate and period
     cases = build_cases(draws, fleet, figures, 0.1)
-    for place, period_s in enumerate((0.5, 4.0)):
+    for number, period_s in enumerate((0.5, 4.0)):
         (world,) = dataclasses.replace(own, scrape_period_s=period_s).worlds(fleet.names).values()
         compared = compare(
             group.serving,
@@ -117,7 +117,7 @@ def test_a_cell_is_a_case_of_a_comparison_in_its_world(fleet, figures):  # noqa:
         for rate, result in enumerate(compared.results):
             for index, name in enumerate(METRICS):
                 np.testing.assert_allclose(
-                    metrics[rate, place, :, index],
+                    metrics[rate, number, :, index],
                     result.metrics[name],
                     rtol=2e-4,
                     atol=1e-6,
