@@ -9,7 +9,7 @@ import numpy as np
 
 from qos_jax.runs import plot_style
 from qos_jax.serving import FleetProfile
-from qos_jax.simulation.metrics import prefix_spared
+from qos_jax.simulation.prefix_spared import prefix_spared
 from qos_jax.simulation.records import RequestRecords
 
 

@@ -22,7 +22,8 @@ from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
 from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
-from qos_jax.simulation.metrics import ALL_METRICS, prefix_spared, summarise
+from qos_jax.simulation.metrics import ALL_METRICS, summarise
+from qos_jax.simulation.prefix_spared import prefix_spared
 from qos_jax.simulation.records import (
     COMPLETED,
     FAILED,

@@ -194,16 +194,7 @@ class _Drawn:
             return table
         recorded = workload in RECORDED and not even
         table = self.contents(load_length_histogram(workload) if recorded else None, config.num_requests)
-        if workload == CONVERSATION:
-            table = as_conversations(
-                table,
-                _seeds(config),
-                mean_turns=config.conversation_turns,
-                open_conversations=config.open_conversations,
-                limit_tokens=config.conversation_limit_tokens,
-                system=config.system,
-            )
-        return table
+        return conversations_of(table, config) if workload == CONVERSATION else table
 
     def sessions(self, sessions: int) -> tuple[RequestTable, SessionTimes]:
         """Return the turns of so many sessions in each seed, leaves [S, U * M] and [S, U * M, N]."""
@@ -233,6 +224,18 @@ class _Drawn:
             if config.known_length_noise:
                 length_log_std = np.asarray(known_log_std(length_log_std, config.added_error))
         return table, length_log_std
+
+
+def conversations_of(table: RequestTable, config: CaseConfig) -> RequestTable:
+    """Return the requests of each seed as turns of the configuration's conversations, leaves [S, T, ...]."""
+    return as_conversations(
+        table,
+        _seeds(config),
+        mean_turns=config.conversation_turns,
+        open_conversations=config.open_conversations,
+        limit_tokens=config.conversation_limit_tokens,
+        system=config.system,
+    )
 
 
 def draw_arrivals(workload: str, rate_per_s: float, config: CaseConfig) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from qos_jax.serving.limits import ServiceLimits, all_kept, as_limits, limits_kept
 from qos_jax.serving.profile import FleetProfile
+from qos_jax.simulation.prefix_spared import spared_in_all, traced_spared
 from qos_jax.simulation.records import (
     COMPLETED,
     DROPPED,
@@ -153,6 +154,11 @@ SESSION_METRICS: dict[str, Metric] = {
 ALL_METRICS = METRICS | PREFIX_METRICS | SESSION_METRICS
 
 
+def metric_names(prefix_entries: int) -> tuple[str, ...]:
+    """Return the metrics of runs with caches of so many entries, 0 = none; those of caches come last."""
+    return (*METRICS, *(PREFIX_METRICS if prefix_entries else ()))
+
+
 def summarise(
     records: RequestRecords, totals: RunTotals, profile: FleetProfile, limits: ServiceLimits | Any
 ) -> dict[str, np.ndarray]:
@@ -171,49 +177,8 @@ def summarise(
     figures = _figures(np, np.float64, records, totals, profile, limits)
     if records.cached_tokens is None:
         return {name: np.asarray(figures[name], np.float64) for name in METRICS}
-    spared = prefix_spared(records, profile)
-    cached, prompt = (spared[name].sum(-1) for name in ("cached_tokens", "prompt_tokens"))
-    figures |= {"cached_tokens": cached, "hit_rate": _share(cached, prompt)}
-    figures |= {"prefill_saved_s": spared["prefill_saved_s"].sum(-1)}
+    figures |= spared_in_all(records, profile)
     return {name: np.asarray(figures[name], np.float64) for name in METRICS | PREFIX_METRICS}
-
-
-def prefix_spared(records: RequestRecords, profile: FleetProfile) -> dict[str, np.ndarray]:
-    """Return what each expert's prefix cache spared it, by name, each [..., N] float64.
-
-    ``prompt_tokens`` and ``cached_tokens`` of the requests it completed, ``hit_rate``, their ratio, and
-    ``prefill_saved_s``, as in ``PREFIX_METRICS``.
-
-    Args:
-      records: the requests of the runs, [..., T], with prefix caching.
-      profile: the fleet, leaves [N] or [..., N].
-
-    Raises:
-      ValueError: there is no prefix caching.
-    """
-    if records.cached_tokens is None:
-        raise ValueError("records without prefix caching have no cached tokens")
-    per_token_s = np.asarray(profile.prefill_per_token_s, np.float64)
-    per_token_sq_s = np.asarray(profile.prefill_per_token_sq_s, np.float64)
-    done = records.status == COMPLETED
-    each: dict[str, list[np.ndarray]] = {"prompt_tokens": [], "cached_tokens": [], "squares": []}
-    for expert in range(per_token_s.shape[-1]):
-        here = done & (records.expert == expert)
-        cached = np.where(here, records.cached_tokens, 0).astype(np.float64)
-        each["prompt_tokens"].append(np.where(here, records.prompt_tokens, 0).sum(-1, dtype=np.float64))
-        each["cached_tokens"].append(cached.sum(-1))
-        each["squares"].append((cached**2).sum(-1))
-    sums = {name: np.stack(values, axis=-1) for name, values in each.items()}
-    squares = sums.pop("squares")
-    return sums | {
-        "hit_rate": _share(sums["cached_tokens"], sums["prompt_tokens"]),
-        "prefill_saved_s": per_token_s * sums["cached_tokens"] + per_token_sq_s * squares,
-    }
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Return part / whole, NaN where there is no whole."""
-    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
 
 
 def traced_summarise(
@@ -222,13 +187,17 @@ def traced_summarise(
     """Return the same in float32, for use inside a jitted function.
 
     Args:
-      records: anything with the fields of :class:`RequestRecords` but ``arrival_s`` and ``prompt_tokens``.
+      records: anything with the fields of :class:`RequestRecords` but ``arrival_s``, and ``prompt_tokens``
+        where it has no ``cached_tokens``.
       totals: anything with the fields of :class:`RunTotals`.
       profile: as in :func:`summarise`.
       limits: as in :func:`summarise`.
     """
     figures = _figures(jnp, jnp.float32, records, totals, profile, limits)
-    return {name: jnp.asarray(figures[name], jnp.float32) for name in METRICS}
+    if records.cached_tokens is None:
+        return {name: jnp.asarray(figures[name], jnp.float32) for name in METRICS}
+    figures |= traced_spared(records, profile)
+    return {name: jnp.asarray(figures[name], jnp.float32) for name in METRICS | PREFIX_METRICS}
 
 
 def _figures(

@@ -165,6 +165,8 @@ class TracedRecords:
     ttft_s: jax.Array  # [T] float32, NaN where not completed
     latency_s: jax.Array  # [T] float32, NaN where not completed
     preemptions: jax.Array  # [T] int32
+    prompt_tokens: jax.Array | None = None  # [T] int32, with prefix caching
+    cached_tokens: jax.Array | None = None  # [T] int32, likewise
 
 
 @struct.dataclass
@@ -215,6 +217,8 @@ def traced_records(
         ttft_s=jnp.where(failed, jnp.nan, enter(jnp.nan, outcome.ttft_s)),
         latency_s=jnp.where(failed, jnp.nan, latency_s),
         preemptions=enter(0, outcome.preemptions),
+        prompt_tokens=None if outcome.cached_tokens is None else table.prompt_tokens,
+        cached_tokens=None if outcome.cached_tokens is None else enter(0, outcome.cached_tokens),
     )
     return records, jnp.sum(ends != accepted.astype(jnp.int32), dtype=jnp.int32)
 

@@ -34,6 +34,16 @@ SCALARS = {
     **WORLD_NUMBERS,
 }
 RENAMED = {"length_log_bias": "length_bias_log"}  # parameters, old name to new
+# Settings of conversations, which are drawn once for all cells; so they are no axes.
+CONVERSATIONS = (
+    "conversation_turns",
+    "open_conversations",
+    "conversation_limit_tokens",
+    "system_prompts",
+    "system_prompt_tokens",
+    "system_prompt_skew",
+)
+ALIKE = ("prefix_entries", *CONVERSATIONS)  # in all cells: caches have one size, too
 PROFILE_FIELDS = (*COLUMNS[1:], *OPTIONAL)
 SWEEP_HELP = (
     "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
@@ -162,6 +172,9 @@ def _check_name(axis: Axis) -> None:
             raise input_error(
                 f"{axis.name!r} has a new name", field=FIELD, remedy=f"give --{FIELD}={new}=VALUES"
             )
+        if axis.name in ALIKE:
+            remedy = f"give --{axis.name}=VALUE, and a sweep for each; profile.kv_capacity_tokens is an axis"
+            raise input_error("is the same in all cells", field=axis.name, remedy=remedy)
         hint = near_match(axis.name, [*SCALARS, *(PROFILE + name for name in PROFILE_FIELDS)])
         if axis.name.removesuffix("*") in SCALARS:
             hint = " (only a field of the profile is scaled)"

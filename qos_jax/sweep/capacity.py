@@ -11,7 +11,7 @@ import numpy as np
 
 from qos_jax.checks import check_one_of
 from qos_jax.errors import input_error
-from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.metrics import ALL_METRICS, PREFIX_METRICS, metric_names
 
 SEARCHED = ("arrival_rate", "load")
 FOUND, AT_LEAST, NONE = "found", "at_least", "none"
@@ -23,13 +23,13 @@ _TARGET = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
 class Target:
     """What the mean of a metric over seeds must be."""
 
-    metric: str  # name in METRICS
+    metric: str  # name in ALL_METRICS, which METRICS and those of prefix caches lead
     at_least: bool  # else at most
     value: float
 
     def met(self, metrics: np.ndarray) -> np.ndarray:
-        """Return where metrics [c, S, len(METRICS)] meet it, [c] bool; what is undefined does not."""
-        mean = metrics[:, :, list(METRICS).index(self.metric)].mean(axis=1)
+        """Return where metrics [c, S, M] meet it, [c] bool; what is undefined does not."""
+        mean = metrics[:, :, list(ALL_METRICS).index(self.metric)].mean(axis=1)
         return mean >= self.value if self.at_least else mean <= self.value
 
 
@@ -56,11 +56,15 @@ class Capacity:
     rate_per_s: np.ndarray  # [c] float64, the largest rate seen to meet the target; NaN where none did
     fails_at_per_s: np.ndarray  # [c] float64, the smallest rate above it seen to fail; NaN where none did
     outcome: list[str]  # [c] FOUND; AT_LEAST: even the highest meets it; NONE: not even the lowest does
-    metrics: np.ndarray  # [c, S, len(METRICS)] float64, at the rate; at the lowest one where none did
+    metrics: np.ndarray  # [c, S, M] float64, at the rate; at the lowest one where none did
 
 
 def parse_search(
-    name: str | None, target: str | None, ends: tuple[float, ...], tolerance: float
+    name: str | None,
+    target: str | None,
+    ends: tuple[float, ...],
+    tolerance: float,
+    prefix_entries: int = 0,
 ) -> Search | None:
     """Read the flags of a search; None if there is none.
 
@@ -69,6 +73,7 @@ def parse_search(
       target: ``METRIC>=VALUE`` or ``METRIC<=VALUE``.
       ends: (low, high).
       tolerance: relative.
+      prefix_entries: of prefix caches, which have metrics of their own; 0 = none.
 
     Raises:
       InputError: naming the flag, the fault and the remedy.
@@ -86,15 +91,15 @@ def parse_search(
         fault = f"{target!r} is not METRIC>=VALUE or METRIC<=VALUE"
         raise input_error(fault, field="target", remedy="give e.g. share_within_limit>=0.95")
     metric, sign, text = match.groups()
-    check_one_of("target", metric, METRICS)
+    check_metric("target", metric, prefix_entries)
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
         raise input_error(f"{text!r} is not a finite number", field="target", remedy="give one")
-    if METRICS[metric].better == ("lower" if sign == ">=" else "higher"):
-        fault = f"{target!r} asks for a worse {metric}, of which {METRICS[metric].better} is better"
+    if ALL_METRICS[metric].better == ("lower" if sign == ">=" else "higher"):
+        fault = f"{target!r} asks for a worse {metric}, of which {ALL_METRICS[metric].better} is better"
         remedy = f"turn the sign round: {metric}{'<=' if sign == '>=' else '>='}{text}"
         raise input_error(fault, field="target", remedy=remedy)
     if len(ends) != 2 or not 0 < ends[0] < ends[1] < math.inf:
@@ -108,6 +113,18 @@ def parse_search(
     return Search(name, Target(metric, sign == ">=", value), ends[0], ends[1], tolerance)
 
 
+def check_metric(field: str, name: str, prefix_entries: int) -> None:
+    """Check the name of a metric; those of prefix caches are there with caches alone.
+
+    Raises:
+      InputError: it is unknown, or of caches that there are not.
+    """
+    if name in PREFIX_METRICS and not prefix_entries:
+        remedy = "give --prefix_entries=64 --workload=conversation"
+        raise input_error(f"{name!r} is of prefix caches, and there are none", field=field, remedy=remedy)
+    check_one_of(field, name, metric_names(prefix_entries))
+
+
 def largest_rates(
     run: Callable[[np.ndarray], np.ndarray], low_per_s: np.ndarray, high_per_s: np.ndarray, search: Search
 ) -> Capacity:
@@ -117,7 +134,7 @@ def largest_rates(
     few seeds and requests a metric may waver near the end, and then one of the crossings is found.
 
     Args:
-      run: rates [c], requests / s -> metrics [c, S, len(METRICS)], on the same requests every time.
+      run: rates [c], requests / s -> metrics [c, S, M], on the same requests every time.
       low_per_s: [c] lowest rate to try.
       high_per_s: [c] highest.
       search: target and tolerance.

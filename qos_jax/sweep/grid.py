@@ -15,9 +15,10 @@ from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.routing.observation import KnownFleet
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, with_context_limit
 from qos_jax.simulation.case_config import CaseConfig
+from qos_jax.simulation.cases import conversations_of
 from qos_jax.simulation.reality import Reality
 from qos_jax.sweep.axes import Axis, multiply_out
-from qos_jax.sweep.lane import CellNumbers, LaneSource
+from qos_jax.sweep.lane import CellNumbers, Conversations, LaneSource
 from qos_jax.sweep.worlds import SweptWorlds
 from qos_jax.workload import (
     Fleet,
@@ -32,7 +33,8 @@ from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.decode_knots import KNOT_COLUMNS, KNOTS_REPLACE
 from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
 from qos_jax.workload.fleet import INTEGER_COLUMNS, NO_LIMIT
-from qos_jax.workload.named import RECORDED
+from qos_jax.workload.named import CONVERSATION, RECORDED
+from qos_jax.workload.request_table import without_prefixes
 from qos_jax.workload.setting import Setting
 
 # Parameters of the arrivals that one workload alone reads.
@@ -79,6 +81,7 @@ def build_grid(
     scheduler: str,
     draws: CaseConfig,
     worlds: SweptWorlds | None = None,
+    prefix_entries: int = 0,
 ) -> Grid:
     """Work out the numbers of every cell; requests are not drawn but for what is known of their lengths.
 
@@ -88,16 +91,21 @@ def build_grid(
       scheduler: of all experts.
       draws: one workload, the seeds, and the numbers of what is not swept.
       worlds: what routers know and how servers err; None = everything, and not at all.
+      prefix_entries: of every expert's prefix cache; with one the workload is "conversation"; 0 = no cache.
 
     Raises:
       InputError: an expert that a fleet does not have, a profile that no fleet may have.
     """
     points = multiply_out(axes)
-    parts = [_numbers_of(place, fleet, axes, points, scheduler, draws) for place, fleet in enumerate(fleets)]
+    turns = [_conversations(fleet.source, draws, cached=prefix_entries > 0) for fleet in fleets]
+    parts = [
+        _numbers_of(place, fleet, axes, points, scheduler, draws, turns[place])
+        for place, fleet in enumerate(fleets)
+    ]
     if worlds is not None:
         realities = [worlds.realities(fleet.fleet.names, axes, points) for fleet in fleets]
         parts = [part.in_reality(reality) for part, reality in zip(parts, realities, strict=True)]
-    count = len(points)
+    count, nested = len(points), max(len(each.prefix_path or ()) if each else 0 for each in turns)
     by_shape: dict[tuple[ServingConfig, Any], list[int]] = {}
     for place, part in enumerate(parts):
         profile = part.numbers.known.profile
@@ -106,6 +114,8 @@ def build_grid(
             int(np.max(profile.max_running)),
             int(np.max(profile.max_waiting)),
             scheduler,
+            prefix_entries,
+            nested,
         )
         by_shape.setdefault((shape, jax.tree.structure(profile)), []).append(place)
     groups = []
@@ -117,6 +127,10 @@ def build_grid(
         crowded = np.concatenate([parts[p].rate_per_s / parts[p].capacity_per_s for p in places])
         order = np.lexsort((crowded, numbers.fleet))
         source = _joined_source([fleets[p].source for p in places], draws.workloads[0])
+        talk = [each for each in (turns[p] for p in places) if each is not None]
+        if talk:
+            joined = jax.tree.map(lambda *leaves: np.stack(leaves), *talk)
+            source = dataclasses.replace(source, conversations=joined)
         groups.append(
             CellGroup(serving, source, cell[order], jax.tree.map(lambda leaf, o=order: leaf[o], numbers))
         )
@@ -154,6 +168,7 @@ def _numbers_of(
     points: np.ndarray,
     scheduler: str,
     draws: CaseConfig,
+    turns: Conversations | None,
 ) -> _Part:
     count = len(points)
     column = {axis.name: points[:, index] for index, axis in enumerate(axes)}
@@ -168,6 +183,8 @@ def _numbers_of(
     for level in np.unique(error_level):
         mine = np.flatnonzero(error_level == level)
         contents = _contents(swept.source, draws, float(level))
+        if turns is not None:
+            contents = turns.put_into(contents)
         length_log_std[mine] = known_length_log_std(_at_level(swept.source, float(level)), contents)
         capacity[mine] = _capacities(jax.tree.map(lambda leaf, m=mine: leaf[m], profile), contents)
     rate: Any = column.get("arrival_rate")
@@ -244,6 +261,15 @@ def _contents(source: Source, draws: CaseConfig, level: float) -> RequestTable:
     recorded = draws.workloads[0] in RECORDED and isinstance(source, SyntheticParams)
     histogram = load_length_histogram(draws.workloads[0]) if recorded else None
     return draw_contents(keys, _at_level(source, level), histogram, draws.num_requests)
+
+
+def _conversations(source: Source, draws: CaseConfig, *, cached: bool) -> Conversations | None:
+    """Return the turns of all seeds, NumPy leaves [S, T]: the same in every cell, since lengths are."""
+    if draws.workloads[0] != CONVERSATION:
+        return None
+    table = conversations_of(_contents(source, draws, draws.error_level), draws)
+    table = table if cached else without_prefixes(table)
+    return Conversations(**{name: getattr(table, name) for name in Conversations.__dataclass_fields__})
 
 
 def _at_level(source: Source, level: float) -> Source:

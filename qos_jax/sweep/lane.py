@@ -15,7 +15,8 @@ from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.serving import ServingConfig, cut_at_limit
-from qos_jax.simulation.metrics import METRICS, traced_summarise
+from qos_jax.serving.state import PrefixLevel
+from qos_jax.simulation.metrics import metric_names, traced_summarise
 from qos_jax.simulation.reality import RealCarry, Reality, begin, finish, records_of, route_in_reality
 from qos_jax.simulation.records import TracedRecords, TracedTotals, traced_records
 from qos_jax.simulation.route import Arriving, Carry, Logged, requests_of, route_requests
@@ -38,12 +39,28 @@ class LaneConfig:
 
 
 @struct.dataclass
+class Conversations:
+    """What turns of conversations ask for and share; drawn on the host, since each follows from the last."""
+
+    prompt_tokens: jax.Array  # [F, S, T] int32, with what was said before
+    prefix_group: jax.Array | None  # [F, S, T] int32, as in RequestTable; None without prefix caching
+    prefix_tokens: jax.Array | None  # [F, S, T] int32, likewise
+    prefix_path: tuple[PrefixLevel, ...] | None  # leaves [F, S, T], likewise
+
+    def put_into(self, table: RequestTable) -> RequestTable:
+        """Return requests, leaves of the same leading axes, as the turns that these are."""
+        turns: RequestTable = dataclasses.replace(table, **vars(self))
+        return turns
+
+
+@struct.dataclass
 class LaneSource:
     """What requests are drawn from: figures or a table of the experts of each of F fleets."""
 
     figures: SyntheticParams | None  # leaves [F, ...]
     table: RequestTable | None  # leaves [F, M] and [F, M, N]; drawn from evenly, where given
     histogram: LengthHistogram | None  # of a recorded workload's lengths, with figures
+    conversations: Conversations | None = None  # of workload "conversation"
 
 
 @struct.dataclass
@@ -79,7 +96,7 @@ class Lane:
 class LaneResult:
     """What a run came to."""
 
-    metrics: jax.Array  # [len(METRICS)] float32, in their order
+    metrics: jax.Array  # [M] float32, those of ``metric_names``
     unaccounted: jax.Array  # [] int32, requests without exactly one end: a defect if above 0
 
 
@@ -113,7 +130,9 @@ def run_lane(
         makespan_s=jnp.max(arrival_s + jnp.nan_to_num(records.latency_s)),
     )
     metrics = traced_summarise(records, totals, cell.known.profile, cell.known.limits)
-    return LaneResult(jnp.stack([metrics[name] for name in METRICS]), unaccounted)
+    return LaneResult(
+        jnp.stack([metrics[name] for name in metric_names(config.serving.prefix_entries)]), unaccounted
+    )
 
 
 def lane_bytes(config: LaneConfig, source: LaneSource, lane: Lane) -> int:
@@ -226,6 +245,9 @@ def draw_requests(config: LaneConfig, source: LaneSource, lane: Lane) -> tuple[R
         table = jax.tree.map(lambda leaf: leaf[rows], mine)
     else:
         table = draw_table(key, figures_of(source, cell), source.histogram, count)
+    if source.conversations is not None:
+        mine = jax.tree.map(lambda leaf: leaf[cell.fleet, lane.seed], source.conversations)
+        table = mine.put_into(table)
     process = arrival_process(config.workload, cell.arrival_rate_per_s, cell, count)
     first = start_bin(config.workload, process, count, lane.seed, config.seeds)
     table = cut_at_limit(cell.known.profile, table)

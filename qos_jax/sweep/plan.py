@@ -21,16 +21,17 @@ from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.case_config import CaseConfig
-from qos_jax.simulation.metrics import METRICS
-from qos_jax.simulation.world_config import WorldConfig, check_views, under_views
-from qos_jax.sweep.axes import SWEEP_HELP, check_axes, parse_axis
-from qos_jax.sweep.capacity import Search, parse_search
+from qos_jax.simulation.metrics import METRICS, PREFIX_METRICS, metric_names
+from qos_jax.simulation.world_config import WorldConfig, check_prefix_entries, check_views, under_views
+from qos_jax.sweep.axes import ALIKE, CONVERSATIONS, SWEEP_HELP, check_axes, parse_axis
+from qos_jax.sweep.capacity import Search, check_metric, parse_search
 from qos_jax.sweep.grid import OF_WORKLOAD, CellGroup, Grid, build_grid
 from qos_jax.sweep.lane import LaneConfig
 from qos_jax.sweep.program import ChunkPlan, plan_chunks
 from qos_jax.sweep.worlds import swept_worlds
+from qos_jax.workload.conversations import MEAN_TURNS
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
-from qos_jax.workload.named import RECORDED, SYNTHETIC, TRACE
+from qos_jax.workload.named import CONVERSATION, RECORDED, SESSIONS, SYNTHETIC, TRACE
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 from qos_jax.workload.setting import open_setting
 
@@ -43,7 +44,7 @@ _OF_POLICIES = {
 }
 
 
-DRAWN = (*SYNTHETIC, *RECORDED)  # workloads of which a cell's requests are drawn
+DRAWN = (*SYNTHETIC, *RECORDED, CONVERSATION)  # workloads of which a cell's requests are drawn
 _OF_FIGURES = ("error_level", "quality_bias", "length_bias_log")
 
 
@@ -66,6 +67,17 @@ class SweepConfig:
     allow_drop: bool = True  # let greedy and learned routers drop what no expert gains from
     sweep: tuple[str, ...] = option((), help=SWEEP_HELP, repeatable=True)
     workload: str = option("poisson", known=DRAWN)  # how requests arrive
+    prefix_entries: int = option(
+        0,
+        help="prefix groups that each expert's cache remembers besides those in its slots, such as 64; 0 = "
+        "no prefix caching. As all that follows of conversations, of workload conversation alone",
+    )
+    conversation_turns: float = MEAN_TURNS  # mean turns of a conversation
+    open_conversations: int = 100  # at a time: a user thinks for so many arrivals
+    conversation_limit_tokens: int = 4096  # a conversation ends before a turn exceeds it
+    system_prompts: int = 0  # one of which each conversation begins with; 0 = with what the user says
+    system_prompt_tokens: int = 256  # of each of system_prompts
+    system_prompt_skew: float = 1.0  # Zipf's exponent of how popular they are; 0 = all alike
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     table: str | None = None  # request table (.npz) whose rows are the requests, drawn evenly
     table_split: str = option(ALL_ROWS, known=(ALL_ROWS, *SPLITS))  # which rows of the table
@@ -81,7 +93,9 @@ class SweepConfig:
     )
     capacity_tolerance: float = 0.02  # of the search, relative
     plot_metrics: tuple[str, ...] = option(
-        ("average_qos", "share_within_limit"), help=f"metrics to plot: some of {', '.join(METRICS)}"
+        ("average_qos", "share_within_limit"),
+        help=f"metrics to plot: some of {', '.join(METRICS)}; with prefix_entries "
+        f"of {', '.join(PREFIX_METRICS)}, too",
     )
     world: WorldConfig = option(WorldConfig, flat=True)
 
@@ -89,7 +103,20 @@ class SweepConfig:
         if self.workload == TRACE:
             fault, remedy = "a recorded trace is not drawn from", "use launch.evaluate for traces"
             raise input_error(fault, field="workload", remedy=remedy)
+        if self.workload == SESSIONS:
+            fault = "the turns of sessions wait for answers, and a cell's arrivals for none"
+            remedy = f"give --workload={CONVERSATION}, or use launch.evaluate for sessions"
+            raise input_error(fault, field="workload", remedy=remedy)
         check_options(self)
+        check_prefix_entries(self, self.world)
+        for field in dataclasses.fields(self):
+            unread = field.name in ALIKE and getattr(self, field.name) != field.default
+            if unread and self.workload != CONVERSATION:
+                fault, remedy = (
+                    f"is read by workload {CONVERSATION!r} alone",
+                    f"give --workload={CONVERSATION}",
+                )
+                raise input_error(fault, field=field.name, remedy=remedy)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,9 +157,15 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     check_axes(axes)
     given = {axis.name for axis in axes}
     search = parse_search(
-        config.capacity, config.target, config.capacity_range or (0.02, 4.0), config.capacity_tolerance
+        config.capacity,
+        config.target,
+        config.capacity_range or (0.02, 4.0),
+        config.capacity_tolerance,
+        config.prefix_entries,
     )
     worlds = swept_worlds(config.world, axes)
+    if worlds is not None:  # perhaps for its axes alone
+        check_prefix_entries(config, dataclasses.replace(config.world, views=worlds.views))
     chosen = resolve(
         config.policies,
         config.checkpoint,
@@ -142,7 +175,8 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         with_measuring=worlds is None,
     )
     draws = CaseConfig(
-        workloads=(config.workload,), seeds=config.seeds, seed=config.seed, num_requests=config.num_requests
+        workloads=(config.workload,),
+        **{name: getattr(config, name) for name in ("seeds", "seed", "num_requests", *CONVERSATIONS)},
     )
     _check_readers(config, given, chosen.names)
     if search is not None:
@@ -150,7 +184,9 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
             raise input_error(
                 "is what the search is for", field=name, remedy="leave out its --sweep, or --capacity"
             )
-    check_some_of("plot_metrics", config.plot_metrics, tuple(METRICS))
+    for name in config.plot_metrics:
+        check_metric("plot_metrics", name, config.prefix_entries)
+    check_some_of("plot_metrics", config.plot_metrics, metric_names(config.prefix_entries))
     if not config.fleet:
         raise input_error("names no fleet", field="fleet", remedy="give --fleet=NAME or a fleet CSV")
     check_distinct("fleet", config.fleet)
@@ -166,7 +202,7 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         )
         for name in config.fleet
     ]
-    grid = build_grid(fleets, axes, config.scheduler, draws, worlds)
+    grid = build_grid(fleets, axes, config.scheduler, draws, worlds, config.prefix_entries)
     routers: dict[str, LearnedRouter] = {}
     for name, folder in chosen.checkpoints.items():
         for group in grid.groups:  # it must fit them all

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qos_jax.runs import plot_style
-from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.metrics import ALL_METRICS
 from qos_jax.sweep.axes import Axis
 from qos_jax.sweep.results import SweepTable
 
@@ -116,8 +116,8 @@ def _figures(table: SweepTable, name: str) -> tuple[np.ndarray, np.ndarray, np.n
 def _label(name: str) -> str:
     if name == CAPACITY:
         return "largest rate (requests/s)"
-    unit = METRICS[name].unit
-    return METRICS[name].label + (f" ({unit})" if unit else "")
+    unit = ALL_METRICS[name].unit
+    return ALL_METRICS[name].label + (f" ({unit})" if unit else "")
 
 
 def _is(table: SweepTable, axis: Axis, value: float) -> np.ndarray:

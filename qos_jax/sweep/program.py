@@ -158,7 +158,7 @@ class LaneProgram:
         return sum(int(getattr(analysis, f"{part}_size_in_bytes")) for part in parts)
 
     def run(self, cells: np.ndarray, arrival_rate_per_s: np.ndarray | None = None) -> np.ndarray:
-        """Return the metrics of some cells, [c, S, len(METRICS)] float64.
+        """Return the metrics of some cells, [c, S, M] float64, those of ``metric_names``.
 
         Args:
           cells: [c] places in the group, at most the plan's ``chunk_cells``.

@@ -39,18 +39,19 @@ class ResultsFile:
     the file is opened again.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], metrics: Sequence[str] = tuple(METRICS)) -> None:
         """Open the file, or begin it.
 
         Args:
           path: of the file.
           columns: those before the metrics'; the first two are "cell" and "policy".
+          metrics: their names.
 
         Raises:
           InputError: the file there has other columns.
         """
         self.path = path
-        self.columns = [*columns, *(f"{name}{end}" for name in METRICS for end in ENDS)]
+        self.columns = [*columns, *(f"{name}{end}" for name in metrics for end in ENDS)]
         if not path.is_file():
             with atomic_write(path) as stream:
                 stream.write(_line(self.columns))
@@ -65,7 +66,7 @@ class ResultsFile:
 
         Args:
           rows: the values of the columns before the metrics', r of them.
-          metrics: [r, S, len(METRICS)], of which mean and 95% interval over seeds are written.
+          metrics: [r, S, M], of which mean and 95% interval over seeds are written.
         """
         new = [i for i, row in enumerate(rows) if not self.is_finished(int(str(row[0])), str(row[1]))]
         if not new:

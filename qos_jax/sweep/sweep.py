@@ -13,6 +13,7 @@ from qos_jax.errors import input_error
 from qos_jax.policies import Policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder
+from qos_jax.simulation.metrics import metric_names
 from qos_jax.sweep.capacity import largest_rates
 from qos_jax.sweep.grid import CellGroup, axis_columns
 from qos_jax.sweep.plan import SweepPlan
@@ -43,7 +44,7 @@ def execute_sweep(
     """
     results = None
     if folder is not None:
-        results = ResultsFile(folder.file(RESULTS), _columns(plan))
+        results = ResultsFile(folder.file(RESULTS), _columns(plan), metric_names(plan.config.prefix_entries))
     for place, group in enumerate(plan.grid.groups):
         for router in plan.policies:
             todo = np.ones(len(group.cell), bool)
