@@ -1,9 +1,10 @@
-"""Route the requests of a file through a fleet by one policy: records, a summary and plots in a folder."""
+"""Route the requests of a file, or of users in closed loop, by one policy: records, summary and plots."""
 
 from __future__ import annotations
 
+from qos_jax.evaluation.run_config import SingleRunConfig
 from qos_jax.evaluation.run_text import render_run
-from qos_jax.evaluation.single_run import SingleRunConfig, execute_run, load_run
+from qos_jax.evaluation.single_run import execute_run, load_run
 from qos_jax.runs.folder import open_run_folder
 from qos_jax.runs.progress import progress
 
@@ -20,7 +21,7 @@ def main() -> None:
     plot = run.wants_plots()
     single = load_run(config)
     folder = open_run_folder(run.out, single.settings, overwrite=run.overwrite)
-    with progress(len(single.requests.arrival_s)) as advance:
+    with progress(single.num_requests) as advance:
         summary = execute_run(single, folder, plot=plot, on_progress=advance)
     print(f"{render_run(summary)}\n\nresults in {folder.path}")
 

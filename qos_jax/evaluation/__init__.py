@@ -15,10 +15,10 @@ from qos_jax.evaluation.comparison_table import (
     write_comparison_csv,
     write_comparison_json,
 )
+from qos_jax.evaluation.run_config import SessionConfig, SingleRunConfig
 from qos_jax.evaluation.run_text import render_run
 from qos_jax.evaluation.single_run import (
     SingleRun,
-    SingleRunConfig,
     execute_run,
     load_run,
     simulate_requests,
@@ -38,6 +38,7 @@ __all__ = [
     "write_comparison_json",
     "simulate_requests",
     "SingleRunConfig",
+    "SessionConfig",
     "load_run",
     "execute_run",
     "render_run",

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from qos_jax.evaluation.comparison_table import OTHER_LIMITS, limits_text
 from qos_jax.serving import LIMITS
 from qos_jax.serving.state import LLAMA_CPP
-from qos_jax.simulation.metrics import WITHIN
+from qos_jax.simulation.metrics import ALL_METRICS, SESSION_METRICS, WITHIN
 from qos_jax.simulation.records import WOULD_WAIT
 
 _LATENCIES = (
@@ -39,7 +39,9 @@ def render_run(summary: Mapping[str, Any]) -> str:
     s = summary
     limits = {name: s[name] for name in LIMITS}
     only_l = all(limits[name] is None for name in OTHER_LIMITS)
-    head = f"{s['policy']}{_world(s)} on {s['fleet']}, {s['scheduler']}, {s['requests']}, "
+    talk = s["sessions"]
+    asked = s["requests"] if talk is None else f"{talk['users']:,} users who think {talk['think_s']:.4g} s"
+    head = f"{s['policy']}{_world(s)} on {s['fleet']}, {s['scheduler']}, {asked}, "
     head += f"L = {1000 * s['latency_limit_s']:.4g} ms/token" if only_l else limits_text(limits)
     figures = [
         ["average QoS", _number(s["average_qos"], 4)],
@@ -56,6 +58,7 @@ def render_run(summary: Mapping[str, Any]) -> str:
         ["KV utilisation", _percent(s["kv_utilisation"])],
         *([["cached prompt tokens", _percent(s["hit_rate"])]] if "hit_rate" in s else []),
         ["QoS per busy second", _number(s["qos_per_busy_s"], 3)],
+        *([ALL_METRICS[name].label, _number(s[name], 1)] for name in SESSION_METRICS if name in s),
         ["QoS per kJ", _number(1000 * s["qos_per_joule"], 3)],
     ]
     latencies = [

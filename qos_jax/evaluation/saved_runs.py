@@ -15,12 +15,11 @@ from qos_jax.runs.folder import RunFolder, to_json
 from qos_jax.simulation.cases import Case
 from qos_jax.simulation.metrics import ALL_METRICS, METRICS
 from qos_jax.simulation.policy_runs import UPPER_BOUND, CaseName, PolicyResult, PolicyRun
-from qos_jax.simulation.records import RequestRecords
+from qos_jax.simulation.records import OPTIONAL, RequestRecords
 from qos_jax.simulation.simulate import Runs
 from qos_jax.workload.named import SESSIONS
 
 _FROM_CASE = ("arrival_s", "prompt_tokens")  # the same for every policy, so not stored but of sessions
-_OPTIONAL = ("cached_tokens",)  # with prefix caching
 _FIELDS = tuple(field.name for field in dataclasses.fields(RequestRecords))
 
 
@@ -91,7 +90,7 @@ def _load_records(
                 if isinstance(case.runs, Runs):
                     held["arrival_s"] = case.runs.arrival_s
                     held["prompt_tokens"] = np.asarray(case.runs.requests.prompt_tokens)
-                if {*_FIELDS} - held.keys() - {*_OPTIONAL}:
+                if {*_FIELDS} - held.keys() - {*OPTIONAL}:
                     return None
                 records[case.name] = RequestRecords(**held)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):

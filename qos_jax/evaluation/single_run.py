@@ -1,4 +1,4 @@
-"""One run of given requests through a fleet: loaded and checked, simulated, written to its folder."""
+"""One run of given requests, or of users, through a fleet: checked, simulated, written to its folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from qos_jax.checks import SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.evaluation import plots
 from qos_jax.evaluation.prefix_plot import prefix_hits
+from qos_jax.evaluation.run_config import SingleRunConfig
 from qos_jax.logs import has_layout
-from qos_jax.options import check_options, option
-from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS, Policy, policy
-from qos_jax.policies.registry import NEVER_DROPS
+from qos_jax.policies import REPLAYS, Policy, policy
 from qos_jax.runs import plot_style
 from qos_jax.runs.folder import RunFolder, settings_of
-from qos_jax.serving import SCHEDULERS, ServiceLimits, cut_at_limit
+from qos_jax.serving import ServiceLimits, cut_at_limit
+from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.metrics import ALL_METRICS, summarise
 from qos_jax.simulation.prefix_spared import prefix_spared
 from qos_jax.simulation.records import (
@@ -32,71 +32,16 @@ from qos_jax.simulation.records import (
     RequestRecords,
     write_records_csv,
 )
+from qos_jax.simulation.sessions import SessionRuns, session_metrics, simulate_sessions
 from qos_jax.simulation.simulate import Runs, SimulationResult, repeated_limits, simulate
 from qos_jax.simulation.world import World, simulate_world
-from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig, check_prefix_entries, check_views
+from qos_jax.simulation.world_config import check_views
 from qos_jax.workload import Fleet, Requests, measure_length_log_std, read_requests, read_trace
-from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.requests import requests_of_trace
-from qos_jax.workload.setting import limit_record, limit_settings, limits_of, open_fleet
+from qos_jax.workload.setting import limit_record, limit_settings, open_fleet, open_setting
 from qos_jax.workload.trace import warn_of_prefixes
 
 CSV_CHUNK_REQUESTS = 8192  # records held as text at once while they are written
-
-
-@dataclasses.dataclass(frozen=True)
-class SingleRunConfig:
-    """Everything that determines the records of a run.
-
-    Raises:
-      InputError: no file, an unknown scheduler, a limit that is not a positive time, a seed out of range,
-        several views, failed requests to be sent again where a file says who gets them.
-    """
-
-    fleet: str  # a fleet CSV, or the name of a shipped one: edge6, paper6
-    requests: str = option(
-        help="CSV file of the requests: arrival_s, prompt_tokens, and output_tokens, quality and, if known, "
-        "predicted_output_tokens and predicted_quality, each once or as name.EXPERT per expert; for the "
-        "policy 'assigned' also expert; or a trace such as Mooncake's, whose answers all have quality 1"
-    )
-    policy: str = option(
-        help=f"who routes: one of {', '.join((*HEURISTICS, *ORACLES, *REPLAYS))}; a greedy one with "
-        f"{NEVER_DROPS} behind its name drops nothing"
-    )
-    latency_limit_s: float | None = None  # L, seconds of E2E latency per output token; inf = no limit
-    ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
-    tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
-    e2e_limit_s: float | None = None  # seconds from arrival to last token, network included
-    limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
-    scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
-    prefix_entries: int = option(0, help=PREFIX_HELP)
-    seed: int = 0  # of the policy's own randomness
-    allow_drop: bool = True  # let greedy policies drop what no expert gains from
-    world: WorldConfig = option(WorldConfig, flat=True)  # of its views one, by default the twin's
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        if not self.requests:
-            raise input_error("is empty", field="requests", remedy="give the path of a CSV file")
-        _ = self.service_limits  # checks them
-        check_range(self, ("seed",), SEED)
-        check_prefix_entries(self, self.world)
-        if len(self.world.views) > 1:
-            remedy = f"give one, such as {self.world.views[-1]}; launch.evaluate compares several"
-            raise input_error(f"{len(self.world.views)} views for one run", field="views", remedy=remedy)
-        if self.world.retry and self.policy in REPLAYS:
-            fault = f"the policy {self.policy!r} says where a request goes once"
-            raise input_error(fault, field="retry", remedy="leave it out, or choose another policy")
-
-    @property
-    def service_limits(self) -> ServiceLimits:
-        """The limits given, or else those of the preset."""
-        return limits_of(None, limit_settings(self), self.limits)
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The one view, () where routers see everything and servers have no faults."""
-        return self.world.views or self.world.chosen_views[-1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +51,25 @@ class SingleRun:
     config: SingleRunConfig
     settings: dict[str, Any]  # all that determines the results, the content of config.json
     fleet: Fleet
-    requests: Requests
+    requests: Requests | SessionRuns  # of a file; or one run of users
     policy: Policy
     world: World | None  # None = routers see everything, servers have no faults
 
+    @property
+    def num_requests(self) -> int:
+        """T."""
+        given = self.requests
+        return given.num_requests if isinstance(given, SessionRuns) else len(given.arrival_s)
+
 
 def load_run(config: SingleRunConfig) -> SingleRun:
-    """Read the files of a run and check that they fit together; nothing is written or compiled.
+    """Read the files of a run and check that they fit together; nothing is written, users are drawn.
 
     Raises:
       InputError: naming file, row, field and remedy of the first fault found.
     """
+    if config.sessions is not None:
+        return _load_sessions(config)
     replayed = config.policy in REPLAYS
     router = None if replayed else policy(config.policy, allow_drop=config.allow_drop)
     file, fleet = open_fleet(config.fleet)
@@ -141,6 +94,30 @@ def load_run(config: SingleRunConfig) -> SingleRun:
     if worlds:
         check_views([router])
     return SingleRun(config, settings, fleet, requests, router, worlds[config.views[0]] if worlds else None)
+
+
+def _load_sessions(config: SingleRunConfig) -> SingleRun:
+    """Return the run of users, whose turns are drawn: seed 0 of a comparison of as many, at the same seed."""
+    talk = config.sessions
+    assert talk is not None
+    router = policy(config.policy, allow_drop=config.allow_drop)
+    setting = open_setting(
+        config.fleet, **limit_settings(config), table=talk.table, scheduler=config.scheduler, seed=config.seed
+    )
+    if setting.source_is_drawn:
+        logging.warning("the models of fleet %s have no figures; drawn experts stand in", config.fleet)
+    limits = config.service_limits
+    (case,) = build_cases(talk.case_config(config.seed), setting.fleet, setting.source, limits)
+    assert isinstance(case.runs, SessionRuns)
+    settings = settings_of(
+        "simulate",
+        config,
+        flat=("world",),
+        files={"fleet": setting.file, "requests": None, "table": talk.table},
+        views=(),
+        **limit_record(limits),
+    )
+    return SingleRun(config, settings, setting.fleet, case.runs, router, None)
 
 
 def simulate_requests(
@@ -200,18 +177,24 @@ def execute_run(
       The content of ``summary.json``: the configuration, every metric by name, and the experts.
     """
     config = run.config
-    result = simulate_requests(
-        run.fleet,
-        run.requests,
-        run.policy,
-        config.service_limits,
-        scheduler=config.scheduler,
-        prefix_entries=config.prefix_entries,
-        seed=config.seed,
-        keep_snapshots=plot,
-        on_progress=on_progress,
-        world=run.world,
-    )
+    if isinstance(run.requests, SessionRuns):
+        serving = run.fleet.serving(config.scheduler, config.prefix_entries)
+        result = simulate_sessions(
+            serving, run.policy, run.requests, keep_snapshots=plot, on_progress=on_progress
+        )
+    else:
+        result = simulate_requests(
+            run.fleet,
+            run.requests,
+            run.policy,
+            config.service_limits,
+            scheduler=config.scheduler,
+            prefix_entries=config.prefix_entries,
+            seed=config.seed,
+            keep_snapshots=plot,
+            on_progress=on_progress,
+            world=run.world,
+        )
     records = result.records.at(0)
     summary = summarise_run(run, result)
     rtt_s = run.fleet.profile.network_rtt_s
@@ -227,6 +210,8 @@ def execute_run(
 def summarise_run(run: SingleRun, result: SimulationResult) -> dict[str, Any]:
     """Return the configuration of a run, its metrics by name, and what each expert did."""
     figures = summarise(result.records, result.totals, run.fleet.profile, run.config.service_limits)
+    if isinstance(run.requests, SessionRuns):
+        figures |= session_metrics(run.requests, figures, result.totals.makespan_s)
     counts = {name for name, metric in ALL_METRICS.items() if metric.unit in ("requests", "tokens")}
     metrics = {
         name: int(values[0]) if name in counts else float(values[0]) for name, values in figures.items()
@@ -271,6 +256,7 @@ def prefix_figures(records: RequestRecords, fleet: Fleet, index: int) -> dict[st
 
 def _open_requests(config: SingleRunConfig, fleet: Fleet) -> Requests:
     """Return the requests of our own CSV file, or of a trace or a log of another layout."""
+    assert config.requests is not None
     if not has_layout(config.requests):
         return read_requests(config.requests, fleet.names)
     trace = dataclasses.replace(read_trace(config.requests), name=config.requests)
@@ -314,7 +300,7 @@ def _figures(run: SingleRun, result: SimulationResult) -> Iterator[tuple[str, An
         yield (
             "timeline",
             plots.timeline(
-                run.requests.arrival_s - run.requests.arrival_s[0],
+                result.records.arrival_s[0] - result.records.arrival_s[0, 0],
                 np.asarray(load.running[0]),
                 np.asarray(load.waiting[0]),
                 np.asarray(load.kv_tokens[0]) / np.asarray(run.fleet.profile.kv_capacity_tokens),

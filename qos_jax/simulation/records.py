@@ -42,6 +42,7 @@ CSV_COLUMNS = (
     "quality",
     "qos",
 )
+OPTIONAL = ("cached_tokens", "session", "turn")  # fields and columns; the first of prefix caching
 
 
 def network_rtt_of(xp: ModuleType, network_rtt_s: Any, expert: Any) -> Any:
@@ -78,13 +79,16 @@ class RequestRecords:
     quality: np.ndarray  # [..., T] float32 in [0, 1]: true quality of the expert chosen; NaN where dropped
     # [..., T] int32: prompt tokens found in the prefix cache; None without prefix caching
     cached_tokens: np.ndarray | None = None
+    session: np.ndarray | None = None  # [..., T] int32: whose turn each request is; None without sessions
+    turn: np.ndarray | None = None  # [..., T] int32: of the session, from 0
 
     def __post_init__(self) -> None:
         whole = dict.fromkeys(("expert", "prompt_tokens", "output_tokens", "preemptions"), np.int32)
         real = dict.fromkeys(("ttft_s", "latency_s", "quality"), np.float32)
         _convert(self, status=np.int8, arrival_s=np.float64, **whole, **real)
-        if self.cached_tokens is not None:
-            _convert(self, cached_tokens=np.int32)
+        for name in OPTIONAL:
+            if getattr(self, name) is not None:
+                _convert(self, **{name: np.int32})
         shapes = {name: values.shape for name, values in vars(self).items() if values is not None}
         if len(set(shapes.values())) > 1 or self.status.ndim == 0:
             raise ValueError(f"request records need one common shape [..., T], got {shapes}")
@@ -232,7 +236,7 @@ def write_records_csv(
 ) -> int:
     """Write one run's records, whole or not at all, with the columns ``CSV_COLUMNS``.
 
-    With prefix caching a column ``cached_tokens`` follows.
+    With prefix caching a column ``cached_tokens`` follows, with sessions ``session`` and ``turn``.
     Where another limit than L is set a column ``within_NAME`` follows for each, 1 if the request completed
     within it, else 0.
 
@@ -256,19 +260,18 @@ def write_records_csv(
     rows = 0
     chunks = iter((records,) if isinstance(records, RequestRecords) else records)
     first = next(chunks, None)
-    cached = first is not None and first.cached_tokens is not None
+    optional = [name for name in OPTIONAL if first is not None and getattr(first, name) is not None]
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         plain = as_limits(limits).is_plain
         set_limits = [name for name, limit_s in vars(as_limits(limits)).items() if limit_s is not None]
         within = [] if plain else [f"within_{name.removesuffix('_limit_s')}" for name in set_limits]
-        writer.writerow([*CSV_COLUMNS, *(["cached_tokens"] if cached else []), *within])
+        writer.writerow([*CSV_COLUMNS, *optional, *within])
         for chunk in () if first is None else itertools.chain([first], chunks):
             if chunk.status.ndim != 1:
                 raise ValueError(f"a CSV file holds one run of shape [T], got {chunk.status.shape}")
             columns = _csv_columns(chunk, expert_names, chunk.qos(limits, network_rtt_s), rows)
-            if chunk.cached_tokens is not None:
-                columns.append(chunk.cached_tokens.tolist())
+            columns += [getattr(chunk, name).tolist() for name in optional]
             if not plain:
                 columns += [kept.astype(int).tolist() for kept in chunk.kept(limits, network_rtt_s).values()]
             writer.writerows(zip(*columns, strict=True))

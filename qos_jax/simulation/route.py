@@ -82,6 +82,16 @@ def decide(
     return seen, jnp.where(request_id >= 0, action, config.num_experts).astype(jnp.int32)
 
 
+def snapshot_of(seen: Observation) -> Snapshot:
+    """Return the load that an observation shows, leaves [N]."""
+    held = jnp.where(seen.running, seen.slot_prompt_tokens + seen.slot_generated_tokens, 0)
+    return Snapshot(
+        running=jnp.sum(seen.running, axis=-1, dtype=jnp.int32),
+        waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
+        kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
+    )
+
+
 def status_of(routed: Routed) -> jax.Array:
     """Return the status of a request by what became of it at its arrival, [] int32."""
     status = jnp.where(routed.rejected, REJECTED, jnp.where(routed.dropped, DROPPED, COMPLETED))
@@ -141,12 +151,7 @@ def route_requests(
         )
         snapshot = None
         if keep_snapshots:
-            held = jnp.where(seen.running, seen.slot_prompt_tokens + seen.slot_generated_tokens, 0)
-            snapshot = Snapshot(
-                running=jnp.sum(seen.running, axis=-1, dtype=jnp.int32),
-                waiting=jnp.sum(seen.waiting, axis=-1, dtype=jnp.int32),
-                kv_tokens=jnp.sum(held, axis=-1, dtype=jnp.int32),
-            )
+            snapshot = snapshot_of(seen)
         return carry, (Logged(action, status, routed.evicted), snapshot)
 
     zeros = jnp.zeros((config.num_experts,), jnp.float32)

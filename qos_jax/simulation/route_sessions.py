@@ -23,7 +23,7 @@ from qos_jax.serving import (
     enqueue_prefix,
     recall,
 )
-from qos_jax.simulation.route import Carry, Logged, decide, status_of
+from qos_jax.simulation.route import Carry, Logged, Snapshot, decide, snapshot_of, status_of
 
 TICK_S = 2.0**-16  # arrivals are on a grid of ticks, so that the times until them add up without drift
 LONGEST_S = 30_000.0  # most seconds until a turn: int32 holds 32,768 of ticks
@@ -55,6 +55,7 @@ class LoggedTurn:
     session: jax.Array  # [] int32
     turn: jax.Array  # [] int32, of the session, from 0
     gap_ticks: jax.Array  # [] int32, until the arrival after it; 0 at the last
+    snapshot: Snapshot | None = None  # the experts right before it, if kept
 
 
 def ticks_of(seconds: jax.Array) -> jax.Array:
@@ -66,6 +67,7 @@ def route_sessions(
     config: ServingConfig,
     policy_function: Callable[..., jax.Array],
     num_requests: int,
+    keep_snapshots: bool,
     policy_params: Any,
     known: KnownFleet,
     seed: jax.Array,
@@ -84,6 +86,7 @@ def route_sessions(
       config: static sizes and the scheduler.
       policy_function: of (parameters, key, :class:`TrueObservation`), see ``Policy.act_function``.
       num_requests: T of the run, after which it is drained; static.
+      keep_snapshots: whether to log the experts' load before each arrival; static.
       policy_params: of the policy.
       known: profile, limits and length error of N experts.
       seed: [] uint32, of the policy's own randomness; request i draws by key i of the run.
@@ -98,7 +101,9 @@ def route_sessions(
         session = jnp.argmin(carry.due_ticks).astype(jnp.int32)
         turn = carry.turn[session]
         request = _turn_of(turns, session, turn)
-        _, action = decide(config, policy_function, policy_params, known, run_key, fleet, request, request_id)
+        seen, action = decide(
+            config, policy_function, policy_params, known, run_key, fleet, request, request_id
+        )
         # A request that is padding is one past the end, which an update leaves out.
         session_of = carry.session_of.at[jnp.where(real, request_id, num_requests)].set(session, mode="drop")
         owner, answer_s = _answers(config, known.profile, fleet, request, request_id, action)
@@ -121,7 +126,13 @@ def route_sessions(
             kv_token_s=carry.carry.kv_token_s + passed.kv_token_s,
             rounds=carry.carry.rounds + passed.rounds,
         )
-        logged = LoggedTurn(Logged(action, status_of(routed), routed.evicted), session, turn, gap_ticks)
+        logged = LoggedTurn(
+            logged=Logged(action, status_of(routed), routed.evicted),
+            session=session,
+            turn=turn,
+            gap_ticks=gap_ticks,
+            snapshot=snapshot_of(seen) if keep_snapshots else None,
+        )
         return SessionCarry(totals, due - gap_ticks, arrived, session_of), logged
 
     fleet, zeros = carry.carry.fleet, jnp.zeros((config.num_experts,), jnp.float32)

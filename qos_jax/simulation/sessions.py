@@ -15,9 +15,9 @@ from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, cut_at_limit, with_context_limit
 from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
 from qos_jax.simulation.ledger import Ledger
-from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Carry, requests_of
 from qos_jax.simulation.route_sessions import TICK_S, SessionCarry, Turns, route_sessions, ticks_of
+from qos_jax.simulation.simulate import SimulationResult
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 
 
@@ -45,19 +45,9 @@ class SessionRuns:
         return self.start_s.shape[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class SessionResult:
-    """What R runs of T turns came to."""
-
-    records: RequestRecords  # [R, T]
-    totals: RunTotals  # [R, N] and [R]
-    session: np.ndarray  # [R, T] int32, whose turn each request is
-    turn: np.ndarray  # [R, T] int32, of the session, from 0
-
-
 _route = jax.jit(
-    jax.vmap(route_sessions, in_axes=(None, None, None, None, KNOWN_BY_RUN, 0, 0, 0, None)),
-    static_argnums=(0, 1, 2),
+    jax.vmap(route_sessions, in_axes=(None, None, None, None, None, KNOWN_BY_RUN, 0, 0, 0, None)),
+    static_argnums=(0, 1, 2, 3),
 )
 _remaining = jax.jit(jax.vmap(remaining_outcomes))
 
@@ -69,9 +59,12 @@ def simulate_sessions(
     *,
     block_runs: int | None = None,
     chunk_requests: int = CHUNK_REQUESTS,
+    keep_snapshots: bool = False,
     on_progress: Callable[[int], None] | None = None,
-) -> SessionResult:
+) -> SimulationResult:
     """Route the first T turns of every run by ``policy``, drain, and return what became of each.
+
+    The records say whose turn each request is, and which.
 
     Args:
       config: static sizes and the scheduler.
@@ -79,6 +72,7 @@ def simulate_sessions(
       runs: who talks.
       block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run that are routed between two calls of ``on_progress``.
+      keep_snapshots: also return the experts' load before each arrival.
       on_progress: called after each chunk with the number of requests just routed.
 
     Raises:
@@ -92,16 +86,19 @@ def simulate_sessions(
     chunk, spans = chunks_of(num_requests, chunk_requests)
     ledger = Ledger(num_runs, num_requests, config.num_experts)
     session, turn, gap_ticks = (np.zeros((num_runs, num_requests), np.int64) for _ in range(3))
+    snapshots = []
     for block in blocks_of(config, limited, runs.limits, runs.length_log_std, block_runs):
         lanes, real = block.lanes, block.real
         turns = _turns(requests, runs.think_s, lanes)
         carry = _begin(config, policy, jnp.asarray(runs.start_s[lanes]), num_requests, runs.think_s.shape)
+        seen = []
         for start, stop in spans:
             index = np.arange(start, start + chunk)
             carry, logged = _route(
                 config,
                 policy.act_function(),
                 num_requests,
+                keep_snapshots,
                 policy.params,
                 block.known,
                 jnp.asarray(runs.seed[lanes], jnp.uint32),
@@ -116,17 +113,21 @@ def simulate_sessions(
             ledger.enter_outcomes(done.logged.evicted, real)
             for kept, new in ((session, done.session), (turn, done.turn), (gap_ticks, done.gap_ticks)):
                 kept[real, batch] = new[: block.size, : stop - start]
+            shape = (block.size, stop - start)
+            seen.append(jax.tree.map(lambda leaf, n=shape: leaf[: n[0], : n[1]], done.snapshot))
             if on_progress is not None:
                 on_progress((stop - start) * block.size)
+        snapshots.append(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *seen))
         ledger.enter_outcomes(jax.device_get(_remaining(carry.carry.fleet)), real)
     row = session * runs.think_s.shape[2] + turn % runs.think_s.shape[2]
     arrived = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(num_runs)[:, None], row], requests)
     arrival_s = np.cumsum(np.pad(gap_ticks, ((0, 0), (1, 0)))[:, :-1], axis=1) * TICK_S
-    return SessionResult(
-        records=ledger.records(arrival_s, arrived),
+    records = ledger.records(arrival_s, arrived)
+    return SimulationResult(
+        records=dataclasses.replace(records, session=session, turn=turn),
         totals=ledger.totals(arrival_s),
-        session=session.astype(np.int32),
-        turn=turn.astype(np.int32),
+        rounds=ledger.rounds,
+        snapshots=jax.tree.map(lambda *parts: np.concatenate(parts), *snapshots),
     )
 
 

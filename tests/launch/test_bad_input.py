@@ -104,7 +104,7 @@ def _without(name: str) -> Case:
     return Case(
         f"no --{name}",
         lambda given: given.flags.pop(name),
-        (f"'{name}': is missing", f"; give --{name}, see --help"),
+        (f"'{name}': is missing", f"; give --{name}"),
     )
 
 

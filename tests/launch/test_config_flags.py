@@ -11,7 +11,7 @@ from launch.config_flags import define_config_flags, field_comments
 from qos_jax.benchmark.benchmark import BenchmarkConfig
 from qos_jax.errors import InputError
 from qos_jax.evaluation.comparison import ComparisonConfig
-from qos_jax.evaluation.single_run import SingleRunConfig
+from qos_jax.evaluation.run_config import SingleRunConfig
 from qos_jax.options import check_options, option, option_of
 from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.sweep.plan import SweepConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qos_jax.evaluation.single_run import SingleRunConfig
+from qos_jax.evaluation.run_config import SingleRunConfig
 from qos_jax.simulation import records
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.world_config import WorldConfig

@@ -80,7 +80,8 @@ def predict(
     folder: Path, load: Load, policy: str, limit_s: float, quality: dict[str, float]
 ) -> dict[str, float]:
     """Simulate a load as ``launch.simulate`` does, the router's view being the twin's."""
-    from qos_jax.evaluation.single_run import SingleRunConfig, execute_run, load_run
+    from qos_jax.evaluation.run_config import SingleRunConfig
+    from qos_jax.evaluation.single_run import execute_run, load_run
     from qos_jax.runs.folder import open_run_folder
     from qos_jax.simulation.world_config import WorldConfig
 
