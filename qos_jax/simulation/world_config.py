@@ -275,6 +275,9 @@ def check_prefix_entries(config: Any, world: WorldConfig) -> None:
     """
     check_range(config, ("prefix_entries",), COUNT_OR_ZERO)
     if config.prefix_entries and world.chosen_views:
-        fault = "prefix caches are simulated where routers see everything and servers have no faults"
+        fault = (
+            "what routers believe of servers has no prefix caches, which are simulated where routers see "
+            "everything and servers have no faults"
+        )
         remedy = "leave out views and faults, or prefix_entries"
         raise input_error(fault, field="prefix_entries", remedy=remedy)

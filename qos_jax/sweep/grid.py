@@ -31,7 +31,7 @@ from qos_jax.workload import (
 )
 from qos_jax.workload.capacity import capacity_per_s
 from qos_jax.workload.decode_knots import KNOT_COLUMNS, KNOTS_REPLACE
-from qos_jax.workload.drawn_requests import Source, draw_contents, known_length_log_std
+from qos_jax.workload.drawn_requests import Source, as_replicas, draw_contents, known_length_log_std
 from qos_jax.workload.fleet import INTEGER_COLUMNS, NO_LIMIT
 from qos_jax.workload.named import CONVERSATION, RECORDED
 from qos_jax.workload.request_table import without_prefixes
@@ -185,7 +185,8 @@ def _numbers_of(
         contents = _contents(swept.source, draws, float(level))
         if turns is not None:
             contents = turns.put_into(contents)
-        length_log_std[mine] = known_length_log_std(_at_level(swept.source, float(level)), contents)
+        known = known_length_log_std(_at_level(swept.source, float(level)), contents)
+        length_log_std[mine] = known[:1] if draws.replicas else known
         capacity[mine] = _capacities(jax.tree.map(lambda leaf, m=mine: leaf[m], profile), contents)
     rate: Any = column.get("arrival_rate")
     if rate is None:
@@ -260,7 +261,8 @@ def _contents(source: Source, draws: CaseConfig, level: float) -> RequestTable:
     keys = jax.random.split(jax.random.key(draws.seed), draws.seeds)
     recorded = draws.workloads[0] in RECORDED and isinstance(source, SyntheticParams)
     histogram = load_length_histogram(draws.workloads[0]) if recorded else None
-    return draw_contents(keys, _at_level(source, level), histogram, draws.num_requests)
+    drawn = draw_contents(keys, _at_level(source, level), histogram, draws.num_requests)
+    return as_replicas(drawn) if draws.replicas else drawn
 
 
 def _conversations(source: Source, draws: CaseConfig, *, cached: bool) -> Conversations | None:

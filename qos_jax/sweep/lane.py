@@ -21,7 +21,7 @@ from qos_jax.simulation.reality import RealCarry, Reality, begin, finish, record
 from qos_jax.simulation.records import TracedRecords, TracedTotals, traced_records
 from qos_jax.simulation.route import Arriving, Carry, Logged, requests_of, route_requests
 from qos_jax.workload import LengthHistogram, RequestTable, SyntheticParams, sample_gaps
-from qos_jax.workload.drawn_requests import draw_table
+from qos_jax.workload.drawn_requests import as_replicas, draw_table
 from qos_jax.workload.named import arrival_process, start_bin
 
 
@@ -33,6 +33,7 @@ class LaneConfig:
     workload: str  # one of ``workload.named.WORKLOADS`` but "trace"
     num_requests: int  # T
     seeds: int  # S
+    replicas: bool = False  # all experts answer as the first
     measures: bool = False  # the policy reads ``Observation.measured``
     # What routers know, and how many they are; None = everything, and servers never err.
     choices: TelemetryConfig | None = None
@@ -245,6 +246,8 @@ def draw_requests(config: LaneConfig, source: LaneSource, lane: Lane) -> tuple[R
         table = jax.tree.map(lambda leaf: leaf[rows], mine)
     else:
         table = draw_table(key, figures_of(source, cell), source.histogram, count)
+    if config.replicas:
+        table = as_replicas(table, jnp)
     if source.conversations is not None:
         mine = jax.tree.map(lambda leaf: leaf[cell.fleet, lane.seed], source.conversations)
         table = mine.put_into(table)

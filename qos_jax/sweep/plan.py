@@ -78,6 +78,7 @@ class SweepConfig:
     system_prompts: int = 0  # one of which each conversation begins with; 0 = with what the user says
     system_prompt_tokens: int = 256  # of each of system_prompts
     system_prompt_skew: float = 1.0  # Zipf's exponent of how popular they are; 0 = all alike
+    replicas: bool = False  # whether all experts answer as the fleet's first: one model on several servers
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     table: str | None = None  # request table (.npz) whose rows are the requests, drawn evenly
     table_split: str = option(ALL_ROWS, known=(ALL_ROWS, *SPLITS))  # which rows of the table
@@ -134,7 +135,14 @@ class SweepPlan:
     def lane_config(self, group: CellGroup, policy_name: str) -> LaneConfig:
         """Return the static part of the program of a group and a policy."""
         given, choices = self.config, self.choices.get(policy_name)
-        return LaneConfig(group.serving, given.workload, given.num_requests, given.seeds, choices=choices)
+        return LaneConfig(
+            group.serving,
+            given.workload,
+            given.num_requests,
+            given.seeds,
+            replicas=given.replicas,
+            choices=choices,
+        )
 
     @property
     def cell_requests(self) -> int:
@@ -176,7 +184,10 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
     )
     draws = CaseConfig(
         workloads=(config.workload,),
-        **{name: getattr(config, name) for name in ("seeds", "seed", "num_requests", *CONVERSATIONS)},
+        **{
+            name: getattr(config, name)
+            for name in ("seeds", "seed", "num_requests", "replicas", *CONVERSATIONS)
+        },
     )
     _check_readers(config, given, chosen.names)
     if search is not None:

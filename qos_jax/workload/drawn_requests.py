@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -85,15 +86,16 @@ def known_length_log_std(source: Source, drawn: RequestTable) -> np.ndarray:
     return np.asarray(measure_length_log_std(flat))
 
 
-def as_replicas(drawn: RequestTable) -> RequestTable:
+def as_replicas(drawn: RequestTable, xp: ModuleType = np) -> RequestTable:
     """Return the requests as answered by replicas of the first expert: equal, true and predicted, at all N.
 
     Args:
-      drawn: NumPy leaves [..., N].
+      drawn: leaves [..., N].
+      xp: ``numpy`` or, within a program, ``jax.numpy``.
     """
 
     def first(leaf: Any) -> Any:
-        return np.broadcast_to(np.asarray(leaf)[..., :1], np.shape(leaf))
+        return xp.broadcast_to(xp.asarray(leaf)[..., :1], np.shape(leaf))
 
     return dataclasses.replace(
         drawn,

@@ -31,6 +31,7 @@ CONVERSATIONS = CaseConfig(
     conversation_limit_tokens=1500,
     system_prompts=2,
     system_prompt_tokens=100,
+    replicas=True,
 )
 
 
@@ -47,7 +48,8 @@ def test_a_cell_is_a_case_of_a_comparison_with_its_caches(fleet, figures):  # no
     grid = build_grid([swept], axes, "chunked_prefill", CONVERSATIONS, None, ENTRIES)
     (group,) = grid.groups
     assert group.serving.prefix_levels == 2
-    lane = LaneConfig(group.serving, "conversation", REQUESTS, SEEDS)
+    assert np.all(group.numbers.known.length_log_std == group.numbers.known.length_log_std[:, :1])
+    lane = LaneConfig(group.serving, "conversation", REQUESTS, SEEDS, replicas=True)
     cut = plan_chunks(lane, group, MESH, 1e9, cell_requests=SEEDS * REQUESTS)
     metrics = LaneProgram(lane, policy("prefix_load"), group, cut, MESH, 5).run(np.arange(4))
     metrics = metrics[np.argsort(group.cell)].reshape(2, 2, SEEDS, -1)  # by load and capacity
