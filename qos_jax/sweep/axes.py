@@ -46,7 +46,8 @@ CONVERSATIONS = (
 ALIKE = ("prefix_entries", *CONVERSATIONS)  # in all cells: caches have one size, too
 PROFILE_FIELDS = (*COLUMNS[1:], *OPTIONAL)
 SWEEP_HELP = (
-    "NAME=VALUES: an axis of the grid; values with commas, or FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
+    "NAME=VALUES: an axis of the grid; values with commas (of a limit also inf, which is none), or "
+    "FROM:TO:COUNT, or FROM:TO:COUNT:log; NAME is "
     f"one of {', '.join(SCALARS)}, {ROUTER_SHARE}K, the share of router K from 1, or a field of the fleet's "
     "profile: profile.FIELD of all experts, profile.EXPERT.FIELD of one, with a * behind it to scale it"
 )
@@ -82,6 +83,8 @@ class Axis:
 
 def parse_axis(text: str) -> Axis:
     """Read ``NAME=VALUES``: a list with commas, ``a:b:n`` evenly from a to b, or ``a:b:n:log``.
+
+    A limit in a list may be ``inf``: without it.
 
     Raises:
       InputError: naming the parameter, the fault and the remedy.
@@ -138,10 +141,11 @@ def _values(name: str, text: str) -> tuple[float, ...]:
             value = float(part)
         except ValueError:
             raise refuse(f"{part!r} is not a number", "give numbers, such as 2:20:10 or 0.02,0.05") from None
-        if not math.isfinite(value):
+        if not math.isfinite(value) and not (without and value == math.inf):
             raise refuse(f"{part!r} is not finite", "give finite numbers")
         return value
 
+    without = name in LIMITS and ":" not in text  # inf = without that limit
     if ":" not in text:
         if not text:
             raise refuse("has no values", f"give --{FIELD}={name}=VALUES")
@@ -191,7 +195,7 @@ def _check_values(axis: Axis) -> None:
     if field and (axis.is_scale or field == "decode_base_s"):
         allowed = POSITIVE
     for value in axis.values:
-        if value not in allowed:
+        if value not in allowed and not (axis.name in LIMITS and value == math.inf):
             raise input_error(f"{value:g} is out of range", field=axis.name, remedy=f"give {allowed} each")
         if field in INTEGER_COLUMNS and not axis.is_scale and not (value.is_integer() and value < 2**31):
             raise input_error(

@@ -60,15 +60,14 @@ def _lines(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name: str
         here = shown if value is None else shown & _is(table, axes[1], value)
         for policy, style in plot_style.policy_styles(policies).items():
             mine = np.flatnonzero(here & (table.text["policy"] == policy))
-            x = table.numbers(axes[0].name)[mine]
+            x = _drawn_at(axes[0], table.numbers(axes[0].name)[mine])
             mine, x = mine[np.argsort(x)], np.sort(x)
             mean, low, high = (values[mine] for values in _figures(table, name))
             axes_.fill_between(x, low, high, color=style.colour, alpha=0.15, linewidth=0)
             (handles[policy],) = axes_.plot(
                 x, mean, color=style.colour, marker=style.marker, linestyle=style.dashes, markersize=4
             )
-        if _is_log(axes[0]):
-            axes_.set_xscale("log")
+        _set_scale(axes_, "x", axes[0])
         axes_.set_title("" if value is None else f"{axes[1].name} = {value:.4g}", fontsize=10)
         plot_style.tidy(axes_, axes[0].name, _label(name))
     figure.suptitle(title, fontsize=10)
@@ -80,11 +79,11 @@ def _heat_maps(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name:
     """Return a figure of the metric over the first two axes, a panel per policy, one colour scale."""
     policies = list(dict.fromkeys(table.text["policy"].tolist()))
     figure, grid = plot_style.new_panels(len(policies), 3.9, 3.4, margin_in=1.4)
-    xs, ys = (np.unique(np.array(axis.values)) for axis in axes[:2])
+    xs, ys = (np.unique(_drawn_at(axis, np.array(axis.values))) for axis in axes[:2])
     mean = _figures(table, name)[0]
     finite = mean[shown & np.isfinite(mean)]
     scale = {"vmin": finite.min(), "vmax": finite.max()} if finite.size else {}
-    x, y = (table.numbers(axis.name) for axis in axes[:2])
+    x, y = (_drawn_at(axis, table.numbers(axis.name)) for axis in axes[:2])
     image = None
     for axes_, policy in zip(grid, policies, strict=True):
         cells = np.full((len(ys), len(xs)), np.nan)
@@ -93,9 +92,8 @@ def _heat_maps(table: SweepTable, shown: np.ndarray, axes: Sequence[Axis], name:
         at = np.abs(y[mine, None] - ys).argmin(1), np.abs(x[mine, None] - xs).argmin(1)
         cells[at] = mean[mine]
         image = axes_.pcolormesh(_edges(xs, axes[0]), _edges(ys, axes[1]), cells, cmap="viridis", **scale)
-        for set_scale, axis in ((axes_.set_xscale, axes[0]), (axes_.set_yscale, axes[1])):
-            if _is_log(axis):
-                set_scale("log")
+        _set_scale(axes_, "x", axes[0])
+        _set_scale(axes_, "y", axes[1])
         axes_.set_title(policy, fontsize=10)
         axes_.set_xlabel(axes[0].name)
         axes_.set_ylabel(axes[1].name)
@@ -124,9 +122,29 @@ def _is(table: SweepTable, axis: Axis, value: float) -> np.ndarray:
     return np.isclose(table.numbers(axis.name), value, rtol=1e-8, atol=0.0)
 
 
+def _drawn_at(axis: Axis, values: np.ndarray) -> np.ndarray:
+    """Return values of an axis with the infinite one, no limit, a step behind the largest."""
+    finite = np.sort([value for value in axis.values if np.isfinite(value)])
+    if not finite.size:
+        return np.ones_like(values)
+    last = finite[-1]
+    before = finite[-2] if finite.size > 1 else last / 2
+    return np.where(np.isinf(values), last * last / before if _is_log(axis) else 2 * last - before, values)
+
+
+def _set_scale(axes_: Any, side: str, axis: Axis) -> None:
+    """Set the scale of a side of a panel, and name what is drawn in the place of infinity."""
+    if _is_log(axis):
+        getattr(axes_, f"set_{side}scale")("log")
+    if np.isinf(axis.values).any():
+        at = _drawn_at(axis, np.sort(axis.values))
+        getattr(axes_, f"set_{side}ticks")(at, [f"{value:.4g}" for value in np.sort(axis.values)])
+        getattr(axes_, f"{side}axis").minorticks_off()
+
+
 def _is_log(axis: Axis) -> bool:
-    """Return whether the values lie evenly in logs, and not evenly as they are."""
-    values = np.sort(np.array(axis.values))
+    """Return whether the values lie evenly in logs, and not evenly as they are; the infinite one apart."""
+    values = np.sort([value for value in axis.values if np.isfinite(value)])
     if len(values) < 3 or values[0] <= 0:
         return False
     ratio = values[1:] / values[:-1]

@@ -123,7 +123,7 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def _cell(value: object) -> object:
-    """Return a number with the 9 digits that carry a float32 whole, "" where it is not finite."""
+    """Return a number with the 9 digits that carry a float32 whole, "" where there is none."""
     if isinstance(value, float):
-        return f"{value:.9g}" if math.isfinite(value) else ""
+        return "" if math.isnan(value) else f"{value:.9g}"
     return value

@@ -26,7 +26,8 @@ GRID = {
     "workload": "azure_code",
 }
 RATES, LIMITS = 16, 12
-AXES = [f"arrival_rate=1:9:{RATES}", f"latency_limit_s=0.05:0.5:{LIMITS}"]
+LIMITS_S = [*(f"{limit_s:.3g}" for limit_s in np.linspace(0.05, 0.5, LIMITS - 1)), "inf"]
+AXES = [f"arrival_rate=1:9:{RATES}", f"latency_limit_s={','.join(LIMITS_S)}"]
 CELLS = 2 * RATES * LIMITS
 
 
@@ -102,6 +103,9 @@ def test_what_it_leaves(whole):
     # Fleets slowest, the last axis fastest; a longer limit is never missed more often.
     share = np.array([float(row["share_within_limit"]) for row in rows]).reshape(2, RATES, LIMITS)
     assert np.all(np.diff(share, axis=2) >= 0)
+    assert [float(row["latency_limit_s"]) for row in rows[:LIMITS]] == [float(one) for one in LIMITS_S]
+    completed = [float(row["completed"]) / float(row["arrived"]) for row in rows]
+    np.testing.assert_allclose(share[..., -1], np.reshape(completed, share.shape)[..., -1], rtol=1e-6)
     assert share[1].sum() > share[0].sum()
 
 

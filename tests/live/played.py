@@ -101,6 +101,15 @@ def play(url: str, model: str, load: Load, seed: int = 0) -> list[Answer]:
     return asyncio.run(_play(url, model, load, seed))
 
 
+def play_together(urls: dict[str, str], loads: dict[str, Load], seed: int = 0) -> dict[str, list[Answer]]:
+    """Ask several servers at once, each at the arrivals of its own load; return their answers by name."""
+
+    async def run() -> list[list[Answer]]:
+        return await asyncio.gather(*(_play(url, name, loads[name], seed) for name, url in urls.items()))
+
+    return dict(zip(urls, asyncio.run(run()), strict=True))
+
+
 def write_log(path: Path, answers: list[Answer]) -> None:
     """Write a log that ``launch.calibrate`` reads."""
     with open(path, "w", encoding="utf-8", newline="") as stream:

@@ -27,7 +27,7 @@ import numpy as np
 
 from tests.live.gguf_shape import SHAPES
 from tests.live.load import process
-from tests.live.played import Answer, Load, draw_load, play, write_log
+from tests.live.played import Answer, Load, draw_load, play, play_together, write_log
 
 _METRICS = {
     "average_qos": "average QoS",
@@ -42,21 +42,32 @@ def launcher(name: str, *flags: str) -> None:
 
 
 def calibrate(folder: Path, servers: dict[str, str], options: argparse.Namespace) -> dict[str, float]:
-    """Fit every server, nearly idle and busy; return how many requests / s each can take."""
-    fleet, capacity = folder / "fleet.csv", {}
-    for number, (name, url) in enumerate(servers.items()):
-        burst = play(url, name, draw_load(32, 1e6, seed=1))
-        capacity[name] = len(burst) / max(one.last_s for one in burst)
-        logs = []
-        for share in (0.25, 0.8):
-            answers = play(url, name, draw_load(options.requests, share * capacity[name], seed=2))
-            logs.append(folder / f"{name}_{share}.csv")
-            write_log(logs[-1], answers)
-        print(f"{name}: some {capacity[name]:.2f} requests / s", flush=True)
+    """Fit every server, nearly idle and busy; return how many requests / s each can take.
+
+    All are asked at once, as the router will: they share the machine, and each is slower for it.
+    """
+    bursts = play_together(servers, {name: draw_load(32, 1e6, seed=1) for name in servers})
+    capacity = {name: len(burst) / max(one.last_s for one in burst) for name, burst in bursts.items()}
+    print(
+        "some requests / s: " + ", ".join(f"{name} {rate:.2f}" for name, rate in capacity.items()), flush=True
+    )
+    logs: dict[str, list[Path]] = {name: [] for name in servers}
+    for share in (0.25, 0.8):
+        # As many requests as all take equally long.
+        span_s = options.requests / (share * float(np.mean(list(capacity.values()))))
+        loads = {
+            name: draw_load(max(round(span_s * share * rate), 20), share * rate, seed=2)
+            for name, rate in capacity.items()
+        }
+        for name, answers in play_together(servers, loads).items():
+            logs[name].append(folder / f"{name}_{share}.csv")
+            write_log(logs[name][-1], answers)
+    fleet = folder / "fleet.csv"
+    for number, name in enumerate(servers):
         flags = [f"--{limit}={getattr(options, limit)}" for limit in ("max_running", "kv_capacity_tokens")]
         if options.context_limit_tokens:
             flags.append(f"--context_limit_tokens={options.context_limit_tokens}")
-        flags += [f"--requests={log}" for log in logs]
+        flags += [f"--requests={log}" for log in logs[name]]
         flags += ["--append_to", str(fleet)] if number else []
         flags += ["--max_waiting=64", "--accept", "--noplots", "--overwrite", f"--out={folder / name}"]
         launcher("calibrate", f"--expert={name}", *flags)

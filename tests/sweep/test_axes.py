@@ -22,6 +22,7 @@ from qos_jax.sweep.axes import SCALARS, Axis, check_axes, multiply_out, parse_ax
         ("profile.decode_base_s*=0.5:2:3:log", (0.5, 1.0, 2.0)),
         ("error_level=3:3:1", (3.0,)),
         ("profile.max_running=8,16", (8.0, 16.0)),
+        ("ttft_limit_s=1,inf", (1.0, np.inf)),
     ],
 )
 def test_values_as_written(text, values):
@@ -59,6 +60,9 @@ def test_what_a_name_is_about(name, expert, field, scale):
         (["load=1,,2"], "'' is not a number"),
         (["load=fast"], "'fast' is not a number"),
         (["load=1,nan"], "'nan' is not finite"),
+        (["load=1,inf"], "'inf' is not finite"),
+        (["ttft_limit_s=1:inf:3"], "'inf' is not finite"),
+        (["ttft_limit_s=-inf"], "'-inf' is not finite"),
         (["load=1:2"], "is no range"),
         (["load=1:2:3:4"], "is no range"),
         (["load=1:2:2.5"], "'2.5' is not a whole number"),
