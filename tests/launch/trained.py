@@ -15,7 +15,8 @@ TINY = {"han": HANConfig(layers=1, hidden=8, heads=2), "hidden": 8}
 
 # Flags of launch.train for a run of seconds.
 TINY_FLAGS = {
-    "fleet": "paper3",
+    "fleet": Path(__file__).with_name("three_small.csv"),
+    "latency_limit_s": 0.03,
     "max_steps": 16,
     "log_every": 3,
     "checkpoint_every": 2,

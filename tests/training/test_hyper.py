@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.policies.types import PREDICTIONS
 from qos_jax.training.hyper import Together, checked, grid, numbers_of, unchecked
 from qos_jax.training.plan import load_plan, over_routers
 from tests.training.test_plan import CONFIG
@@ -20,7 +21,10 @@ SAC = dataclasses.replace(
         CONFIG.sac, num_envs=2, steps_per_update=4, batch_size=4, replay_capacity=32, warmup_decisions=4
     ),
 )
-PPO = dataclasses.replace(SAC, agent="ppo")
+# Without profiles nothing is projected: programs are ready sooner.
+PPO = dataclasses.replace(
+    SAC, agent="ppo", network=dataclasses.replace(SAC.network, information=PREDICTIONS, residual=False)
+)
 
 
 @pytest.mark.parametrize("config", [CONFIG, SAC], ids=["search, distil, ppo", "sac"])

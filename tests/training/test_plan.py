@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ from qos_jax.training.train_config import TrainConfig
 
 SEEDS = 3
 CONFIG = TrainConfig(
-    fleet="paper3",
+    fleet=str(Path(__file__).parents[1] / "launch" / "three_small.csv"),
+    latency_limit_s=0.03,
     max_steps=16,
     network=NetworkConfig(encoder="sets", hidden=8),
     search=SearchConfig(updates=1, candidates=2, num_envs=2, steps=4),
