@@ -10,6 +10,7 @@ from qos_jax.policies.measured_price import measured_price
 from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length, tokens_left
 from qos_jax.routing.impact import paper_impact, projected_impact
 from qos_jax.routing.measured import means, pace_at
+from qos_jax.routing.normal import normal_cdf
 from qos_jax.routing.observation import Observation
 
 
@@ -70,7 +71,7 @@ def measured_greedy(params: GreedyParams, key: jax.Array, seen: Observation) -> 
         pace_s = means(seen.measured).ttft_s[:, 0] / output + pace_at(seen.measured, size + 1.0)
         slack = jnp.log(seen.limits.pace_s / jnp.maximum(pace_s, 1e-9))
         known = seen.measured.seen[:, -1] > 0.0
-        score = score * jnp.where(known, jax.scipy.special.ndtr(slack / params.margin), 1.0)
+        score = score * jnp.where(known, normal_cdf(slack / params.margin), 1.0)
     score = score - measured_price(params, seen)
     return best_of(jnp.where(seen.available, score, -jnp.inf), params.drop_below)
 

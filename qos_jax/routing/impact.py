@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from qos_jax.routing.normal import normal_cdf
 from qos_jax.routing.observation import Observation, TrueObservation
 from qos_jax.routing.occupied_slots import over_occupied_slots
 from qos_jax.routing.outlook import Outlook, predicted_outlook, true_outlook
@@ -194,7 +195,7 @@ def _chance(per_token_s: jax.Array, log_std: jax.Array, limit_s: jax.Array) -> j
     """Return the chance that a log-normal latency per token with this median is at most the limit."""
     slack = jnp.log(limit_s / jnp.maximum(per_token_s, 1e-9))
     # Floored, so that exact lengths without margin make a hard test that still counts equality as met.
-    return jax.scipy.special.ndtr((slack + 1e-6) / jnp.maximum(log_std, 1e-7))
+    return normal_cdf((slack + 1e-6) / jnp.maximum(log_std, 1e-7))
 
 
 def paper_impact(seen: Observation) -> jax.Array:

@@ -170,30 +170,56 @@ def compare(folder: Path, servers: dict[str, str], options: argparse.Namespace) 
         for share, load in loads.items()
         for policy in options.policies
     }
-    found = {}
-    for policy in options.policies:
-        with served(folder, servers, policy, limit_s, quality) as url:
-            for number, (share, load) in enumerate(loads.items()):
-                answers = play(url, "auto", load, seed=20 + number)
-                faults = [one.fault for one in answers if one.fault]
-                if faults:
-                    print(
-                        f"{policy} at {share:g}: {len(faults)} not answered, such as {faults[0]}", flush=True
-                    )
-                found[share, policy] = measured(answers, load, limit_s, quality)
-    report(folder, options, predicted, found)
+    rounds = play_rounds(folder, servers, options, loads, limit_s, quality)
+    report(folder, options, predicted, rounds)
 
 
-def report(folder: Path, options: argparse.Namespace, predicted: Any, found: Any) -> None:
-    """Print and write measured beside predicted figures, and whether the policies' order is the same."""
-    print(f"{'load':>5} {'policy':<20}" + "".join(f"{text:>30}" for text in _METRICS.values()))
+def play_rounds(
+    folder: Path,
+    servers: dict[str, str],
+    options: argparse.Namespace,
+    loads: dict[float, Load],
+    limit_s: float,
+    quality: dict[str, float],
+) -> dict[tuple[float, str], list[dict[str, float]]]:
+    """Return what came back of every load and policy, in each round.
+
+    A round has all policies, so that no slow quarter of an hour is one policy's alone.
+    """
+    rounds: dict[tuple[float, str], list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        for policy in options.policies:
+            with served(folder, servers, policy, limit_s, quality) as url:
+                for number, (share, load) in enumerate(loads.items()):
+                    answers = play(url, "auto", load, seed=20 + number)
+                    faults = [one.fault for one in answers if one.fault]
+                    if faults:
+                        text = f"{policy} at {share:g}: {len(faults)} not answered, such as {faults[0]}"
+                        print(text, flush=True)
+                    found = measured(answers, load, limit_s, quality)
+                    rounds.setdefault((share, policy), []).append(found)
+    return rounds
+
+
+def report(folder: Path, options: argparse.Namespace, predicted: Any, rounds: Any) -> None:
+    """Print and write measured beside predicted figures, and whether the policies' order is the same.
+
+    Figures are means of the rounds; +- is half of what lies between the least and the most of them, of the
+    same requests.
+    """
+    found = {
+        at: {name: float(np.mean([one[name] for one in of])) for name in _METRICS}
+        for at, of in rounds.items()
+    }
+    print(f"{'load':>5} {'policy':<18}" + "".join(f"{text:>37}" for text in _METRICS.values()))
     for (share, policy), measures in found.items():
         cells = []
         for name, value in measures.items():
             expected = predicted[share, policy][name]
+            apart = float(np.ptp([one[name] for one in rounds[share, policy]])) / 2
             error = f"{(expected / value - 1) * 100:+.0f}%" if value else "-"
-            cells.append(f"{f'{value:.3f}, predicted {expected:.3f} {error}':>30}")
-        print(f"{share:>5g} {policy:<20}{''.join(cells)}")
+            cells.append(f"{f'{value:.3f} +- {apart:.3f}, predicted {expected:.3f} {error}':>37}")
+        print(f"{share:>5g} {policy:<18}{''.join(cells)}")
     for share in options.loads:
         orders = [
             sorted(options.policies, key=lambda policy, of=of, share=share: -of[share, policy]["average_qos"])
@@ -201,7 +227,7 @@ def report(folder: Path, options: argparse.Namespace, predicted: Any, found: Any
         ]
         print(f"order of average QoS at {share:g}: {'the same' if orders[0] == orders[1] else orders}")
     rows = [
-        {"load": at[0], "policy": at[1], "measured": found[at], "predicted": predicted[at]} for at in found
+        {"load": at[0], "policy": at[1], "measured": rounds[at], "predicted": predicted[at]} for at in found
     ]
     (folder / "compared.json").write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -257,6 +283,7 @@ def main() -> None:
     parser.add_argument("--servers", help="NAME=URL,NAME=URL: servers that run already, in place of llama's")
     parser.add_argument("--requests", type=int, default=150, help="of each load, and of each log of a server")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.4, 0.7, 0.9])
+    parser.add_argument("--rounds", type=int, default=2, help="how often every load is measured")
     policies = ["round_robin", "shortest_queue", "load_aware_greedy"]
     parser.add_argument("--policies", nargs="+", default=policies)
     parser.add_argument("--limit_factor", type=float, default=2.0, help="limit over latency when nearly idle")
