@@ -44,8 +44,11 @@ CONFIG = SACConfig(
     target_entropy_fraction=0.2,
 )
 WARM = 4  # the update that fills the warm-up, and learns
-NETWORK = NetworkConfig(encoder="flat", hidden=16, residual=False, allow_drop=False)
-ENV = environment(max_steps=16, allow_drop=False)
+# Without profiles nothing is projected: programs are ready sooner.
+NETWORK = NetworkConfig(
+    encoder="flat", hidden=16, information="predictions", residual=False, allow_drop=False
+)
+ENV = environment(max_steps=16, allow_drop=False, measures=True)
 SEEDS = 2
 
 
