@@ -74,7 +74,12 @@ class ResultsFile:
         estimate = mean_ci(np.moveaxis(metrics[new], 1, -1))
         figures = np.stack([estimate.mean, estimate.low, estimate.high], axis=-1)  # [r, M, 3]
         lines = [
-            _line([*map(_cell, rows[i]), *map(_cell, mine.reshape(-1).tolist())])
+            _line(
+                [
+                    *(_cell(value, may_be_inf=True) for value in rows[i]),
+                    *map(_cell, mine.reshape(-1).tolist()),
+                ]
+            )
             for i, mine in zip(new, figures, strict=True)
         ]
         with open(self.path, "ab") as stream:
@@ -122,8 +127,11 @@ def _line(cells: Sequence[object]) -> str:
     return text.getvalue()
 
 
-def _cell(value: object) -> object:
-    """Return a number with the 9 digits that carry a float32 whole, "" where there is none."""
+def _cell(value: object, may_be_inf: bool = False) -> object:
+    """Return a number with the 9 digits that carry a float32 whole, "" where there is none.
+
+    A limit may be infinite; a metric that is not finite says nothing.
+    """
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.9g}"
+        return f"{value:.9g}" if math.isfinite(value) or (may_be_inf and value == math.inf) else ""
     return value
