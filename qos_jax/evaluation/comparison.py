@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qos_jax.checks import check_one_of, check_some_of
+from qos_jax.checks import COUNT_OR_ZERO, check_one_of, check_range, check_some_of
 from qos_jax.errors import input_error
 from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.evaluation.report import write_plots, write_tables
@@ -28,7 +28,6 @@ from qos_jax.simulation.world import World
 from qos_jax.simulation.world_config import (
     PREFIX_HELP,
     WorldConfig,
-    check_prefix_entries,
     check_views,
     named_under,
     under_views,
@@ -82,7 +81,7 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_prefix_entries(self, self.world)
+        check_range(self, ("prefix_entries",), COUNT_OR_ZERO)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from qos_jax.checks import COUNT, POSITIVE, SEED, check_range
+from qos_jax.checks import COUNT, COUNT_OR_ZERO, POSITIVE, SEED, check_range
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.policies import HEURISTICS, ORACLES, REPLAYS
 from qos_jax.policies.registry import NEVER_DROPS
 from qos_jax.serving import SCHEDULERS, ServiceLimits
 from qos_jax.simulation.case_config import CaseConfig
-from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig, check_prefix_entries
+from qos_jax.simulation.world_config import PREFIX_HELP, WorldConfig
 from qos_jax.workload.conversations import MEAN_TURNS
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named import SESSIONS
@@ -100,7 +100,7 @@ class SingleRunConfig:
             raise input_error("is missing", field="requests", remedy="give --requests=FILE, or --sessions")
         _ = self.service_limits  # checks them
         check_range(self, ("seed",), SEED)
-        check_prefix_entries(self, self.world)
+        check_range(self, ("prefix_entries",), COUNT_OR_ZERO)
         if len(self.world.views) > 1:
             remedy = f"give one, such as {self.world.views[-1]}; launch.evaluate compares several"
             raise input_error(f"{len(self.world.views)} views for one run", field="views", remedy=remedy)

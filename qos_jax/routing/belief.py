@@ -16,10 +16,12 @@ from qos_jax.routing.demand import after_gap, after_request
 from qos_jax.routing.fleet_state import FleetState, Request, empty_fleet
 from qos_jax.routing.newcomers import Newcomer, add_each, no_newcomer
 from qos_jax.routing.outlook import left_given_survival
+from qos_jax.routing.sent_prefixes import no_prefixes, of_nobody
 from qos_jax.routing.telemetry import TelemetryConfig
-from qos_jax.serving import FleetProfile, ServingConfig, ServingState, advance
+from qos_jax.serving import FleetProfile, PrefixTable, ServingConfig, ServingState, advance
 from qos_jax.serving.profile import slowed
 from qos_jax.serving.scheduler import masked_sum, prefix_sum
+from qos_jax.serving.state import PrefixSlots
 
 GHOST = -2  # id of a request that is assumed: another router's, which nobody reported
 FOREIGN = -3  # ids of reported requests of other routers: this minus the tag
@@ -51,6 +53,7 @@ class Belief:
     last: Newcomer  # the own request last routed to each expert
     expected_tokens: jax.Array  # [N] float32, recent tokens that the profile let expect
     observed_tokens: jax.Array  # [N] float32, recent tokens that came
+    sent: PrefixTable | None = None  # own prefixes that each expert is expected to hold, with prefix caching
 
     @property
     def own_share(self) -> jax.Array:
@@ -62,8 +65,10 @@ def no_belief(config: ServingConfig, next_scrape_s: jax.Array) -> Belief:
     """Return the belief in an empty fleet that is true to its profile, with the first scrape to come."""
     zeros = jnp.zeros((config.num_experts,), jnp.float32)
     zero = jnp.float32(0.0)
+    fleet = dataclasses.replace(empty_fleet(config), prefixes=None)
+    nobody = fleet.serving.prefix and jax.tree.map(lambda leaf: leaf[:, 0], of_nobody(fleet.serving.prefix))
     return Belief(
-        fleet=empty_fleet(config),
+        fleet=fleet,
         synced_tokens=jnp.zeros((config.num_experts, config.slots), jnp.int32),
         behind_s=zero,
         since_request_s=zero,
@@ -73,9 +78,10 @@ def no_belief(config: ServingConfig, next_scrape_s: jax.Array) -> Belief:
         all_in_flight=zero,
         ghost_credit=zeros,
         flow=zeros,
-        last=no_newcomer(config.num_experts),
+        last=no_newcomer(config.num_experts, nobody),
         expected_tokens=zeros,
         observed_tokens=zeros,
+        sent=no_prefixes(config),
     )
 
 
@@ -256,6 +262,7 @@ def after_routing(
     action: jax.Array,
     accepted: jax.Array,
     age_s: jax.Array,
+    prefix: PrefixSlots | None = None,
 ) -> Belief:
     """Enter a request that the router just routed.
 
@@ -269,6 +276,7 @@ def after_routing(
       action: [] int32, where it went.
       accepted: [] bool, whether the expert took it.
       age_s: [] float32, seconds since it arrived, above 0 if it is routed again.
+      prefix: what is expected to be cached of its prompt, leaves [N], with prefix caching.
     """
     num_experts = length_log_std.shape[0]
     demand = after_request(
@@ -290,6 +298,7 @@ def after_routing(
         predicted_output_tokens=request.predicted_output_tokens,
         predicted_quality=request.predicted_quality,
         age_s=jnp.broadcast_to(age_s, (num_experts,)),
+        prefix=prefix,
     )
     copies = telemetry.routers if telemetry.view == "own_times_routers" else 1
     fleet, synced = add_each((belief.fleet, belief.synced_tokens), copies * here.astype(jnp.int32), own)

@@ -11,6 +11,7 @@ from flax import struct
 from qos_jax.routing.fleet_state import FleetState, Passed, pass_time
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, slowed
 from qos_jax.serving.latency import add_exactly
+from qos_jax.serving.state import NO_LIFE
 
 
 @struct.dataclass
@@ -172,7 +173,7 @@ def fail_requests(faults: Faults, state: FaultState, fleet: FleetState) -> tuple
     failed = fleet.serving.live & ((down[:, None] & (missed | noticed)) | state.restarted[:, None])
     idle = jnp.where(down | state.restarted, 0.0, fleet.serving.lead_s)
     fleet = dataclasses.replace(fleet, serving=dataclasses.replace(fleet.serving, lead_s=idle))
-    return _failed(fleet, failed), failed
+    return _without_caches(_failed(fleet, failed), down | state.restarted), failed
 
 
 def clear_outcomes(fleet: FleetState, slots: jax.Array) -> FleetState:
@@ -247,6 +248,19 @@ def _failed(fleet: FleetState, failed: jax.Array) -> FleetState:
         latency_s=jnp.where(failed, -1.0, serving.latency_s),
     )
     return dataclasses.replace(fleet, serving=serving)
+
+
+def _without_caches(fleet: FleetState, lost: jax.Array) -> FleetState:
+    """Return the fleet without what the caches of the experts ``lost``, [N] bool, kept of ended requests."""
+    prefix, table = fleet.serving.prefix, fleet.prefixes
+    if prefix is None or table is None:
+        return fleet
+    gone = lost[:, None] & ~fleet.serving.live
+    prefix = dataclasses.replace(prefix, life_tokens=jnp.where(gone, NO_LIFE, prefix.life_tokens))
+    table = dataclasses.replace(table, life_tokens=jnp.where(lost[:, None], NO_LIFE, table.life_tokens))
+    return dataclasses.replace(
+        fleet, serving=dataclasses.replace(fleet.serving, prefix=prefix), prefixes=table
+    )
 
 
 def _spell(

@@ -55,23 +55,25 @@ def step_fleet(
     Returns:
       The edge at the next arrival, the result of the decision, and the totals of the time that passed.
     """
-    if state.prefixes is not None:
-        return _step_with_prefixes(config, profile, state, request, request_id, action, gap_s, limits)
-    return _step(config, profile, state, request, request_id, action, gap_s, limits, None)
+    state, hit = recalled(config, profile, state, request, action)
+    state, routed, passed = _step(config, profile, state, request, request_id, action, gap_s, limits, hit)
+    return forgotten(state, passed), routed, passed
 
 
-def _step_with_prefixes(
-    config: ServingConfig,
-    profile: FleetProfile,
-    state: FleetState,
-    request: Request,
-    request_id: jax.Array,
-    action: jax.Array,
-    gap_s: jax.Array,
-    limits: ServiceLimits,
-) -> tuple[FleetState, Routed, Passed]:
-    """Return :func:`step_fleet` with prefix caches, which also remember what lies in slots not stepped."""
-    if state.prefixes is None or request.prefix_group is None or request.prefix_tokens is None:
+def recalled(
+    config: ServingConfig, profile: FleetProfile, state: FleetState, request: Request, action: jax.Array
+) -> tuple[FleetState, PrefixHit | None]:
+    """Look a request up in the cache of the expert that it is sent to next, with all slots of the fleet.
+
+    Returns:
+      The edge, and what the cache holds of the prompt, which :func:`route` takes; None without caches.
+
+    Raises:
+      ValueError: there are caches, and the request does not say what it shares.
+    """
+    if state.prefixes is None:
+        return state, None
+    if request.prefix_group is None or request.prefix_tokens is None:
         raise ValueError("prefix caching needs requests with prefix_group and prefix_tokens")
     serving, table, hit = recall(
         config,
@@ -85,11 +87,15 @@ def _step_with_prefixes(
         request.output_tokens,
         request.prefix_path,
     )
-    state = dataclasses.replace(state, serving=serving, prefixes=table)
-    state, routed, passed = _step(config, profile, state, request, request_id, action, gap_s, limits, hit)
-    assert passed.allocated_tokens is not None
-    serving, table = forget(state.serving, table, passed.allocated_tokens)
-    return dataclasses.replace(state, serving=serving, prefixes=table), routed, passed
+    return dataclasses.replace(state, serving=serving, prefixes=table), hit
+
+
+def forgotten(state: FleetState, passed: Passed) -> FleetState:
+    """Return the edge after time passed, without the prefixes pushed out meanwhile, if there are caches."""
+    if state.prefixes is None or passed.allocated_tokens is None:
+        return state
+    serving, table = forget(state.serving, state.prefixes, passed.allocated_tokens)
+    return dataclasses.replace(state, serving=serving, prefixes=table)
 
 
 def _step(

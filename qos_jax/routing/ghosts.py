@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from qos_jax.routing.belief import GHOST, Belief, assumed_length, room_tokens
 from qos_jax.routing.demand import mean_output_tokens, mean_quality
 from qos_jax.routing.newcomers import Newcomer, add_each
+from qos_jax.routing.sent_prefixes import of_nobody
 from qos_jax.serving import FleetProfile
+from qos_jax.serving.state import PrefixSlots
 
 MAX_GHOSTS = 32  # assumed at each expert at once, at most
 # An inverse of an exponentially weighted mean over 8 gaps, some 15 of equal weight, is too large by 1 / 15.
@@ -45,6 +47,7 @@ def with_ghosts(
         request_id=jnp.full_like(last.request_id, GHOST),
         output_tokens=jnp.minimum(assumed, room_tokens(profile, last.prompt_tokens)),
         age_s=jnp.full_like(last.age_s, 0.5 * elapsed_s),
+        prefix=last.prefix and of_nobody(last.prefix),
     )
     fleet, synced = add_each((belief.fleet, belief.synced_tokens), number, ghost)
     return dataclasses.replace(
@@ -72,4 +75,15 @@ def typical_newcomer(belief: Belief, share_done: float) -> Newcomer:
         predicted_output_tokens=predicted,
         predicted_quality=mean_quality(demand),
         age_s=jnp.zeros((num_experts,), jnp.float32),
+        prefix=belief.last.prefix and _within(of_nobody(belief.last.prefix), prompt),
+    )
+
+
+def _within(prefix: PrefixSlots, prompt_tokens: jax.Array) -> PrefixSlots:
+    """Return the prefixes of prompts that have ``prompt_tokens``, []: the last one is always computed."""
+    most = jnp.maximum(prompt_tokens - 1, 0)
+    return dataclasses.replace(
+        prefix,
+        cached_tokens=jnp.minimum(prefix.cached_tokens, most),
+        shared_tokens=jnp.minimum(prefix.shared_tokens, most),
     )

@@ -10,6 +10,7 @@ from flax import struct
 
 from qos_jax.routing.fleet_state import FleetState
 from qos_jax.routing.whole_batch import max_over_batch
+from qos_jax.serving.state import PrefixSlots
 
 # A believed fleet, and the tokens of each slot that are known for certain, [N, K] int32.
 Believed = tuple[FleetState, jax.Array]
@@ -26,12 +27,13 @@ class Newcomer:
     predicted_output_tokens: jax.Array  # [N] float32
     predicted_quality: jax.Array  # [N] float32
     age_s: jax.Array  # [N] float32, seconds
+    prefix: PrefixSlots | None = None  # leaves [N], with prefix caching
 
 
-def no_newcomer(num_experts: int) -> Newcomer:
-    """Return the newcomer before there was any."""
+def no_newcomer(num_experts: int, prefix: PrefixSlots | None = None) -> Newcomer:
+    """Return the newcomer before there was any; ``prefix`` of none, leaves [N], with prefix caching."""
     ints, floats = jnp.zeros((num_experts,), jnp.int32), jnp.zeros((num_experts,), jnp.float32)
-    return Newcomer(ints, ints, ints, ints, jnp.ones((num_experts,), jnp.float32), floats, floats)
+    return Newcomer(ints, ints, ints, ints, jnp.ones((num_experts,), jnp.float32), floats, floats, prefix)
 
 
 def add_each(believed: Believed, number: jax.Array, newcomer: Newcomer) -> Believed:
@@ -69,6 +71,7 @@ def _add(believed: Believed, mask: jax.Array, newcomer: Newcomer) -> Believed:
         ttft_s=entered(serving.ttft_s, -1.0),
         latency_s=entered(serving.latency_s, -1.0),
         preemptions=entered(serving.preemptions, 0),
+        prefix=jax.tree.map(entered, serving.prefix, new.prefix),
     )
     fleet = dataclasses.replace(
         fleet,

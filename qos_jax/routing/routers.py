@@ -20,9 +20,11 @@ from qos_jax.routing.belief import (
 from qos_jax.routing.demand import MAX_LOAD
 from qos_jax.routing.faults import FaultState, pace
 from qos_jax.routing.fleet_state import FleetState, Request, Routed, route
+from qos_jax.routing.fleet_step import recalled
 from qos_jax.routing.ghosts import with_ghosts
-from qos_jax.routing.observation import BeliefNotes, KnownFleet, Observation, observe
+from qos_jax.routing.observation import BeliefNotes, KnownFleet, Observation, observe, see_prefixes
 from qos_jax.routing.scrape import as_seen_by
+from qos_jax.routing.sent_prefixes import after_sending, see_sent, slots_of_request, without_caches_of
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, first_scrape_s
 from qos_jax.routing.world_params import WorldParams
 from qos_jax.serving import ServingConfig
@@ -133,27 +135,28 @@ def look(
     choices, known, faults = params.choices, params.known, params.faults
     log_std = known.length_log_std
     paces = jnp.ones_like(log_std)
+    true_prefixes = see_prefixes(params.config, known.profile, fleet, request)
     if choices.view == "informed":
         if faults is not None and fault_state is not None:
             paces = pace(faults, fault_state)
-        seen = observe(_slowed(known, paces), fleet, request, step)
+        seen = observe(_slowed(known, paces), fleet, request, step, true_prefixes)
         return _with_notes(seen, BeliefNotes(jnp.float32(0.0), paces, jnp.float32(0.0), up))
     if choices.view == "live":
-        seen = observe(known, fleet, request, step)
+        seen = observe(known, fleet, request, step, true_prefixes)
         return _with_notes(seen, BeliefNotes(jnp.float32(0.0), paces, jnp.float32(0.0), up))
     if choices.advances:
         paces = believed_pace(belief, log_std)
-    seen = observe(_slowed(known, paces), belief.fleet, request, step)
-    share = belief.own_share
-    if choices.view == "own_times_routers":
-        share = jnp.float32(1.0 / choices.routers)
+    expected = see_sent(params.config, belief.sent, belief.fleet.serving, request)
+    seen = observe(_slowed(known, paces), belief.fleet, request, step, expected)
+    share = _share(choices, belief)
     load = jnp.minimum(seen.offered_load / share, MAX_LOAD)
     seen = dataclasses.replace(seen, offered_load=load, mean_gap_s=seen.mean_gap_s * share)
     age_s = belief.scrape_age_s
     if choices.scrapes:
         live = params.telemetry.scrape_period_s <= 0.0
         # A belief that is always right has nothing to estimate but what faults hide.
-        true = observe(known if faults is None else _slowed(known, paces), fleet, request, step)
+        known = known if faults is None else _slowed(known, paces)
+        true = observe(known, fleet, request, step, true_prefixes)
         seen = jax.tree.map(lambda now, then: jnp.where(live, now, then), true, seen)
         age_s = jnp.where(live, 0.0, age_s)
         paces = jnp.where(live, 1.0, paces) if faults is None else paces
@@ -187,11 +190,28 @@ def act(
     choices, known = params.choices, params.known
     happens = request_id >= 0
     tag = request_id * choices.routers + router
-    fleet, routed = route(known.profile, fleet, request, tag, action, age_s)
+    fleet, hit = recalled(params.config, known.profile, fleet, request, action)
+    fleet, routed = route(known.profile, fleet, request, tag, action, age_s, hit)
     if choices.view in ("informed", "live"):
         return routers, fleet, routed
+    prefix = slots_of_request(params.config, belief.sent, belief.fleet.serving, request)
+    if belief.sent is not None:
+        share = _share(choices, belief)
+        sent = after_sending(
+            params.config, known.profile, belief.sent, request, action, routed.accepted, share
+        )
+        belief = dataclasses.replace(belief, sent=sent)
     belief = after_routing(
-        choices, known.profile, known.length_log_std, belief, request, tag, action, routed.accepted, age_s
+        choices,
+        known.profile,
+        known.length_log_std,
+        belief,
+        request,
+        tag,
+        action,
+        routed.accepted,
+        age_s,
+        prefix,
     )
     return with_belief_of(routers, router, belief, happens), fleet, routed
 
@@ -223,6 +243,13 @@ def after_failures(choices: TelemetryConfig, routers: Routers, tag: jax.Array, f
     return dataclasses.replace(routers, since_failure_s=jnp.where(mine, 0.0, routers.since_failure_s))
 
 
+def _share(choices: TelemetryConfig, belief: Belief) -> jax.Array:
+    """Return the share of the load that the router takes to be its own, [] float32."""
+    if choices.view == "own_times_routers":
+        return jnp.float32(1.0 / choices.routers)
+    return belief.own_share
+
+
 def _slowed(known: KnownFleet, paces: jax.Array) -> KnownFleet:
     return dataclasses.replace(known, profile=slowed(known.profile, paces))
 
@@ -233,7 +260,8 @@ def without_the_dead(belief: Belief, up: jax.Array) -> Belief:
     serving = dataclasses.replace(
         serving, live=serving.live & up[:, None], running=serving.running & up[:, None]
     )
-    return dataclasses.replace(belief, fleet=dataclasses.replace(belief.fleet, serving=serving))
+    fleet = dataclasses.replace(belief.fleet, serving=serving)
+    return dataclasses.replace(belief, fleet=fleet, sent=without_caches_of(belief.sent, ~up))
 
 
 def _with_notes(seen: Observation, notes: BeliefNotes) -> Observation:

@@ -17,6 +17,7 @@ from qos_jax.routing.belief import (
 from qos_jax.routing.fleet_state import FleetState
 from qos_jax.routing.ghosts import typical_newcomer
 from qos_jax.routing.newcomers import add_each
+from qos_jax.routing.sent_prefixes import of_nobody
 from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.serving import FleetProfile
 from qos_jax.serving.scheduler import count, masked_sum, prefix_sum
@@ -91,11 +92,14 @@ def _after_snapshot(
         left = jnp.where(serving.request_id >= 0, room, left)
     fleet = dataclasses.replace(
         truth,
-        serving=dataclasses.replace(serving, left_tokens=left),
+        serving=dataclasses.replace(
+            serving, left_tokens=left, prefix=serving.prefix and of_nobody(serving.prefix)
+        ),
         output_tokens=generated + left,
         quality=truth.predicted_quality,
         demand=belief.fleet.demand,
         stuck_s=None,
+        prefixes=None,
     )
     return dataclasses.replace(belief, fleet=fleet, synced_tokens=generated)
 

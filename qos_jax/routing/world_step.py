@@ -21,6 +21,7 @@ from qos_jax.routing.faults import (
     pass_time_under,
 )
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time
+from qos_jax.routing.fleet_step import forgotten
 from qos_jax.routing.routers import Routers, act, after_failures, after_gap_of_all, init_routers
 from qos_jax.routing.telemetry import Telemetry, router_of
 from qos_jax.routing.world_params import WorldParams
@@ -193,9 +194,9 @@ def pass_to_next_arrival(
     routers = after_gap_of_all(routers, gap_s)
     if faults is None or world.faults is None:
         fleet, passed = pass_time(config, known.profile, world.fleet, gap_s, known.limits)
-        return WorldState(fleet, routers, None), passed, jnp.int32(0)
+        return WorldState(forgotten(fleet, passed), routers, None), passed, jnp.int32(0)
     fleet, passed, failed = pass_time_under(
         config, known.profile, faults, world.faults, world.fleet, gap_s, known.limits
     )
     state = faults_after_gap(draws.faults, faults, world.faults, gap_s)
-    return WorldState(fleet, routers, state), passed, jnp.sum(failed, dtype=jnp.int32)
+    return WorldState(forgotten(fleet, passed), routers, state), passed, jnp.sum(failed, dtype=jnp.int32)

@@ -15,7 +15,7 @@ from qos_jax.serving.reference_cache import BLOCK_TOKENS, WORTH_KEEPING, WORTH_L
 from qos_jax.serving.scheduler import BY_NAME, Batch, masked_sum
 from qos_jax.serving.state import NO_LIFE, PrefixLevel, PrefixSlots, PrefixTable, ServingConfig, ServingState
 
-_ENDLESS = 2**30  # life that does not run out: a live request holds the blocks; more tokens than any has
+ENDLESS = 2**30  # life that does not run out: a live request holds the blocks; more tokens than any has
 
 Path = tuple[PrefixLevel, ...]
 
@@ -49,7 +49,7 @@ def shareable_tokens(config: ServingConfig, prefix_tokens: jax.Array, prompt_tok
       prefix_tokens: [...] int32, shared with earlier requests.
       prompt_tokens: [...] int32.
     """
-    return _whole(config.scheduler, jnp.minimum(prefix_tokens, prompt_tokens - 1))
+    return whole_blocks(config.scheduler, jnp.minimum(prefix_tokens, prompt_tokens - 1))
 
 
 def cached_tokens_at(
@@ -76,10 +76,10 @@ def cached_tokens_at(
       Of each expert, the tokens cached and their source.
     """
     slots = _slots_of(state)
-    ours, common = _in_common(slots, group, path)
-    remembered, common_there = _in_common(table, group, path)
+    ours, common = in_common(slots, group, path)
+    remembered, common_there = in_common(table, group, path)
     live = ours & state.live & _will_share(config, profile, state)
-    whole = _whole(config.scheduler, state.context_tokens - 1)
+    whole = whole_blocks(config.scheduler, state.context_tokens - 1)
     computed = computed_tokens(config.scheduler, state)
     # Entries side by side: the dead slots, then the table.
     known = jnp.concatenate([ours & ~state.live, remembered], axis=-1)
@@ -90,16 +90,16 @@ def cached_tokens_at(
         most = jnp.minimum(most, jnp.concatenate([common, common_there], axis=-1))
     found = jnp.where(known, jnp.clip(jnp.minimum(length, life), 0, most), 0)
     if BY_NAME[config.scheduler].splits_memory:
-        found = jnp.where(found >= WORTH_LOADING * length, found, 0)
+        found = jnp.where(reaches(found, WORTH_LOADING, length), found, 0)
     dead = jnp.max(found, axis=-1)
     # The one of them that stays longest.
     source = jnp.argmax(jnp.where(known & (found == dead[:, None]), life, NO_LIFE - 1), axis=-1)
     life = jnp.take_along_axis(life, source[:, None], axis=-1)[:, 0]
     most = prefix_tokens if common is None else jnp.minimum(prefix_tokens, common)
-    held = jnp.max(jnp.where(live, jnp.minimum(_whole(config.scheduler, computed), most), 0), -1)
-    cached = _whole(config.scheduler, jnp.maximum(dead, held))
+    held = jnp.max(jnp.where(live, jnp.minimum(whole_blocks(config.scheduler, computed), most), 0), -1)
+    cached = whole_blocks(config.scheduler, jnp.maximum(dead, held))
     return CachedAt(
-        cached, jnp.minimum(_whole(config.scheduler, held), cached), life, source.astype(jnp.int32)
+        cached, jnp.minimum(whole_blocks(config.scheduler, held), cached), life, source.astype(jnp.int32)
     )
 
 
@@ -154,12 +154,12 @@ def recall(
         row = life_tokens[at]
         if BY_NAME[config.scheduler].splits_memory:
             # What a slot has to give up most of is saved first.
-            used = (revived > 0) & (revived >= WORTH_KEEPING * tokens)
+            used = (revived > 0) & reaches(revived, WORTH_KEEPING, tokens)
             used = used & (first + jnp.arange(row.shape[0]) == source)
             return life_tokens.at[at].set(jnp.where(used, NO_LIFE, row))
         return life_tokens.at[at].set(jnp.where(dead & (row > ahead), row - revived, row))
 
-    num_slots, whole = state.live.shape[-1], _whole(config.scheduler, state.context_tokens - 1)
+    num_slots, whole = state.live.shape[-1], whole_blocks(config.scheduler, state.context_tokens - 1)
     slots = dataclasses.replace(slots, life_tokens=revive(slots.life_tokens, whole[at], ~state.live[at], 0))
     life = revive(table.life_tokens, table.tokens[at], jnp.bool_(True), num_slots)
     table = dataclasses.replace(table, life_tokens=life)
@@ -167,7 +167,7 @@ def recall(
     table = _pushed(config, assignment, table, evicted_content(assignment, gone))
     hit = PrefixHit(
         cached_tokens=cached,
-        life_tokens=jnp.where(held >= cached, _ENDLESS, ahead),
+        life_tokens=jnp.where(held >= cached, ENDLESS, ahead),
         group=group,
         prefix_tokens=shareable,
         scheduler=config.scheduler,
@@ -205,14 +205,14 @@ def enqueue_prefix(assignment: SlotAssignment, state: ServingState, hit: PrefixH
             rows, columns = (jax.tree.map(lambda leaf, k=k: jnp.expand_dims(leaf, k), levels) for k in (1, 0))
             among = _along(rows, columns)
             ours, common = (among > 0) & earlier, jnp.minimum(common, among)
-        shared = jnp.where(live, _whole(hit.scheduler, jnp.max(jnp.where(ours, common, 0), axis=-1)), 0)
+        shared = jnp.where(live, whole_blocks(hit.scheduler, jnp.max(jnp.where(ours, common, 0), axis=-1)), 0)
         # Those ahead may have computed more since it came.
         more = ~running & (shared > slots.cached_tokens[at])
         slots = dataclasses.replace(
             slots,
             shared_tokens=slots.shared_tokens.at[at].set(shared),
             cached_tokens=slots.cached_tokens.at[at].set(jnp.where(more, shared, slots.cached_tokens[at])),
-            life_tokens=slots.life_tokens.at[at].set(jnp.where(more & live, _ENDLESS, slots.life_tokens[at])),
+            life_tokens=slots.life_tokens.at[at].set(jnp.where(more & live, ENDLESS, slots.life_tokens[at])),
         )
     return dataclasses.replace(state, prefix=slots)
 
@@ -236,7 +236,7 @@ def after_gap(
     held = jnp.where(batch.running | completed, batch.context_tokens - now.cached_tokens, 0)
     allocated = jnp.sum(jnp.maximum(held - held_before, 0), axis=-1, dtype=jnp.int32)
     if BY_NAME[config.scheduler].splits_memory:  # host memory keeps all
-        life = jnp.where(completed, _ENDLESS, now.life_tokens)
+        life = jnp.where(completed, ENDLESS, now.life_tokens)
         return dataclasses.replace(now, life_tokens=life), jnp.zeros_like(allocated)
     # Its blocks are the last in the queue of free ones, the first of them the very last. What was allocated
     # in this gap is subtracted from all in `forget`.
@@ -261,7 +261,7 @@ def forget(
 
     def less(life_tokens: jax.Array) -> jax.Array:
         return jnp.where(
-            life_tokens < _ENDLESS, jnp.maximum(life_tokens - allocated_tokens[:, None], NO_LIFE), life_tokens
+            life_tokens < ENDLESS, jnp.maximum(life_tokens - allocated_tokens[:, None], NO_LIFE), life_tokens
         )
 
     prefix = dataclasses.replace(slots, life_tokens=less(slots.life_tokens))
@@ -269,7 +269,7 @@ def forget(
     return dataclasses.replace(state, prefix=prefix), table
 
 
-def _in_common(
+def in_common(
     kept: PrefixSlots | PrefixTable, group: jax.Array, path: Path | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return which entries have a beginning in common with a prompt, and of nested groups how many tokens."""
@@ -331,11 +331,16 @@ def _will_share(config: ServingConfig, profile: FleetProfile, state: ServingStat
     return state.live & (rank <= done[:, None])
 
 
-def _whole(scheduler: str, tokens: Any) -> Any:
+def whole_blocks(scheduler: str, tokens: Any) -> Any:
     """Return the tokens of whole blocks."""
     if BY_NAME[scheduler].splits_memory:
         return jnp.maximum(tokens, 0)
     return jnp.maximum(tokens, 0) // BLOCK_TOKENS * BLOCK_TOKENS
+
+
+def reaches(tokens: jax.Array, share: float, of_tokens: jax.Array) -> jax.Array:
+    """Return where ``tokens`` are at least that share of ``of_tokens``."""
+    return tokens.astype(jnp.float32) >= share * of_tokens.astype(jnp.float32)
 
 
 def _slots_of(state: ServingState) -> PrefixSlots:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from qos_jax.routing.faults import Faults
-from qos_jax.routing.fleet_state import Outcome, Request
+from qos_jax.routing.fleet_state import Outcome, Request, remaining_outcomes
 from qos_jax.routing.observation import KnownFleet, reveal
 from qos_jax.routing.routers import perceive, redirected
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
@@ -59,6 +59,7 @@ class Logbook:
     latency_s: jax.Array  # [T] float32, NaN = none
     preemptions: jax.Array  # [T] int32
     ends: jax.Array  # [T] int32, outcomes entered: at the end, 1 for each accepted one
+    cached_tokens: jax.Array | None = None  # [T] int32, with prefix caching
 
 
 @struct.dataclass
@@ -81,7 +82,9 @@ def begin(config: ServingConfig, reality: Reality, seed: jax.Array, num_requests
     zeros = jnp.zeros((num_requests,), jnp.int32)
     return RealCarry(
         world=world,
-        logbook=Logbook(nobody, nobody, none, none, zeros, zeros),
+        logbook=Logbook(
+            nobody, nobody, none, none, zeros, zeros, None if config.prefix_entries == 0 else zeros
+        ),
         busy_s=jnp.zeros((config.num_experts,), jnp.float32),
         kv_token_s=jnp.zeros((config.num_experts,), jnp.float32),
         rounds=jnp.int32(0),
@@ -188,17 +191,7 @@ def route_in_reality(
 
 def finish(choices: TelemetryConfig, carry: RealCarry) -> Logbook:
     """Return the logbook of a drained run, with the outcomes that are still in the slots."""
-    serving = carry.world.fleet.serving
-    outcome = Outcome(
-        request_id=jnp.where(serving.live, -1, serving.request_id),
-        expert=jnp.broadcast_to(
-            jnp.arange(serving.live.shape[0], dtype=jnp.int32)[:, None], serving.live.shape
-        ),
-        ttft_s=serving.ttft_s,
-        latency_s=serving.latency_s,
-        preemptions=serving.preemptions,
-    )
-    return _entered(carry.logbook, outcome, choices.routers)
+    return _entered(carry.logbook, remaining_outcomes(carry.world.fleet), choices.routers)
 
 
 def records_of(table: RequestTable, logbook: Logbook) -> tuple[TracedRecords, jax.Array]:
@@ -221,6 +214,8 @@ def records_of(table: RequestTable, logbook: Logbook) -> tuple[TracedRecords, ja
         ttft_s=logbook.ttft_s,
         latency_s=logbook.latency_s,
         preemptions=logbook.preemptions,
+        prompt_tokens=None if logbook.cached_tokens is None else table.prompt_tokens,
+        cached_tokens=logbook.cached_tokens,
     )
     accepted = (logbook.status == COMPLETED) | (logbook.status == FAILED)
     wrong = (logbook.ends != accepted.astype(jnp.int32)) | (logbook.status < 0)
@@ -233,6 +228,9 @@ def _entered(logbook: Logbook, outcome: Outcome, routers: int) -> Logbook:
     row = jnp.where(outcome.request_id >= 0, outcome.request_id // routers, logbook.ends.shape[0])
     failed = outcome.latency_s < 0.0
     status = jnp.where(failed, FAILED, COMPLETED)
+    cached = logbook.cached_tokens
+    if cached is not None and outcome.cached_tokens is not None:
+        cached = cached.at[row].set(jnp.where(failed, 0, outcome.cached_tokens), mode="drop")
     return dataclasses.replace(
         logbook,
         status=logbook.status.at[row].set(status, mode="drop"),
@@ -240,4 +238,5 @@ def _entered(logbook: Logbook, outcome: Outcome, routers: int) -> Logbook:
         latency_s=logbook.latency_s.at[row].set(jnp.where(failed, jnp.nan, outcome.latency_s), mode="drop"),
         preemptions=logbook.preemptions.at[row].set(outcome.preemptions, mode="drop"),
         ends=logbook.ends.at[row].add(1, mode="drop"),
+        cached_tokens=cached,
     )

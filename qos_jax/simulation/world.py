@@ -19,7 +19,7 @@ from qos_jax.simulation.reality import Reality, begin, finish, route_in_reality
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, RequestRecords, RunTotals
 from qos_jax.simulation.route import requests_of
 from qos_jax.simulation.simulate import Runs, SimulationResult, arriving_of
-from qos_jax.workload.request_table import without_prefixes
+from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,10 +72,9 @@ def simulate_world(
       RuntimeError: a request is unaccounted for (a defect of the simulator).
     """
     limited = with_context_limit(config.scheduler, runs.profile, np)
-    if config.prefix_entries:
-        raise ValueError("prefix caches are not simulated in a world: leave out prefix_entries")
-    requests = cut_at_limit(limited, without_prefixes(runs.requests), np)
-    runs = dataclasses.replace(runs, profile=limited, requests=requests)
+    requests = with_prefixes(runs.requests) if config.prefix_entries else without_prefixes(runs.requests)
+    config = dataclasses.replace(config, prefix_levels=prefix_levels(requests))
+    runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, requests, np))
     num_requests = runs.shape[1]
     chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function, reality = policy.act_function(), world.reality
@@ -136,4 +135,5 @@ def _records(runs: Runs, logbook: Any) -> RequestRecords:
         latency_s=logbook.latency_s,
         preemptions=logbook.preemptions,
         quality=np.where(dropped, np.nan, quality),
+        cached_tokens=logbook.cached_tokens,
     )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from qos_jax.checks import (
     COUNT,
-    COUNT_OR_ZERO,
     DISCOUNT,
     NON_NEGATIVE,
     POSITIVE,
@@ -265,19 +264,3 @@ def _event(text: str) -> tuple[str, float, float, float]:
         remedy = f"give {_EVENT_FORM}: a start from 0, a length and a pace above 0"
         raise input_error(f"{text!r} is out of range", field="fault", remedy=remedy)
     return expert, start_s, length_s, pace
-
-
-def check_prefix_entries(config: Any, world: WorldConfig) -> None:
-    """Check how much prefix caches remember, ``config.prefix_entries``, and that routers then see everything.
-
-    Raises:
-      InputError: it is negative, or there are views or faults besides.
-    """
-    check_range(config, ("prefix_entries",), COUNT_OR_ZERO)
-    if config.prefix_entries and world.chosen_views:
-        fault = (
-            "what routers believe of servers has no prefix caches, which are simulated where routers see "
-            "everything and servers have no faults"
-        )
-        remedy = "leave out views and faults, or prefix_entries"
-        raise input_error(fault, field="prefix_entries", remedy=remedy)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from qos_jax.checks import check_distinct, check_some_of
+from qos_jax.checks import COUNT_OR_ZERO, check_distinct, check_range, check_some_of
 from qos_jax.errors import InputError, input_error
 from qos_jax.files import sha256
 from qos_jax.options import check_options, option
@@ -22,7 +22,7 @@ from qos_jax.runs.folder import settings_of
 from qos_jax.serving import SCHEDULERS
 from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.metrics import METRICS, PREFIX_METRICS, metric_names
-from qos_jax.simulation.world_config import WorldConfig, check_prefix_entries, check_views, under_views
+from qos_jax.simulation.world_config import WorldConfig, check_views, under_views
 from qos_jax.sweep.axes import ALIKE, CONVERSATIONS, SWEEP_HELP, check_axes, parse_axis
 from qos_jax.sweep.capacity import Search, check_metric, parse_search
 from qos_jax.sweep.grid import OF_WORKLOAD, CellGroup, Grid, build_grid
@@ -109,7 +109,7 @@ class SweepConfig:
             remedy = f"give --workload={CONVERSATION}, or use launch.evaluate for sessions"
             raise input_error(fault, field="workload", remedy=remedy)
         check_options(self)
-        check_prefix_entries(self, self.world)
+        check_range(self, ("prefix_entries",), COUNT_OR_ZERO)
         for field in dataclasses.fields(self):
             unread = field.name in ALIKE and getattr(self, field.name) != field.default
             if unread and self.workload != CONVERSATION:
@@ -172,8 +172,6 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         config.prefix_entries,
     )
     worlds = swept_worlds(config.world, axes)
-    if worlds is not None:  # perhaps for its axes alone
-        check_prefix_entries(config, dataclasses.replace(config.world, views=worlds.views))
     chosen = resolve(
         config.policies,
         config.checkpoint,

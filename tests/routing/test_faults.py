@@ -20,6 +20,7 @@ from qos_jax.routing.faults import (
     pass_time_under,
 )
 from qos_jax.routing.fleet_state import empty_fleet, pass_time, remaining_outcomes, route
+from qos_jax.routing.observation import see_prefixes
 from qos_jax.routing.params import request_at
 from qos_jax.serving import SCHEDULERS, cut_at_limit, with_context_limit
 from qos_jax.serving.reference import simulate_fleet
@@ -358,3 +359,22 @@ def test_a_fleet_that_cannot_fail_is_refused():
             ),
             no_faults(EXPERTS),
         )
+
+
+def test_a_server_that_goes_down_loses_what_its_cache_kept():
+    config = dataclasses.replace(SERVING["chunked_prefill"], prefix_entries=2)
+    fleet = can_fail(empty_fleet(config))
+    slots = dataclasses.replace(fleet.serving.prefix, group=jnp.zeros_like(fleet.serving.prefix.group))
+    slots = dataclasses.replace(slots, life_tokens=jnp.full_like(slots.life_tokens, 100))
+    serving = dataclasses.replace(fleet.serving, prefix=slots, context_tokens=slots.life_tokens)
+    fleet = dataclasses.replace(fleet, serving=serving)
+    faults = no_faults(EXPERTS)
+    state = init_faults(jax.random.key(0), faults)
+    request = jax.tree.map(lambda leaf: leaf[0], drawn(0)[0])
+    request = dataclasses.replace(request, prompt_tokens=jnp.int32(90), prefix_group=jnp.int32(0))
+    request = dataclasses.replace(request, prefix_tokens=jnp.int32(90))
+    for down, cached in (([], [80, 80, 80]), ([1], [80, 0, 80])):
+        state = dataclasses.replace(state, up=jnp.array([i not in down for i in range(EXPERTS)]))
+        after, _ = fail_requests(faults, state, fleet)
+        seen = see_prefixes(config, jax.tree.map(jnp.asarray, profile()), after, request)
+        np.testing.assert_array_equal(seen.cached_tokens, cached)

@@ -11,7 +11,6 @@ from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.metrics import metric_names
 from qos_jax.simulation.policy_runs import compare
-from qos_jax.simulation.world_config import WorldConfig
 from qos_jax.sweep.axes import parse_axis
 from qos_jax.sweep.grid import build_grid
 from qos_jax.sweep.lane import LaneConfig
@@ -93,14 +92,6 @@ def test_without_caches_conversations_share_nothing(fleet, figures):  # noqa: F8
         ({"sweep": ("conversation_turns=2,4",)}, "the same in all cells; give --conversation_turns=VALUE"),
         ({"plot_metrics": ("hit_rate",)}, "'plot_metrics'.*'hit_rate'.*give --prefix_entries"),
         ({"capacity": "load", "target": "hit_rate>=0.5"}, "'target'.*'hit_rate'.*give --prefix_entries"),
-        (
-            {"workload": "conversation", "prefix_entries": 8, "sweep": ("outage_per_s=0,0.1",)},
-            "where routers see everything and servers have no faults; leave out",
-        ),
-        (
-            {"workload": "conversation", "prefix_entries": 8, "world": WorldConfig(views=("own",))},
-            "where routers see everything and servers have no faults; leave out",
-        ),
         (
             {"workload": "conversation", "conversation_turns": 0.5},
             "'conversation_turns': 0.5 is out of range",

@@ -1,7 +1,9 @@
 """Worlds of a sweep: the numbers of every cell, what is refused, and a cell as a comparison runs it."""
 
 import dataclasses
+import functools
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,14 +11,14 @@ from qos_jax.errors import InputError
 from qos_jax.policies import policy
 from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.cases import build_cases
-from qos_jax.simulation.metrics import METRICS
+from qos_jax.simulation.metrics import METRICS, metric_names
 from qos_jax.simulation.policy_runs import compare
 from qos_jax.simulation.world_config import WorldConfig
 from qos_jax.sweep.axes import parse_axis
 from qos_jax.sweep.grid import build_grid
-from qos_jax.sweep.lane import LaneConfig
+from qos_jax.sweep.lane import LaneConfig, run_lane
 from qos_jax.sweep.plan import SweepConfig, load_sweep
-from qos_jax.sweep.program import LaneProgram, plan_chunks
+from qos_jax.sweep.program import LaneProgram, lanes_of, plan_chunks
 from qos_jax.sweep.worlds import swept_worlds
 from qos_jax.workload.setting import open_setting
 from tests.sweep.test_program import MESH, figures, fleet  # noqa: F401
@@ -124,3 +126,23 @@ def test_a_cell_is_a_case_of_a_comparison_in_its_world(fleet, figures):  # noqa:
                     err_msg=f"{name} {period_s} s",
                 )
     assert not np.array_equal(metrics[:, 0], metrics[:, 1])
+
+
+def test_caches_in_a_world_have_their_metrics():
+    plan = load_sweep(
+        SweepConfig(
+            policies=("prefix_load",),
+            workload="conversation",
+            prefix_entries=4,
+            seeds=1,
+            num_requests=8,
+            sweep=("outage_per_s=0,0.1",),
+            world=WorldConfig(views=("twin",), routers=2, scrape_period_s=5.0),
+        )
+    )
+    (group,) = plan.grid.groups
+    config = plan.lane_config(group, "prefix_load@twin")
+    lane = jax.tree.map(lambda leaf: leaf[0], lanes_of(config, group, np.arange(1), 0))
+    router = plan.policies[0].act_function()
+    result = jax.eval_shape(functools.partial(run_lane, config, router, None), group.source, lane)
+    assert result.metrics.shape == (len(metric_names(4)),)
