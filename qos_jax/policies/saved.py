@@ -81,7 +81,7 @@ def _check_sizes(config: NetworkConfig, weights: Any, serving: ServingConfig, pa
         if (experts, slots) != (serving.num_experts, serving.slots):
             fault = f"its flat network is for {experts} experts of {slots} slots (running and waiting)"
             fault += f", and the fleet has {serving.num_experts} experts of {serving.slots} slots"
-            remedy = "use a fleet of that size, or a router with the HAN, which runs on any"
+            remedy = "use a fleet of that size, or a router with the encoder han or sets, which runs on any"
             raise input_error(fault, file=path, remedy=remedy)
     differs = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))
     change = f"{differs}: {stored.get(differs, 'missing')}, not {expected.get(differs, 'there')}"

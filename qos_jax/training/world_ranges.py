@@ -80,11 +80,15 @@ class WorldRanges:
         return any(getattr(self, name)[1] > 0 for name in FAULTY)
 
     def middle(self) -> WorldConfig:
-        """Return the world in the middle of all ranges, with equal shares, which routers are judged in."""
+        """Return the world in the middle of all ranges, with equal shares, which routers are judged in.
+
+        Without a view it is none: routers see everything.
+        """
+        if self.view is None:
+            return WorldConfig()
         numbers = {name: _between(0.5, getattr(self, name)) for name in WORLD_NUMBERS}
-        views = () if self.view is None else (self.view,)
         return WorldConfig(
-            views=views,
+            views=(self.view,),
             routers=self.routers,
             scraped=self.scraped,
             observes_own=self.observes_own,
