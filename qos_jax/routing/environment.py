@@ -12,8 +12,15 @@ from qos_jax.devices import vary_alike
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, empty_fleet, pass_time
 from qos_jax.routing.fleet_step import step_fleet
 from qos_jax.routing.impact import qos_in_flight
-from qos_jax.routing.observation import KnownFleet, Observation, TrueObservation, observe, reveal
-from qos_jax.routing.params import EnvConfig, EnvParams, Episode, request_at
+from qos_jax.routing.observation import (
+    KnownFleet,
+    Observation,
+    TrueObservation,
+    observe,
+    reveal,
+    see_prefixes,
+)
+from qos_jax.routing.params import EnvConfig, EnvParams, Episode, check_prefixes, drawn_row, request_at
 from qos_jax.routing.reward import reward_for
 from qos_jax.routing.routers import redirected
 from qos_jax.routing.spaces import Discrete, Tree, tree_space
@@ -119,6 +126,8 @@ class RoutingEnvironment:
             - pace: [N] float32, estimated pace; 1 = as the profile says, more is slower.
             - foreign_load: [] float32, requests of other routers for each of its own.
             - up: [N] bool, not known to be down.
+        - prefix: :class:`SeenPrefixes` with ``ServingConfig.prefix_entries``, else None: group, [] int32,
+          and cached_tokens, [N] int32, of the request; slot_cached_tokens, [N, K] int32, of those waiting.
     - action: [] int32, 0..N-1 the expert; N drops the request where ``allow_drop``. Other numbers drop too.
     - reward: [] float32, quality (no unit); see ``reward.py``. By default the QoS of the requests completed
       since the last decision.
@@ -141,7 +150,7 @@ class RoutingEnvironment:
 
         Raises:
           ValueError: ``params`` have neither a process nor an episode, or not the telemetry or faults that
-            the configuration asks for.
+            the configuration asks for; or with prefix caching, requests that do not say what they share.
         """
         arrivals_key, row_key = jax.random.split(key)
         arrivals = None if params.process is None else init_arrivals(arrivals_key, params.process)
@@ -282,7 +291,9 @@ class RoutingEnvironment:
         """What a router may see of ``state``; with ``EnvConfig.telemetry``, what the request's believes."""
         around = self._world(params)
         if around is None or state.world is None:
-            return observe(self._known(params), state.fleet, state.request, state.step)
+            known = self._known(params)
+            prefix = see_prefixes(self.config.serving, known.profile, state.fleet, state.request)
+            return observe(known, state.fleet, state.request, state.step, prefix)
         return believed(around, state.fleet, state.world, state.request)
 
     def true_observation(self, params: EnvParams, state: EnvState) -> TrueObservation:
@@ -313,8 +324,9 @@ class RoutingEnvironment:
 
     def _request(self, key: jax.Array, params: EnvParams, step: jax.Array) -> Request:
         """The request that arrives as number ``step``; past a trace's end, its last one again."""
+        check_prefixes(self.config.serving, params.table)
         if params.process is not None:
-            row = jax.random.randint(key, (), 0, params.table.prompt_tokens.shape[0], jnp.int32)
+            row = drawn_row(self.config.serving, key, params.table, step)
         else:
             rows = _episode(params).row
             row = rows[jnp.minimum(step, rows.shape[0] - 1)]

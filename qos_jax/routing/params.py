@@ -16,7 +16,7 @@ from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, as_limits
 from qos_jax.workload.arrivals import ArrivalProcess
-from qos_jax.workload.request_table import RequestTable
+from qos_jax.workload.request_table import PREFIX_FIELDS, RequestTable, prefix_levels
 
 REWARDS = ("qos", "paper", "potential")
 
@@ -63,8 +63,9 @@ class Episode:
 class EnvParams:
     """Every number of an environment that may be swept; all leaves traced.
 
-    Either ``process`` is set, which draws arrivals without end and rows of the table evenly, or
-    ``episode``, which is replayed and then ends.
+    Either ``process`` is set, which draws arrivals without end, or ``episode``, which is replayed and then
+    ends. With a process rows of the table are drawn evenly; with prefix caching they come in order, over and
+    over, since each turn of a conversation follows from the last.
     """
 
     profile: FleetProfile  # leaves [N]
@@ -149,14 +150,43 @@ def _as_32_bits(leaf: Any) -> jax.Array:
 
 
 def request_at(table: RequestTable, row: jax.Array) -> Request:
-    """Row ``row`` ([] int32) of the table as a request."""
+    """Row ``row`` ([] int32) of the table as a request, with its prefix fields where there are any."""
     return Request(
         prompt_tokens=table.prompt_tokens[row],
         output_tokens=table.output_tokens[row],
         quality=table.quality[row],
         predicted_output_tokens=table.predicted_output_tokens[row],
         predicted_quality=table.predicted_quality[row],
+        **jax.tree.map(lambda leaf: leaf[row], {name: getattr(table, name) for name in PREFIX_FIELDS}),
     )
+
+
+def drawn_row(config: ServingConfig, key: jax.Array, table: RequestTable, number: jax.Array) -> jax.Array:
+    """Return the row of a table that arrives as number ``number``, [] int32: any, or the next with caches."""
+    rows = table.prompt_tokens.shape[0]
+    if config.prefix_entries:
+        return number % rows
+    return jax.random.randint(key, (), 0, rows, jnp.int32)
+
+
+def check_prefixes(config: ServingConfig, table: RequestTable) -> None:
+    """Check that requests say what they share where servers have prefix caches.
+
+    Raises:
+      ValueError: they do not, or not with as many nested groups as the caches are for.
+    """
+    if not config.prefix_entries:
+        return
+    if table.prefix_group is None or table.prefix_tokens is None:
+        raise ValueError(
+            f"prefix_entries = {config.prefix_entries}, and the table has no prefix_group and prefix_tokens: "
+            "make turns of its rows by draw_conversations, or of none by with_prefixes"
+        )
+    levels = prefix_levels(table)
+    if levels != config.prefix_levels:
+        raise ValueError(
+            f"the table's requests are in {levels} nested groups: set ServingConfig.prefix_levels = {levels}"
+        )
 
 
 def as_good_as_expected(params: EnvParams) -> EnvParams:

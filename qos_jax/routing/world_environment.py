@@ -11,7 +11,7 @@ from flax import struct
 from qos_jax.routing.belief import Belief, at_own_request
 from qos_jax.routing.faults import FaultState, pace, pass_time_under
 from qos_jax.routing.fleet_state import FleetState, Passed, Request, Routed, pass_time
-from qos_jax.routing.observation import KnownFleet, Observation, observe
+from qos_jax.routing.observation import KnownFleet, Observation, observe, see_prefixes
 from qos_jax.routing.params import EnvConfig, EnvParams
 from qos_jax.routing.routers import Routers, brought_to_now, known_up, look
 from qos_jax.routing.world_params import WorldParams
@@ -196,4 +196,5 @@ def true_queues(params: WorldParams, fleet: FleetState, world: EnvWorld, request
     if params.faults is not None and world.faults is not None:
         paces = pace(params.faults, world.faults)
         known = dataclasses.replace(known, profile=slowed(known.profile, paces))
-    return observe(known, fleet, request, world.arrival)
+    prefix = see_prefixes(params.config, known.profile, fleet, request)
+    return observe(known, fleet, request, world.arrival, prefix)

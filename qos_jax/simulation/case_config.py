@@ -18,7 +18,7 @@ from qos_jax.checks import (
 from qos_jax.errors import input_error
 from qos_jax.options import check_options, option
 from qos_jax.workload import AddedError
-from qos_jax.workload.conversations import MEAN_TURNS, SystemPrompts
+from qos_jax.workload.conversations import MEAN_TURNS, MEAN_TURNS_RANGE, SystemPrompts
 from qos_jax.workload.named import TABLE_MATCH_HELP, TABLE_MATCHES, WORKLOADS
 from qos_jax.workload.sessions import MEAN_THINK_S
 
@@ -72,7 +72,7 @@ class CaseConfig:
         check_range(self, ("seeds", "num_requests"), COUNT)
         check_range(self, ("open_conversations", "conversation_limit_tokens", "system_prompt_tokens"), COUNT)
         check_range(self, ("system_prompts",), COUNT_OR_ZERO)
-        check_range(self, ("conversation_turns",), Interval(1, 1e6))
+        check_range(self, ("conversation_turns",), MEAN_TURNS_RANGE)
         check_range(self, ("seed",), SEED)
         check_range(
             self, ("error_level", "length_noise_log", "quality_noise", "system_prompt_skew"), NON_NEGATIVE

@@ -1,5 +1,7 @@
 """The environment's contract: shapes, ends, accounts, randomness, and agreement with the reference."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,8 @@ from qos_jax.routing.outlook import predicted_outlook
 from qos_jax.serving import SCHEDULERS, ServingConfig
 from qos_jax.serving.reference import simulate_fleet
 from qos_jax.workload import gamma, mmpp, poisson
+from qos_jax.workload.conversations import draw_conversations
+from qos_jax.workload.request_table import with_prefixes
 from tests.routing.scenes import (
     EXPERTS,
     LENGTH_LOG_STD,
@@ -23,6 +27,7 @@ from tests.routing.scenes import (
     random_actions,
     replay_params,
     rollout,
+    roomy,
     table,
 )
 from tests.serving.replay import SHARED_MEMORY
@@ -178,6 +183,62 @@ def test_what_is_seen_of_a_request_ends_at_the_context_limit():
     most = limits[:, None] - np.asarray(one.slot_prompt_tokens)
     assert np.any(one.live)
     assert np.all((whole <= most) | ~one.live)
+
+
+CACHES = dataclasses.replace(SERVING["chunked_prefill"], prefix_entries=8)
+
+
+def conversations(rows):
+    """Turns of one length at all experts, so that what was said is what any of them answered."""
+    drawn = table(1, rows)
+    drawn = dataclasses.replace(drawn, output_tokens=np.repeat(drawn.output_tokens[:, :1], EXPERTS, 1))
+    return draw_conversations(
+        jax.random.key(3), drawn, mean_turns=6.0, open_conversations=8, limit_tokens=900
+    )
+
+
+def test_with_caches_turns_come_in_order_and_are_served_as_the_reference_does():
+    rows = conversations(T - 9)  # the first come again
+    params = make_params(roomy(), rows, 0.06, LENGTH_LOG_STD, process=poisson(3.0))
+    env, actions = RoutingEnvironment(EnvConfig(CACHES)), random_actions(1, T)
+    states, results, last = jax.device_get(rollout(env, KEY, params, actions))
+    requests = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(T) % (T - 9)], rows)
+    for name in ("prompt_tokens", "output_tokens", "quality", "prefix_group", "prefix_tokens"):
+        np.testing.assert_array_equal(getattr(states.request, name), getattr(requests, name))
+    arrival_s = np.concatenate([[0.0], np.cumsum(results.info.gap_s[:-1].astype(np.float64))])
+    outcomes, _ = simulate_fleet(
+        roomy(),
+        arrival_s,
+        requests.prompt_tokens,
+        requests.output_tokens,
+        actions,
+        "chunked_prefill",
+        prefix_group=requests.prefix_group,
+        prefix_tokens=requests.prefix_tokens,
+    )
+    left = remaining_outcomes(last.fleet)
+    ended = jax.tree.map(lambda a, b: np.concatenate([a, b.ravel()]), results.info.routed.evicted, left)
+    ended = jax.tree.map(lambda leaf: leaf[ended.request_id >= 0], ended)
+    assert ended.request_id.size == last.completed > T // 2
+    by_id = [outcomes[i] for i in ended.request_id]
+    np.testing.assert_array_equal(ended.cached_tokens, [o.cached_tokens for o in by_id])
+    np.testing.assert_allclose(ended.latency_s, [o.latency_s for o in by_id], rtol=1e-4)
+    # What a router expects of a cache is what an idle server then finds there.
+    seen, at = results.observation.prefix, np.asarray(actions)[1:]
+    expected = dict(enumerate(seen.cached_tokens[np.arange(T - 1), at].tolist(), start=1))
+    same = [expected[i] == o.cached_tokens for i, o in zip(ended.request_id, by_id, strict=True) if i]
+    assert np.mean(same) > 0.9
+    assert np.sum(ended.cached_tokens) > 200
+
+
+def test_caches_need_requests_that_say_what_they_share():
+    env, rows = RoutingEnvironment(EnvConfig(CACHES)), conversations(8)
+    params = process_params(poisson(1.0))
+    with pytest.raises(ValueError, match=r"no prefix_group and prefix_tokens: .*with_prefixes"):
+        jax.eval_shape(env.reset, KEY, params)
+    nested = dataclasses.replace(params, table=with_prefixes(rows, 2))
+    with pytest.raises(ValueError, match=r"set ServingConfig\.prefix_levels = 2"):
+        jax.eval_shape(env.reset, KEY, nested)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,18 @@ def test_arrivals_and_faults_depend_neither_on_actions_nor_on_the_keys_of_steps(
     assert set(one[2]) == {0, 1}
 
 
+def sharing(rows):
+    """Return the requests as those of three groups, that share two blocks before what each asks."""
+    number = jnp.arange(rows.num_rows)
+    shared = jnp.where(number % 5 > 0, 32, 0)
+    return dataclasses.replace(
+        rows,
+        prompt_tokens=rows.prompt_tokens + shared,
+        prefix_group=jnp.where(shared > 0, number % 3, -1),
+        prefix_tokens=shared,
+    )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def routed_by(env, key, params, steps):
     """Route to the least work; who was at hand, what came of it, and the last state at the end."""
@@ -149,10 +161,13 @@ def routed_by(env, key, params, steps):
 
 
 def test_it_does_what_the_simulator_of_worlds_does():
-    """The same requests, routers and faults; the same decisions, times and failures, drain included."""
+    """The same requests, routers, caches, faults; the same decisions, times, failures, drain included."""
     count, choices = 60, TelemetryConfig("own", routers=ROUTERS)
     params = replay_params(3, count, mean_gap_s=0.05, telemetry=SHARES, faults=FAULTS)
-    (last, _, over), told, seed = jax.device_get(routed_by(in_world(choices), KEY, params, 2 * count))
+    params = dataclasses.replace(params, table=sharing(params.table))
+    caches = dataclasses.replace(SERVING["prefill_first"], prefix_entries=4)
+    env = RoutingEnvironment(EnvConfig(caches, telemetry=choices))
+    (last, _, over), told, seed = jax.device_get(routed_by(env, KEY, params, 2 * count))
     assert over
     ran = ~told[0]
     hand, evicted, reward = jax.tree.map(lambda leaf: leaf[ran], told[1:])
@@ -167,7 +182,7 @@ def test_it_does_what_the_simulator_of_worlds_does():
         seed=np.asarray(seed)[None],
     )
     world = World(choices, SHARES, FAULTS)
-    records = simulate_world(SERVING["prefill_first"], policy("least_work"), runs, world).records.at(0)
+    records = simulate_world(caches, policy("least_work"), runs, world).records.at(0)
     left = remaining_outcomes(last.fleet)
     left = dataclasses.replace(left, request_id=left.request_id // ROUTERS)
     every = jax.tree.map(lambda a, b: np.concatenate([a, b.ravel()]), evicted, jax.device_get(left))
@@ -177,6 +192,9 @@ def test_it_does_what_the_simulator_of_worlds_does():
     theirs = every.request_id
     np.testing.assert_array_equal(every.expert, records.expert[theirs])
     np.testing.assert_array_equal(every.latency_s < 0.0, records.status[theirs] == FAILED)
+    served = ~(every.latency_s < 0.0)
+    np.testing.assert_array_equal(every.cached_tokens[served], records.cached_tokens[theirs][served])
+    assert every.cached_tokens[served].sum() > 100
     for name in ("latency_s", "ttft_s"):
         expected = np.nan_to_num(getattr(records, name)[theirs], nan=-1.0)
         np.testing.assert_allclose(getattr(every, name), expected, rtol=1e-5, err_msg=name)
@@ -194,7 +212,7 @@ def test_it_does_what_the_simulator_of_worlds_does():
     limits = ServiceLimits(np.float32(0.06))
     qos = np.nansum(records.qos(limits, runs.profile.network_rtt_s))
     np.testing.assert_allclose(reward.sum(), qos, rtol=1e-5)
-    assert bool(in_world().is_over(params, last))
+    assert bool(env.is_over(params, last))
 
 
 def test_live_telemetry_changes_no_bit():

@@ -1,9 +1,12 @@
 """Conversations: each turn holds what was said before, and shares it with the turn before."""
 
+import dataclasses
+
+import jax
 import numpy as np
 
 from qos_jax.workload import RequestTable
-from qos_jax.workload.conversations import SystemPrompts, as_conversations
+from qos_jax.workload.conversations import SystemPrompts, as_conversations, draw_conversations
 from qos_jax.workload.sessions import as_sessions
 
 RUNS, COUNT, EXPERTS, LIMIT = 2, 600, 2, 1500
@@ -26,16 +29,47 @@ def conversations(mean_turns, limit=10**6, **system):
     )
 
 
-def test_a_turn_shares_the_turns_before_it_and_their_answers():
-    before, table = drawn(), conversations(4.0)
+def assert_turns(before, table):
+    """Each turn of a run holds the turns of its conversation before it, and their answers."""
     answer = np.round(before.output_tokens.mean(-1)).astype(int)
+    said = {}
+    for i, group in enumerate(np.asarray(table.prefix_group).tolist()):
+        assert table.prefix_tokens[i] == said.get(group, 0)
+        assert table.prompt_tokens[i] == said.get(group, 0) + before.prompt_tokens[i]
+        said[group] = table.prompt_tokens[i] + answer[i]
+
+
+def run_of(table, run):
+    return jax.tree.map(lambda leaf: leaf[run], table)
+
+
+def test_a_turn_shares_the_turns_before_it_and_their_answers():
+    table = conversations(4.0)
     for run in range(RUNS):
-        said = {}
-        for i, group in enumerate(table.prefix_group[run].tolist()):
-            assert table.prefix_tokens[run, i] == said.get(group, 0)
-            assert table.prompt_tokens[run, i] == said.get(group, 0) + before.prompt_tokens[run, i]
-            said[group] = table.prompt_tokens[run, i] + answer[run, i]
+        assert_turns(run_of(drawn(), run), run_of(table, run))
     assert not np.array_equal(table.prefix_group[0], table.prefix_group[1])
+
+
+def test_turns_are_drawn_by_a_key_within_a_program_too():
+    wide = drawn()
+    before = dataclasses.replace(
+        wide,
+        prompt_tokens=wide.prompt_tokens.astype(np.int32),
+        output_tokens=wide.output_tokens.astype(np.int32),
+    )
+
+    @jax.jit
+    @jax.vmap
+    def draw(key, table):
+        return draw_conversations(key, table, mean_turns=4.0, open_conversations=20, limit_tokens=LIMIT)
+
+    table = jax.device_get(draw(jax.random.split(jax.random.key(0), RUNS), before))
+    for run in range(RUNS):
+        assert_turns(run_of(before, run), run_of(table, run))
+    assert (table.prompt_tokens[..., None] + table.output_tokens).max() <= LIMIT
+    assert not np.array_equal(table.prefix_group[0], table.prefix_group[1])
+    turns = COUNT / (table.prefix_group.max(-1) + 1 - 20)
+    assert np.all((turns > 2.5) & (turns < 5.0))
 
 
 def test_turns_and_time_to_think_are_as_asked():
