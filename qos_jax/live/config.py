@@ -36,12 +36,14 @@ class RouterConfig:
     limits: str | None = option(None, help=PRESET_HELP, known=LIMIT_PRESETS)
     scheduler: str = option("chunked_prefill", known=SCHEDULERS)  # of every server; vLLM's by default
     shared_servers: bool = False  # others send requests to these servers, too
+    prefix_entries: int = 0  # beginnings of prompts that each server's cache keeps, about; 0 = it has none
     seed: int = 0  # of the policy's own randomness
     allow_drop: bool = True  # let greedy policies refuse what no expert gains from
 
     def __post_init__(self) -> None:
         check_options(self)
         check_range(self, ("seed",), SEED)
+        check_range(self, ("prefix_entries",), COUNT_OR_ZERO)
 
     def check_complete(self) -> None:
         """Check that a fleet and one policy are given."""

@@ -15,7 +15,6 @@ from qos_jax.policies.types import Policy
 from qos_jax.routing.belief import (
     NO_TOKEN,
     Belief,
-    after_routing,
     after_time,
     at_own_request,
     believed_pace,
@@ -25,15 +24,21 @@ from qos_jax.routing.belief import (
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.routing.ghosts import with_ghosts
 from qos_jax.routing.observation import KnownFleet
-from qos_jax.routing.routers import look, redirected, without_the_dead
+from qos_jax.routing.routers import after_sending_own, look, redirected, without_the_dead
 from qos_jax.routing.scrape import SHARE_MEMORY, after_counts
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.routing.world_params import WorldParams
-from qos_jax.serving import ServingConfig
+from qos_jax.serving import PrefixLevel, ServingConfig
 from qos_jax.serving.scheduler import count
 
 # (state, events) -> (state, decision): lists and dicts of arrays, so that an exported one needs no classes.
 Step = Callable[[list[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]
+
+
+# Of a request, where the twin follows prefix caches: those of ``twin.SharedPrefix``.
+PREFIX_EVENTS = ("system_group", "system_tokens", "group", "tokens")
+PREFIX_LEVELS = 2  # a conversation within its system prompt
+_ENDLESS = np.iinfo(np.int32).max  # a conversation shares all of its prompts and answers
 
 
 def idle_events(config: ServingConfig) -> dict[str, Any]:
@@ -43,7 +48,9 @@ def idle_events(config: ServingConfig) -> dict[str, Any]:
     publishes, where ``scraped``; the last describe the request, where ``arrives``.
     """
     n, slots = config.num_experts, config.slots
+    shares = {name: np.int32(-1 if name.endswith("group") else 0) for name in PREFIX_EVENTS}
     return {
+        **(shares if config.prefix_entries else {}),
         "elapsed_s": np.float32(0.0),  # since the last call
         "request_id": np.full((n, slots), -1, np.int32),  # own requests, also those that ended since
         "said": np.full((n, slots), NO_TOKEN, np.int32),
@@ -134,6 +141,7 @@ def _step(
         quality=events["predicted_quality"],
         predicted_output_tokens=events["predicted_output_tokens"],
         predicted_quality=events["predicted_quality"],
+        **_prefix_of(config, events),
     )
     never = Telemetry(jnp.float32(jnp.inf), jnp.float32(0.0), jnp.float32(0.0), jnp.ones((1,), jnp.float32))
     number = events["newcomer_id"]
@@ -146,9 +154,7 @@ def _step(
     inside = jnp.clip(action, 0, config.num_experts - 1)
     accepted = arrives & (action == inside) & seen.available[inside]
     age_s = events["age_s"]
-    routed = after_routing(
-        choices, known.profile, known.length_log_std, belief, request, number, action, accepted, age_s
-    )
+    routed = after_sending_own(params, belief, request, number, action, accepted, age_s)
     belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), routed, belief)
     decision = {
         "action": action,
@@ -157,6 +163,16 @@ def _step(
         "pace": pace,
     }
     return belief, decision
+
+
+def _prefix_of(config: ServingConfig, events: dict[str, jax.Array]) -> dict[str, Any]:
+    """Return the prefix fields of a request; none without prefix caching."""
+    if not config.prefix_entries:
+        return {}
+    group = events["group"]
+    system = PrefixLevel(events["system_group"], events["system_tokens"])
+    path = (system, PrefixLevel(group, jnp.int32(_ENDLESS)))
+    return {"prefix_group": group, "prefix_tokens": events["tokens"], "prefix_path": path}
 
 
 def _scraped(

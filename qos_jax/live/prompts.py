@@ -14,6 +14,7 @@ from qos_jax.predictors.predictor import Predictor
 _TOKENS_PER_BYTE = 0.25  # before the first answer says how many its prompt had
 _MEMORY = 0.98  # weight of earlier prompts in it, per answer
 _TOKENS_PER_MESSAGE = 4  # of a chat template
+_PART_CHARACTERS, _PART_TOKENS = 1024, 256  # of a plain prompt, which has no messages
 
 
 class BadRequestError(ValueError):
@@ -31,6 +32,7 @@ class ClientRequest:
     max_tokens: int | None  # that its answer may have
     is_streamed: bool
     wants_usage: bool  # of a stream: the client asked for its token counts
+    parts: tuple[tuple[str, str], ...]  # (role, text) of its messages; of a plain prompt pieces, role empty
 
 
 def read_request(raw: bytes, *, is_chat: bool) -> ClientRequest:
@@ -45,29 +47,44 @@ def read_request(raw: bytes, *, is_chat: bool) -> ClientRequest:
         raise BadRequestError(f"the body is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequestError("the body is no JSON object")
-    tokens, messages = None, 0
+    tokens, messages, parts = None, 0, []
     if is_chat:
         given = body.get("messages")
         if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
             raise BadRequestError("'messages' must be a list of at least one message")
-        text, messages = "\n".join(_text_of(one.get("content")) for one in given), len(given)
+        parts = [(str(one.get("role")), _text_of(one.get("content"))) for one in given]
+        text, messages = "\n".join(text for _, text in parts), len(given)
     else:
         prompt = body.get("prompt")
         if isinstance(prompt, list) and prompt and all(type(one) is int for one in prompt):
             text, tokens = "", len(prompt)
+            parts = [("", repr(piece)) for piece in _cut(prompt, _PART_TOKENS)]
         elif isinstance(prompt, str):
             text = prompt
         elif isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
             text = prompt[0]
         else:
             raise BadRequestError("'prompt' must be one text, or a list of tokens")
+        parts = parts or [("", piece) for piece in _cut(text, _PART_CHARACTERS)]
     given = (body.get(name) for name in ("max_completion_tokens", "max_tokens"))
     limits = [limit for limit in given if isinstance(limit, int) and limit > 0]
     options = body.get("stream_options")
     wants = isinstance(options, dict) and bool(options.get("include_usage"))
     return ClientRequest(
-        body, text, messages, tokens, min(limits, default=None), body.get("stream") is True, wants
+        body,
+        text,
+        messages,
+        tokens,
+        min(limits, default=None),
+        body.get("stream") is True,
+        wants,
+        tuple(parts),
     )
+
+
+def _cut(prompt: Any, size: int) -> list[Any]:
+    """Return the pieces of a text or list, of ``size`` each, the last of the rest."""
+    return [prompt[at : at + size] for at in range(0, len(prompt), size)]
 
 
 def _text_of(content: Any) -> str:
@@ -119,6 +136,15 @@ class Expectations:
             return max(request.prompt_tokens, 1)
         guess = self._per_byte * len(request.text.encode(errors="replace"))
         return max(round(guess) + _TOKENS_PER_MESSAGE * request.messages, 1)
+
+    def tokens_of(self, request: ClientRequest, parts: int) -> int:
+        """Return how many tokens the first ``parts`` of the prompt likely have."""
+        if parts >= len(request.parts):
+            return self.prompt_tokens(request)
+        if request.prompt_tokens is not None:
+            return parts * _PART_TOKENS
+        size = sum(len(text.encode(errors="replace")) for _, text in request.parts[:parts])
+        return round(self._per_byte * size) + _TOKENS_PER_MESSAGE * min(parts, request.messages)
 
     def learn(self, request: ClientRequest, prompt_tokens: int) -> None:
         """Correct the tokens per byte by a count that a server reported."""

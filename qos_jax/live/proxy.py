@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import time
@@ -16,6 +17,7 @@ from qos_jax.live.config import ServeConfig
 from qos_jax.live.counters import Counters
 from qos_jax.live.exported import LiveRouter
 from qos_jax.live.patience import Patience
+from qos_jax.live.prefixes import KnownPrefixes
 from qos_jax.live.prompts import BadRequestError, ClientRequest, Expectations, read_request
 from qos_jax.live.published import Published
 from qos_jax.live.request_log import RequestLog
@@ -60,6 +62,7 @@ class Proxy:
         self.expectations, self.log, self.counters, self.patience = expectations, log, counters, patience
         self._limits = ServiceLimits(**{"latency_limit_s": math.inf, **router.limits})  # type: ignore[arg-type]
         self._rtt_s, self._kv_capacity_tokens = router.network_rtt_s, router.kv_capacity_tokens
+        self._prefixes = KnownPrefixes(expectations) if twin.follows_caches else None
         self._recent_s = 1.0  # mean latency of recent answers
         self.sessions: tuple[aiohttp.ClientSession, aiohttp.ClientSession] | None = None
         for server, expert in zip(servers, router.experts, strict=True):
@@ -89,6 +92,8 @@ class Proxy:
             newcomer = await asyncio.to_thread(self.expectations.newcomer, request)
         else:
             newcomer = self.expectations.newcomer(request)
+        if self._prefixes is not None:
+            newcomer = dataclasses.replace(newcomer, prefix=self._prefixes.of(request))
         return await self._route(client, request, newcomer, is_chat, started_s)
 
     async def _route(

@@ -16,7 +16,7 @@ from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
 from qos_jax.live.config import RouterConfig
 from qos_jax.live.exported import VERSION, LiveRouter, live_router
-from qos_jax.live.program import Decider, make_decider
+from qos_jax.live.program import PREFIX_LEVELS, Decider, make_decider
 from qos_jax.policies.registry import policy
 from qos_jax.policies.saved import load_router
 from qos_jax.policies.types import Policy
@@ -89,6 +89,10 @@ def plan_router(config: RouterConfig, length_log_std: np.ndarray | None = None) 
         limits=jax.tree.map(np.float32, as_limits(limits)),
         length_log_std=jnp.asarray(log_std, jnp.float32),
     )
+    if config.prefix_entries:
+        serving = dataclasses.replace(
+            serving, prefix_entries=config.prefix_entries, prefix_levels=PREFIX_LEVELS
+        )
     decider = make_decider(serving, known, router, shared=config.shared_servers, seed=config.seed)
     header = {
         "version": VERSION,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.live.program import Step
+from qos_jax.live.program import PREFIX_EVENTS, Step
 from qos_jax.routing.belief import BEGUN, NO_TOKEN, UNSEEN
 
 MAX_PENDING_S = 0.25  # events are taken in this soon, also where no request arrives
@@ -22,6 +22,16 @@ class Decision:
     reason: str = ""  # why it is: "dropped", "full" or "too_long"
 
 
+@dataclasses.dataclass(frozen=True)
+class SharedPrefix:
+    """The groups that a prompt belongs to, as a request's ``prefix_path`` has them; -1 = none."""
+
+    system_group: int  # of its system prompt
+    system_tokens: int  # of that
+    group: int  # of its conversation, within
+    tokens: int  # that it may share with earlier prompts
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Newcomer:
     """A request as predicted for N experts."""
@@ -29,6 +39,7 @@ class Newcomer:
     prompt_tokens: int
     predicted_output_tokens: np.ndarray  # [N] float32, medians
     predicted_quality: np.ndarray  # [N] float32
+    prefix: SharedPrefix | None = None  # what its prompt shares, where the twin follows prefix caches
 
 
 class Twin:
@@ -46,6 +57,7 @@ class Twin:
         self._slot: dict[int, tuple[int, int]] = {}
         self._ended: set[int] = set()
         self._next_id = 0
+        self.follows_caches = PREFIX_EVENTS[0] in events
         self._pending_since_s: float | None = None
         self.up = np.ones(num_experts, np.bool_)
         self._counts: dict[int, tuple[int, int, int]] = {}
@@ -64,7 +76,10 @@ class Twin:
         request_id, self._next_id = self._next_id, self._next_id + 1
         not_there = np.zeros_like(self.up)
         not_there[list(avoided)] = True
+        prefix = newcomer.prefix if self.follows_caches else None
+        shares = {} if prefix is None else {n: np.int32(getattr(prefix, n)) for n in PREFIX_EVENTS}
         found = self._call(
+            **shares,
             avoided=not_there,
             arrives=np.bool_(True),
             newcomer_id=np.int32(request_id),

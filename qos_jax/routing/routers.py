@@ -156,7 +156,8 @@ def look(
         live = params.telemetry.scrape_period_s <= 0.0
         # A belief that is always right has nothing to estimate but what faults hide.
         known = known if faults is None else _slowed(known, paces)
-        true = observe(known, fleet, request, step, true_prefixes)
+        # In front of real servers the belief stands for the fleet, which has no caches to look into.
+        true = observe(known, fleet, request, step, true_prefixes or expected)
         seen = jax.tree.map(lambda now, then: jnp.where(live, now, then), true, seen)
         age_s = jnp.where(live, 0.0, age_s)
         paces = jnp.where(live, 1.0, paces) if faults is None else paces
@@ -194,26 +195,39 @@ def act(
     fleet, routed = route(known.profile, fleet, request, tag, action, age_s, hit)
     if choices.view in ("informed", "live"):
         return routers, fleet, routed
-    prefix = slots_of_request(params.config, belief.sent, belief.fleet.serving, request)
+    belief = after_sending_own(params, belief, request, tag, action, routed.accepted, age_s)
+    return with_belief_of(routers, router, belief, happens), fleet, routed
+
+
+def after_sending_own(
+    params: WorldParams,
+    belief: Belief,
+    request: Request,
+    tag: jax.Array,
+    action: jax.Array,
+    accepted: jax.Array,
+    age_s: jax.Array,
+) -> Belief:
+    """Enter a request that the router just routed in its belief, and its prefix in the index.
+
+    Args:
+      params: the world's.
+      belief: brought to now.
+      request: the request; its true lengths and qualities are not read.
+      tag: [] int32, of the request.
+      action: [] int32, where it went.
+      accepted: [] bool, whether the expert took it.
+      age_s: [] float32, seconds since it arrived, above 0 if it is routed again.
+    """
+    choices, known, config = params.choices, params.known, params.config
+    prefix = slots_of_request(config, belief.sent, belief.fleet.serving, request)
     if belief.sent is not None:
         share = _share(choices, belief)
-        sent = after_sending(
-            params.config, known.profile, belief.sent, request, action, routed.accepted, share
-        )
+        sent = after_sending(config, known.profile, belief.sent, request, action, accepted, share)
         belief = dataclasses.replace(belief, sent=sent)
-    belief = after_routing(
-        choices,
-        known.profile,
-        known.length_log_std,
-        belief,
-        request,
-        tag,
-        action,
-        routed.accepted,
-        age_s,
-        prefix,
+    return after_routing(
+        choices, known.profile, known.length_log_std, belief, request, tag, action, accepted, age_s, prefix
     )
-    return with_belief_of(routers, router, belief, happens), fleet, routed
 
 
 def with_belief_of(routers: Routers, router: jax.Array, belief: Belief, where: jax.Array) -> Routers:
