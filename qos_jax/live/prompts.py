@@ -14,7 +14,7 @@ from qos_jax.predictors.predictor import Predictor
 _TOKENS_PER_BYTE = 0.25  # before the first answer says how many its prompt had
 _MEMORY = 0.98  # weight of earlier prompts in it, per answer
 _TOKENS_PER_MESSAGE = 4  # of a chat template
-_PART_CHARACTERS, _PART_TOKENS = 1024, 256  # of a plain prompt, which has no messages
+_PART_CHARACTERS, _PART_TOKENS = 256, 64  # of a plain prompt, which has no messages
 
 
 class BadRequestError(ValueError):

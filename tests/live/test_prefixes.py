@@ -49,7 +49,7 @@ def test_without_a_system_prompt_a_conversation_stands_alone():
 
 def test_plain_prompts_share_whole_pieces():
     known = KnownPrefixes(EXPECTED)
-    for body, tokens in (({"prompt": "x" * 3000}, 512), ({"prompt": list(range(700))}, 512)):
+    for body, tokens in (({"prompt": "x" * 3000}, 576), ({"prompt": list(range(700))}, 640)):
         first = known.of(read_request(json.dumps(body).encode(), is_chat=False))
         cut = {"prompt": body["prompt"][:2500] if isinstance(body["prompt"], str) else [*range(650)]}
         shared = known.of(read_request(json.dumps(cut).encode(), is_chat=False))
