@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import time
-from typing import Any
 
 import aiohttp
 import numpy as np
@@ -22,7 +21,7 @@ from qos_jax.live.prompts import BadRequestError, ClientRequest, Expectations, r
 from qos_jax.live.published import Published
 from qos_jax.live.request_log import RequestLog
 from qos_jax.live.servers import Attempt, Server
-from qos_jax.live.sse import EventStream, Usage, error_event, usage_of
+from qos_jax.live.sse import EventStream, Usage, error_event, parsed, usage_of
 from qos_jax.live.twin import Newcomer, Twin
 from qos_jax.serving.limits import ServiceLimits, all_kept, limits_kept
 
@@ -164,7 +163,7 @@ class Proxy:
                     usage = events.usage
                 else:
                     body = await self._read(response, attempt)
-                    usage = usage_of(_parsed(body))
+                    usage = usage_of(parsed(body))
                     await client.begin(status, _headers(response, expert), len(body))
                     attempt.has_begun = True
                     await client.send(body, last=True)
@@ -307,12 +306,13 @@ class Proxy:
             last_s=attempt.wall_s(last_s),
             prompt_tokens=counted or newcomer.prompt_tokens,
             output_tokens=tokens,
+            cached_tokens=None if usage is None else usage.cached_tokens,
             error=fault,
             ended=error or "completed",
             request_id=request_id,
             status=status,
         )
-        self.counters.output_tokens.labels(expert).inc(tokens)
+        self.counters.note_tokens(expert, usage, tokens)
         if attempt.first_s is not None:
             self.counters.ttft_s.labels(expert).observe(attempt.first_s - attempt.sent_s)
         if not error:
@@ -332,13 +332,6 @@ def _headers(response: aiohttp.ClientResponse, expert: str) -> list[tuple[bytes,
     kept = [(name, response.headers[name]) for name in _PASSED_ON if name in response.headers]
     kept.append(("x-qos-expert", expert))
     return [(name.encode(), value.encode("latin-1", errors="replace")) for name, value in kept]
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _said(error: BaseException) -> str:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
+from qos_jax.errors import input_error
+
 COLUMNS = (
     "arrival_s",  # when it was sent to the server, in seconds since 1970, as the other stamps
     "first_token_s",
@@ -18,6 +20,7 @@ COLUMNS = (
     "ended",
     "request_id",
     "status",
+    "cached_tokens",  # of the prompt, where the server reports them
 )
 PROMPTS = "prompts.jsonl"
 
@@ -33,6 +36,8 @@ class RequestLog:
         mode = "w" if renew else "a"
         for path in self.paths:
             is_new = renew or not path.exists() or path.stat().st_size == 0
+            if not is_new:
+                _check_continues(path)
             stream = open(path, mode, encoding="utf-8", newline="")  # noqa: SIM115 closed by close()
             self._files.append(stream)
             self._writers.append(csv.writer(stream, lineterminator="\n"))
@@ -49,6 +54,7 @@ class RequestLog:
         last_s: float,
         prompt_tokens: int,
         output_tokens: int,
+        cached_tokens: int | None,
         error: str,
         ended: str,
         request_id: str,
@@ -63,6 +69,7 @@ class RequestLog:
           last_s: when its last token came, or when it failed.
           prompt_tokens: as the server counts, or else estimated.
           output_tokens: likewise.
+          cached_tokens: of the prompt, found in a prefix cache; None = not reported.
           error: why its times are not those of a whole answer; "" if they are.
           ended: completed, or what ended it.
           request_id: of the client's request, the same in every log where it was tried.
@@ -70,7 +77,8 @@ class RequestLog:
         """
         first = "" if first_s is None else f"{first_s:.6f}"
         row = (f"{sent_s:.6f}", first, f"{last_s:.6f}", prompt_tokens, output_tokens)
-        self._writers[expert].writerow((*row, "false" if error else "true", error, ended, request_id, status))
+        said = ("false" if error else "true", error, ended, request_id, status)
+        self._writers[expert].writerow((*row, *said, "" if cached_tokens is None else cached_tokens))
 
     def write_text(self, request_id: str, expert: str, body: dict[str, Any]) -> None:
         """Append the text of a request, where that was asked for."""
@@ -88,6 +96,13 @@ class RequestLog:
         self.flush()
         for stream in (*self._files, *([self._prompts] if self._prompts else [])):
             stream.close()
+
+
+def _check_continues(path: Path) -> None:
+    with open(path, encoding="utf-8", newline="") as stream:
+        if tuple(next(csv.reader(stream), ())) != COLUMNS:
+            fault, remedy = "has other columns than this version writes", "give another --out, or --overwrite"
+            raise input_error(fault, file=path, row=1, remedy=remedy)
 
 
 def file_name(expert: str) -> str:

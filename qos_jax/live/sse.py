@@ -21,6 +21,7 @@ class Usage:
 
     prompt_tokens: int
     output_tokens: int
+    cached_tokens: int | None = None  # of the prompt, found in a prefix cache; None = not reported
 
 
 class EventStream:
@@ -77,7 +78,17 @@ def usage_of(content: Any) -> Usage | None:
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
     if not isinstance(prompt, int) or not isinstance(output, int):
         return None
-    return Usage(prompt, output)
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt, output, cached if isinstance(cached, int) else None)
+
+
+def parsed(body: bytes) -> Any:
+    """Return the JSON of a body, None if it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def error_event(message: str, code: str) -> bytes:

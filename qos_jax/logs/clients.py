@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from qos_jax.logs.generic import GENERIC
 from qos_jax.logs.layout import Layout, Texts
 from qos_jax.logs.logged import Logged
-from qos_jax.logs.refine import drop_aborted, reused_note, with_notes
+from qos_jax.logs.refine import CACHED, drop_aborted, with_notes, with_reuse
 
 
 def _llama_cpp(logged: Logged, texts: Texts) -> Logged:
     logged = drop_aborted(logged, texts)
-    kept = logged.is_answered
-    cached = np.array([float(text or 0) for text in texts.get("cached_tokens", ())])
-    note = reused_note(logged.values["prompt_tokens"][kept], cached[kept]) if len(cached) else ""
-    return with_notes(logged, "times: the client's, as the server's leave out the time queued", note)
+    logged = with_notes(logged, "times: the client's, as the server's leave out the time queued")
+    return with_reuse(logged, texts)
 
 
 # llama-server of 2026: the timings prompt_ms and predicted_ms of a completion, in milliseconds,
@@ -24,7 +20,7 @@ LLAMA_CPP = Layout(
     "llama.cpp client log",
     ("arrival_s", "first_token_s", "last_token_s", "server_prompt_ms"),
     GENERIC.columns,
-    ("cached_tokens",),
+    (CACHED,),
     _llama_cpp,
 )
 

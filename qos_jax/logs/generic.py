@@ -6,7 +6,7 @@ import numpy as np
 
 from qos_jax.logs.layout import Layout, Texts
 from qos_jax.logs.logged import Logged
-from qos_jax.logs.refine import with_cause, with_lost
+from qos_jax.logs.refine import CACHED, with_cause, with_lost, with_reuse
 from qos_jax.logs.units import SPANS, STAMPS, UNITS
 
 _NAMES = {
@@ -28,6 +28,8 @@ _NO_ERROR = ("", "none", "null", "false", "0", "[]")
 
 def _refine(logged: Logged, texts: Texts) -> Logged:
     for name, cells in texts.items():
+        if name == CACHED:
+            continue
         failed = [
             cell.lower() in ("false", "0") if name == "success" else cell.lower() not in _NO_ERROR
             for cell in cells
@@ -38,13 +40,13 @@ def _refine(logged: Logged, texts: Texts) -> Logged:
         return logged
     # A time of a token without a token is a contradiction, which the check of the counts names.
     no_token = ~(logged.values["output_tokens"] > 0) & ~(first > 0)
-    return with_lost(with_cause(logged, no_token, "aborted"))
+    return with_reuse(with_lost(with_cause(logged, no_token, "aborted")), texts)
 
 
 GENERIC = Layout(
     "generic",
     ("arrival_s", "prompt_tokens", "output_tokens"),
     _NAMES | _IN_UNITS,
-    ("success", "error"),
+    ("success", "error", CACHED),
     _refine,
 )

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from qos_jax.errors import input_error
 from qos_jax.logs.layout import Texts
 from qos_jax.logs.logged import Logged
 
+CACHED = "cached_tokens"  # a column: of the prompt, found in a prefix cache
 _LOST = "what requests aborted before their first token loaded the server with is not known"
 
 
@@ -60,6 +62,30 @@ def reused_note(prompt_tokens: npt.NDArray[np.float64], reused_tokens: npt.NDArr
     if not share > 0:
         return ""
     return f"shared prefixes are not simulated: they are {100 * share:.3g}% of the prompt tokens"
+
+
+def with_reuse(logged: Logged, texts: Texts) -> Logged:
+    """Return the requests with a note on prompt tokens that were found in a prefix cache, where any were.
+
+    Raises:
+      InputError: naming the row of a number of cached tokens that is none.
+    """
+    if CACHED not in texts:
+        return logged
+    found = np.zeros(len(logged.row))
+    for at, text in enumerate(texts[CACHED]):
+        try:
+            found[at] = float(text or 0)
+        except ValueError:
+            raise input_error(
+                f"{text[:40]!r} is no number",
+                file=logged.file,
+                row=int(logged.row[at]),
+                field=CACHED,
+                remedy="give tokens, or nothing",
+            ) from None
+    kept = logged.is_answered
+    return with_notes(logged, reused_note(logged.values["prompt_tokens"][kept], found[kept]))
 
 
 def servers_note(workers: Sequence[str], what: str) -> str:

@@ -35,6 +35,7 @@ class FakeServer:
         self.authorization: list[str] = []
         self.cancelled = 0  # requests whose client went away
         self.answers = 10  # tokens of an answer without max_tokens
+        self.cached_tokens: int | None = None  # that it says it found of each prompt
         self.break_after: int | None = None  # tokens after which it drops the connection; 0 = before any byte
         self.closes_silently = False  # connections that served once are dropped at their next request
         self.dropped = 0
@@ -127,6 +128,8 @@ class FakeServer:
     ) -> web.StreamResponse:
         total = request.output_tokens
         usage = {"prompt_tokens": request.prompt_tokens, "completion_tokens": total}
+        if self.cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
         if not body.get("stream"):
             for _ in range(total):
                 await tokens.get()

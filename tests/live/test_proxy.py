@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import time
 
@@ -11,7 +12,8 @@ import pytest
 pytest.importorskip("aiohttp", reason="needs the extra: pip install 'qos_jax[serve]'")
 pytest.importorskip("uvicorn", reason="needs the extra: pip install 'qos_jax[serve]'")
 
-from qos_jax.live.request_log import PROMPTS
+from qos_jax.errors import InputError
+from qos_jax.live.request_log import PROMPTS, RequestLog
 from qos_jax.predictors import fit_predictor
 from qos_jax.predictors.predictor_file import save_predictor
 from qos_jax.profiling.request_log import read_request_log
@@ -49,6 +51,29 @@ def test_answers_pass_byte_for_byte_and_the_log_is_one_that_calibrate_reads(live
         assert {n for log in logs for n in log.output_tokens.tolist()} == {7}
         assert {n for log in logs for n in log.prompt_tokens.tolist()} == {3}
         assert not (here.folder / PROMPTS).exists()
+
+    run(test())
+
+
+def test_cached_tokens_are_logged_and_counted_where_servers_report_them(live):
+    async def test():
+        async with live() as here:
+            here.servers[0].cached_tokens = here.servers[1].cached_tokens = 2
+            for stream in (True, False):
+                await here.ask(stream=stream)
+            async with here.client.get(f"{here.url}/metrics") as answer:
+                lines = (await answer.text()).splitlines()
+            counted = {"prompt": 0.0, "cached": 0.0}
+            for name in counted:
+                of = [line.split()[-1] for line in lines if line.startswith(f"qos_{name}_tokens_total")]
+                counted[name] = sum(map(float, of))
+            assert counted == {"prompt": 6.0, "cached": 4.0}
+            paths, folder = here.proxy.log.paths, here.folder
+        rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
+        assert [row["cached_tokens"] for row in rows] == ["2", "2"]
+        paths[0].write_text("arrival_s,status\n")
+        with pytest.raises(InputError, match=r"row 1: has other columns .* --overwrite"):
+            RequestLog(folder, EXPERTS, log_text=False, renew=False)
 
     run(test())
 

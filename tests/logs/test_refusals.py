@@ -205,3 +205,14 @@ def test_spoilt_files_are_refused_in_one_line(given, shape, old, new, says):
     with pytest.raises(InputError, match=says) as raised:
         read_request_log(given(text.replace(old, new, 1)))
     assert "\n" not in str(raised.value)
+
+
+def test_cached_tokens_of_a_generic_log_are_said_and_one_that_is_no_number_is_refused(given):
+    names = "arrival_s,prompt_tokens,output_tokens,ttft_s,latency_s,cached_tokens"
+    rows = [(*row, cached) for row, cached in zip(REQUESTS, ("", 0, *[5] * len(REQUESTS)), strict=False)]
+    notes = read_logged(given(table(names, rows))).all_notes()
+    share = 100 * 5 * (len(rows) - 2) / sum(row[1] for row in rows)
+    assert any(note.startswith(f"shared prefixes are not simulated: they are {share:.3g}%") for note in notes)
+    rows[1] = (*rows[1][:-1], "many")
+    with pytest.raises(InputError, match="row 3, field 'cached_tokens': 'many' is no number; give tokens"):
+        read_logged(given(table(names, rows)))
