@@ -240,7 +240,7 @@ def _idle_rows(
         request = request_at(mine.table, row)
         fleet = dataclasses.replace(idle, demand=demand)  # the recent arrivals give the usual qualities
         seen = observe(mine.known, fleet, request, jnp.int32(0))
-        return router_input(seen, greedy), request.quality
+        return router_input(seen, greedy, sees_caches=env.config.serving.prefix_entries > 0), request.quality
 
     return jax.vmap(one)(lane, row)
 

@@ -262,4 +262,10 @@ def _impact(env: RoutingEnvironment, params: EnvParams, state: EnvState) -> True
 def _input(seen: Observation, greedy: GreedyParams) -> RouterInput:
     """Return the networks' input: where answers are measured, that of a router that knows no profile."""
     information = PROFILES if seen.measured is None else PREDICTIONS
-    return router_input(seen, greedy, information=information, believes=seen.belief is not None)
+    return router_input(
+        seen,
+        greedy,
+        information=information,
+        believes=seen.belief is not None,
+        sees_caches=seen.prefix is not None,
+    )

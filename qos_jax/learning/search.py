@@ -100,7 +100,13 @@ def make_search(
         if params is None:
             _, seen = env.reset(env_key, sample_params(env_key))
             greedy = greedy_of(None, network.allow_drop, network.information)
-            example = router_input(seen, greedy, information=network.information, believes=network.believes)
+            example = router_input(
+                seen,
+                greedy,
+                information=network.information,
+                believes=network.believes,
+                sees_caches=network.sees_caches,
+            )
             params = init_router(network, network_key, example)
         params = jax.tree.map(jnp.copy, params)  # of its own: the state is donated
         centre, average = (jnp.zeros((len(searched),), jnp.float32) for _ in range(2))
@@ -222,4 +228,5 @@ def episode_qos(
 
     (state, _, total), _ = jax.lax.scan(step, start, jax.random.split(steps_key, steps))
     drained = env.drain(params, state)
-    return (total + jnp.sum(drained.qos)) / (steps if state.world is None else jnp.maximum(state.arrived, 1))
+    arrived = steps if state.world is None else jnp.maximum(state.arrived, 1).astype(jnp.float32)
+    return (total + jnp.sum(drained.qos)) / arrived

@@ -43,6 +43,8 @@ class NetworkConfig:
     han: HANConfig = dataclasses.field(default_factory=HANConfig)
     # Whether it knows of its belief the age of the scrape, paces, others' load and who is up, besides.
     believes: bool = False
+    # Whether it knows the share of the prompt that is expected in each expert's prefix cache, besides.
+    sees_caches: bool = False
     hidden: int = 64  # width of the heads; the flat encoder's layers are four times as wide
     residual: bool = True  # scores start as the greedy router's net gain, the head's last layer at zero
     impact_features: bool = True  # False hides the impact estimator's features; then no residual either
@@ -66,6 +68,9 @@ class NetworkConfig:
         if self.believes and self.information == PREDICTIONS:
             fault = "is True, but a belief is advanced by profiles, which are not known"
             raise input_error(fault, field="believes", remedy="set believes=False as well")
+        if self.sees_caches and self.information == PREDICTIONS:
+            fault = "is True, but what a cache spares is reckoned by profiles, which are not known"
+            raise input_error(fault, field="sees_caches", remedy="set sees_caches=False as well")
         if self.learned_impact and self.information == PROFILES:
             fault = "is True, but with profiles the impact is projected"
             raise input_error(fault, field="learned_impact", remedy="set information=predictions as well")
@@ -145,7 +150,8 @@ class RouterEncoder(nn.Module):
         """Return the embeddings of the arrived request and of each expert."""
         config = self.config
         if not config.impact_features and config.information == PROFILES:
-            shown = jnp.array([name not in IMPACT_FEATURES for name in PAIR_FEATURES])
+            further = inputs.graph.pair.shape[-1] - len(PAIR_FEATURES)
+            shown = jnp.array([name not in IMPACT_FEATURES for name in PAIR_FEATURES] + [True] * further)
             graph = dataclasses.replace(inputs.graph, pair=jnp.where(shown, inputs.graph.pair, 0.0))
             none = jnp.zeros_like(inputs.gain)
             inputs = dataclasses.replace(inputs, graph=graph, gain=none, crowding=none)

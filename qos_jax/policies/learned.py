@@ -15,6 +15,7 @@ from qos_jax.policies.types import PREDICTIONS, Policy, Router
 from qos_jax.routing import graph, measured_graph
 from qos_jax.routing.belief_features import BELIEF_ARRIVED, BELIEF_EXPERT
 from qos_jax.routing.observation import Observation
+from qos_jax.routing.prefix_features import PREFIX_PAIR
 
 
 def learned_policy(
@@ -51,7 +52,13 @@ def learned_router(config: NetworkConfig, stochastic: bool = False, masks_drop: 
 
     def route(params: Any, key: jax.Array, seen: Observation) -> jax.Array:
         greedy = greedy_of(params, config.allow_drop, config.information)
-        inputs = router_input(seen, greedy, information=config.information, believes=config.believes)
+        inputs = router_input(
+            seen,
+            greedy,
+            information=config.information,
+            believes=config.believes,
+            sees_caches=config.sees_caches,
+        )
         logits = actor(params, inputs).logits
         if masks_drop:  # the last action
             logits = logits[:-1]
@@ -74,12 +81,12 @@ def fresh_parameters(config: NetworkConfig, num_experts: int, slots: int, key: j
     """
     rows = (num_experts, slots)
     columns = measured_graph if config.information == PREDICTIONS else graph
-    arrived, expert = _node_widths(config)
+    arrived, expert, pair = _widths(config)
     features = graph.GraphFeatures(
         arrived=jnp.zeros((arrived,)),
         expert=jnp.zeros((num_experts, expert)),
         slot=jnp.zeros((*rows, len(columns.SLOT_FEATURES))),
-        pair=jnp.zeros((num_experts, len(columns.PAIR_FEATURES))),
+        pair=jnp.zeros((num_experts, pair)),
         expert_mask=jnp.ones((num_experts,), bool),
         running_mask=jnp.zeros(rows, bool),
         waiting_mask=jnp.zeros(rows, bool),
@@ -94,17 +101,18 @@ def flat_sizes(config: NetworkConfig, params: Any) -> tuple[int, int]:
     """Return the numbers of experts and of slots of each that a flat encoder's parameters are for."""
     encoder = params["params"]["trunk"]["flat"]
     columns = measured_graph if config.information == PREDICTIONS else graph
-    arrived, expert = _node_widths(config)
+    arrived, expert, pair = _widths(config)
     experts = encoder["experts"]["bias"].shape[0] // config.hidden
     per_expert = (encoder["in"]["kernel"].shape[0] - arrived) // experts
-    of_slots = per_expert - expert - len(columns.PAIR_FEATURES) - 1
+    of_slots = per_expert - expert - pair - 1
     return experts, of_slots // (2 * len(columns.SLOT_FEATURES))
 
 
-def _node_widths(config: NetworkConfig) -> tuple[int, int]:
-    """Return the numbers of features of the arrived request and of each expert."""
+def _widths(config: NetworkConfig) -> tuple[int, int, int]:
+    """Return the numbers of features of the arrived request, of each expert and of each pair."""
     columns = measured_graph if config.information == PREDICTIONS else graph
     arrived, expert = len(columns.ARRIVED_FEATURES), len(columns.EXPERT_FEATURES)
+    pair = len(columns.PAIR_FEATURES) + config.sees_caches * len(PREFIX_PAIR)
     if not config.believes:
-        return arrived, expert
-    return arrived + len(BELIEF_ARRIVED), expert + len(BELIEF_EXPERT)
+        return arrived, expert, pair
+    return arrived + len(BELIEF_ARRIVED), expert + len(BELIEF_EXPERT), pair

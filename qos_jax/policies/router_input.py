@@ -24,6 +24,7 @@ from qos_jax.routing.belief_features import with_belief_features
 from qos_jax.routing.graph import GraphFeatures, graph_features
 from qos_jax.routing.measured_graph import measured_features
 from qos_jax.routing.observation import Observation
+from qos_jax.routing.prefix_features import with_prefix_features
 
 INFORMATION = (PREDICTIONS, PROFILES)  # what a learned router may know
 GREEDY = "greedy"  # part of a router's parameters, beside flax's "params"
@@ -46,6 +47,7 @@ def router_input(
     expert_mask: jax.Array | None = None,
     information: str = PROFILES,
     believes: bool = False,
+    sees_caches: bool = False,
 ) -> RouterInput:
     """Return the networks' input, with predicted qualities shrunk as in ``greedy``.
 
@@ -57,6 +59,7 @@ def router_input(
       expert_mask: [N] bool, False for rows that only pad the fleet; all exist by default.
       information: one of ``INFORMATION``; with ``PREDICTIONS`` there is no net gain.
       believes: whether the features say what the router knows of its belief, too, with profiles alone.
+      sees_caches: whether they say what is expected in each prefix cache, likewise.
     """
     if information == PREDICTIONS:
         measured = measured_features(as_believed(greedy, seen, expert_mask), expert_mask)
@@ -70,6 +73,8 @@ def router_input(
     graph = graph_features(as_believed(greedy, seen, expert_mask), impact, expert_mask)
     if believes:
         graph = with_belief_features(graph, seen)
+    if sees_caches:
+        graph = with_prefix_features(graph, seen)
     gain = net_gain(greedy, seen, impact, expert_mask)
     return RouterInput(
         graph=graph,

@@ -86,6 +86,8 @@ def judged_cases(plan: TrainPlan, config: EvaluationConfig) -> list[Case]:
     setting = plan.setting
     names = ("loads", "arrival_rates", "seeds", "seed", "num_requests")
     same = {name: getattr(config, name) for name in names}
+    of_episodes = ("conversation_turns", "open_conversations", "conversation_limit_tokens", "replicas")
+    same |= {name: getattr(plan.config.scenario, name) for name in of_episodes}
     workloads = config.workloads if setting.trace is None else (*config.workloads, TRACE)
     cases = CaseConfig(workloads=workloads, table_match="even", **same)  # rows matched as in training
     return build_cases(cases, setting.fleet, plan.held_out, setting.limits, setting.trace)

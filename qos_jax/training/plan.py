@@ -68,6 +68,7 @@ def load_plan(config: TrainConfig) -> TrainPlan:
     setting = open_setting(
         config.fleet,
         scheduler=config.scheduler,
+        prefix_entries=config.prefix_entries,
         **limit_settings(config),
         table=config.table,
         table_split=ALL_ROWS if config.table is None else config.table_split,
@@ -180,7 +181,7 @@ def _phases(config: TrainConfig, serving: ServingConfig, scenario: Scenario) -> 
     env = environment_of(config, serving)
 
     def draw(key: jax.Array) -> EnvParams:
-        return sample_params(key, config.scenario, scenario, config.world)
+        return sample_params(key, config.scenario, scenario, config.world, caches=config.prefix_entries > 0)
 
     makers: dict[str, Callable[..., Learner]]
     makers = {"search": make_search, "distil": make_distil, "ppo": make_ppo, "sac": make_sac}

@@ -16,9 +16,12 @@ from qos_jax.serving import FleetProfile, ServiceLimits
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.training.world_ranges import WorldRanges, sample_world
 from qos_jax.workload.capacity import traced_capacity_per_s
+from qos_jax.workload.conversations import draw_conversations
+from qos_jax.workload.drawn_requests import as_replicas
+from qos_jax.workload.request_table import without_prefixes
 
 # Folded into an episode's key; above its splits, which hash as small numbers do.
-_ADDED_ERROR_DRAW, _REPLAY_DRAW, _STEADY_DRAW, _WORLD_DRAW = 1000, 1001, 1002, 1003
+_ADDED_ERROR_DRAW, _REPLAY_DRAW, _STEADY_DRAW, _WORLD_DRAW, _TURNS_DRAW = range(1000, 1005)
 _SWING_BINS = 24
 
 
@@ -60,7 +63,12 @@ class Scenario:
 
 
 def sample_params(
-    key: jax.Array, config: ScenarioConfig, scenario: Scenario, world: WorldRanges | None = None
+    key: jax.Array,
+    config: ScenarioConfig,
+    scenario: Scenario,
+    world: WorldRanges | None = None,
+    *,
+    caches: bool = False,
 ) -> EnvParams:
     """Draw the numbers of one episode; jittable, ``jax.vmap`` it over keys.
 
@@ -69,6 +77,7 @@ def sample_params(
     ``replay_share`` of the episodes have the gaps, at ``replay_rate`` of its rate, and their synthetic
     requests its lengths; load, bursts and swing do not matter to them. Errors added come on top, of a table
     and of synthetic requests; routers know the noise of lengths, never a bias (``known_log_std``).
+    With ``caches``, requests say what they share, and ``conversation_share`` of the episodes are turns.
     Without a recorded trace, by ranges that add no error, and in any world, all other draws stay the same.
     """
     keys = iter(jax.random.split(key, 12))
@@ -83,6 +92,11 @@ def sample_params(
     profile = _vary_fleet(next(keys), config, scenario.profile)
     replay = None if scenario.recorded is None else _draw_replay(key, config, scenario.recorded)
     table = _draw_table(next(keys), config, scenario, replay)
+    of_lengths = table if scenario.table is None else scenario.table
+    if config.replicas:
+        table, of_lengths = as_replicas(table, jnp), as_replicas(of_lengths, jnp)
+    if caches:
+        table = _sharing(jax.random.fold_in(key, _TURNS_DRAW), config, table)
     if config.arrival_rate is None:
         rate_per_s = log_uniform(config.load) * jnp.sum(traced_capacity_per_s(profile, table))
     else:
@@ -100,7 +114,7 @@ def sample_params(
     if replay is not None and scenario.recorded is not None:
         process = workload.with_recording(process, scenario.recorded.gap_s, replay.happens)
     latency_limit_s = scenario.limits.latency_limit_s * log_uniform(config.limit_scale)
-    length_log_std = workload.measure_length_log_std(scenario.table if scenario.table is not None else table)
+    length_log_std = workload.measure_length_log_std(of_lengths)
     if config.adds_error:
         draw_key, miss_key = jax.random.split(jax.random.fold_in(key, _ADDED_ERROR_DRAW))
         error = _draw_error(draw_key, config)
@@ -221,6 +235,27 @@ def _draw_table(
         like_trace = like_trace | replay.happens
     recorded = workload.table_for_trace(trace_key, models, prompt_tokens, output_tokens)
     return jax.tree.map(lambda a, b: jnp.where(like_trace, a, b), recorded, own)
+
+
+def _sharing(key: jax.Array, config: ScenarioConfig, table: workload.RequestTable) -> workload.RequestTable:
+    """Return the requests as turns of conversations, or as they are and sharing nothing, by chance."""
+    share_key, turns_key = jax.random.split(key)
+    turns = draw_conversations(
+        turns_key,
+        without_prefixes(table),
+        mean_turns=config.conversation_turns,
+        open_conversations=config.open_conversations,
+        limit_tokens=config.conversation_limit_tokens,
+    )
+    assert turns.prefix_group is not None
+    assert turns.prefix_tokens is not None
+    talks = jax.random.uniform(share_key) < config.conversation_share
+    return dataclasses.replace(
+        turns,
+        prompt_tokens=jnp.where(talks, turns.prompt_tokens, table.prompt_tokens),
+        prefix_group=jnp.where(talks, turns.prefix_group, -1),
+        prefix_tokens=jnp.where(talks, turns.prefix_tokens, 0),
+    )
 
 
 def _draw_lengths(key: jax.Array, config: ScenarioConfig) -> tuple[jax.Array, jax.Array]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from qos_jax.checks import DISCOUNT, NON_NEGATIVE, POSITIVE, SHARE, Interval, check_range
+from qos_jax.checks import COUNT, DISCOUNT, NON_NEGATIVE, POSITIVE, SHARE, Interval, check_range
 from qos_jax.errors import input_error
+from qos_jax.workload.conversations import MEAN_TURNS, MEAN_TURNS_RANGE
 
 _FROM_ZERO = ("error_level", "prompt_log_std", "output_log_std", "length_noise_log", "quality_noise")
 # What the ends of a range must lie in, where they need not be above 0.
@@ -44,6 +45,13 @@ class ScenarioConfig:
     output_median: tuple[float, float] = (12.0, 300.0)  # tokens, likewise
     prompt_log_std: tuple[float, float] = (0.4, 1.1)  # uniform
     output_log_std: tuple[float, float] = (0.4, 1.2)  # uniform
+    # With prefix caches: share of episodes whose requests are turns of conversations, as launch.evaluate's
+    # workload conversation; those of the others share nothing.
+    conversation_share: float = 1.0
+    conversation_turns: float = MEAN_TURNS  # mean turns
+    open_conversations: int = 100  # at a time: a user thinks for so many arrivals
+    conversation_limit_tokens: int = 4096  # a conversation ends before a turn exceeds it
+    replicas: bool = False  # whether all experts answer as the fleet's first: one model on several servers
     replay_share: float = 1.0  # share of episodes whose requests arrive as in the trace, if there is one
     replay_rate: tuple[float, float] = (0.8, 1.25)  # their arrival rate over the trace's own, log-uniform
     length_bias_log: tuple[float, float] = (0.0, 0.0)  # added to log predicted lengths, unknown, uniform
@@ -54,7 +62,9 @@ class ScenarioConfig:
     def __post_init__(self) -> None:
         check_range(self, ["table_rows"], Interval(2, 2**31 - 1, whole=True))
         check_range(self, ["speed_log_std", "part_log_std"], NON_NEGATIVE)
-        check_range(self, ["trace_share", "replay_share", "steady_share"], SHARE)
+        check_range(self, ["trace_share", "replay_share", "steady_share", "conversation_share"], SHARE)
+        check_range(self, ["conversation_turns"], MEAN_TURNS_RANGE)
+        check_range(self, ["open_conversations", "conversation_limit_tokens"], COUNT)
         for name, ends in vars(self).items():
             if isinstance(ends, tuple):
                 check_range(self, [name], _BOUNDS.get(name, POSITIVE))

@@ -7,6 +7,7 @@ import math
 
 from qos_jax.checks import (
     COUNT,
+    COUNT_OR_ZERO,
     NON_NEGATIVE,
     POSITIVE,
     SEED,
@@ -23,16 +24,17 @@ from qos_jax.learning.search import SearchConfig
 from qos_jax.options import check_options, option
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import searched_numbers
-from qos_jax.policies.types import PREDICTIONS
+from qos_jax.policies.types import PREDICTIONS, PROFILES
 from qos_jax.routing.params import REWARDS
 from qos_jax.serving import SCHEDULERS
+from qos_jax.simulation.world_config import PREFIX_HELP
 from qos_jax.training.scenario_config import ScenarioConfig
 from qos_jax.training.world_ranges import WorldRanges
 from qos_jax.workload.limit_presets import LIMIT_PRESETS, PRESET_HELP
 from qos_jax.workload.named_table import ALL_ROWS, SPLITS
 
 AGENTS = ("ppo", "sac", "none")
-JUDGED_ON = ("poisson", "gamma", "mmpp", "diurnal")
+JUDGED_ON = ("poisson", "gamma", "mmpp", "diurnal", "conversation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,7 @@ class TrainConfig:
 
     fleet: str = "edge6"  # a fleet CSV, or the name of a shipped one: edge6, paper6
     scheduler: str = option("prefill_first", known=SCHEDULERS)  # iteration scheduler of every expert
+    prefix_entries: int = option(0, help=PREFIX_HELP)
     latency_limit_s: float | None = None  # L, s per output token; none = the preset's or the fleet's own
     ttft_limit_s: float | None = None  # time to first token, seconds at the server; none = no limit
     tpot_limit_s: float | None = None  # seconds per output token after the first, at the server
@@ -108,6 +111,7 @@ class TrainConfig:
         check_options(self)
         check_range(self, ["seed"], SEED)
         check_range(self, ["max_steps", "log_every", "checkpoint_every", "keep_last"], COUNT)
+        check_range(self, ["prefix_entries"], COUNT_OR_ZERO)
         check_range(self, ["impact_weight"], NON_NEGATIVE)
         check_range(self, ["discount"], SHARE)
         if not self.evaluation.workloads and not self.trace:
@@ -117,6 +121,7 @@ class TrainConfig:
             fault = f"is {self.distil.updates}, and what is distilled is the net gain by profiles"
             raise input_error(fault, field="distil.updates", remedy="set it to 0")
         self._check_world()
+        self._check_caches()
         if self.network.learned_impact and self.agent != "ppo":
             fault = "is True, and PPO alone trains the impact estimator"
             raise input_error(fault, field="network.learned_impact", remedy="set agent=ppo")
@@ -137,6 +142,14 @@ class TrainConfig:
                 f"is {self.distil.updates}, and trials of single actions are of routers that see everything"
             )
             raise input_error(fault, field="distil.updates", remedy="set it to 0")
+
+    def _check_caches(self) -> None:
+        network = self.network
+        sees = self.prefix_entries > 0 and network.information == PROFILES
+        if network.sees_caches != sees:
+            fault = f"is {network.sees_caches}, and there are {'' if sees else 'no '}prefix caches"
+            remedy = "set network.sees_caches=true" if sees else "give prefix_entries"
+            raise input_error(fault, field="network.sees_caches", remedy=remedy)
 
     def _check_searched(self) -> None:
         network = self.network

@@ -244,6 +244,47 @@ def test_a_trace_without_a_rate_is_refused():
         recorded_of(dataclasses.replace(TRACE, arrival_s=np.zeros(5)))
 
 
+def test_with_caches_a_share_of_the_episodes_are_conversations_and_the_others_share_nothing(scenario, drawn):
+    config = dataclasses.replace(CONFIG, conversation_share=0.5, open_conversations=6)
+    draw = jax.jit(jax.vmap(lambda key: sample_params(key, config, scenario, caches=True)))
+    episodes = jax.device_get(draw(jax.random.split(jax.random.key(0), COUNT)))
+    table, before = episodes.table, drawn.table
+    talks = table.prefix_group[:, 0] >= 0
+    assert 4 <= talks.sum() <= 12
+    np.testing.assert_array_equal(table.prefix_group[~talks], -1)
+    np.testing.assert_array_equal(table.prompt_tokens - table.prefix_tokens, before.prompt_tokens)
+    np.testing.assert_array_equal(table.prefix_tokens[~talks], 0)
+    assert np.all(table.prefix_tokens[talks].max(-1) > 100)
+    whole = table.prompt_tokens + table.output_tokens.max(-1)
+    assert np.all(whole[table.prefix_tokens > 0] <= config.conversation_limit_tokens)
+    # The load is of the fleet's capacity for such prompts, without caches.
+    lane = np.flatnonzero(talks)[0]
+    capacities = [
+        capacity_per_s(*jax.tree.map(lambda leaf: leaf[lane], (of.profile, of.table))).sum()
+        for of in (episodes, drawn)
+    ]
+    assert capacities[0] < capacities[1]
+    rates = [of.process.rate_per_s[lane] for of in (episodes, drawn)]
+    np.testing.assert_allclose(rates[0] / capacities[0], rates[1] / capacities[1], rtol=1e-4)
+    same = {"prompt_tokens": None, "prefix_group": None, "prefix_tokens": None}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        dataclasses.replace(table, **same),
+        dataclasses.replace(before, **same),
+    )
+
+
+def test_replicas_answer_as_the_first_expert(on_a_table):
+    given, without = on_a_table
+    episodes = drawn_by(dataclasses.replace(CONFIG, replicas=True), given)
+    for name in ("quality", "output_tokens", "predicted_quality", "predicted_output_tokens"):
+        first = getattr(without.table, name)[..., :1]
+        np.testing.assert_array_equal(
+            getattr(episodes.table, name), np.broadcast_to(first, (*first.shape[:-1], 3))
+        )
+    assert np.all(episodes.length_log_std == episodes.length_log_std[:, :1])
+
+
 def test_which_ranges_add_error():
     assert not CONFIG.adds_error
     for name, ends in WORSE.items():
@@ -265,6 +306,9 @@ def test_which_ranges_add_error():
         ("limit_scale", (0.0, 1.0)),
         ("trace_share", 1.5),
         ("replay_share", -0.5),
+        ("conversation_share", 1.1),
+        ("conversation_turns", 0.5),
+        ("open_conversations", 0),
         ("replay_rate", (0.0, 1.0)),
         ("diurnal_swing", (0.0, 1.0)),
     ],
