@@ -20,7 +20,7 @@ from qos_jax.live.prefixes import KnownPrefixes
 from qos_jax.live.prompts import BadRequestError, ClientRequest, Expectations, read_request
 from qos_jax.live.published import Published
 from qos_jax.live.request_log import RequestLog
-from qos_jax.live.servers import Attempt, Server
+from qos_jax.live.servers import Attempt, Server, to_avoid
 from qos_jax.live.sse import EventStream, Usage, error_event, parsed, usage_of
 from qos_jax.live.twin import Newcomer, Twin
 from qos_jax.serving.limits import ServiceLimits, all_kept, limits_kept
@@ -104,7 +104,7 @@ class Proxy:
         for number in range(self.config.retries + 1):
             begun_s = time.perf_counter()
             age_s = time.monotonic() - started_s if number else 0.0
-            request_id, decision = self.twin.decide(newcomer, age_s, avoided)
+            request_id, decision = self.twin.decide(newcomer, age_s, to_avoid(self.servers, avoided))
             self.counters.decision_s.observe(time.perf_counter() - begun_s)
             if decision.expert is None:
                 if number == 0 and self.twin.up.any():
@@ -157,6 +157,8 @@ class Proxy:
             status = response.status
             async with response:
                 if status == 429 or status >= 500:
+                    if status >= 500:
+                        server.has_failed(is_down=False)
                     raise ServerFailedError(f"it says {status}", status)
                 if request.is_streamed and response.content_type == "text/event-stream":
                     outcome = await self._pass_stream(client, response, attempt, events, expert)
@@ -169,6 +171,8 @@ class Proxy:
                     await client.send(body, last=True)
                     outcome = ("completed", expert) if status < 400 else ("refused", "by_server")
             error = "" if outcome[0] == "completed" else outcome[1]
+            if not error:
+                server.has_answered()
             return outcome
         except asyncio.CancelledError:
             error = attempt.given_up or "client"

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +57,7 @@ class Server:
         """Take it to be up until a check says otherwise."""
         self.index, self.upstream, self._config, self._patience = index, upstream, config, patience
         self.is_up = True
+        self._failures, self._shunned_until_s = 0, 0.0  # requests that failed in a row; monotonic
         self.heard_s = 0.0  # monotonic, last byte of any answer
         self.attempts: set[Attempt] = set()
         self.on_change: Callable[[Server], None] = lambda server: None
@@ -71,10 +72,25 @@ class Server:
         return {"Authorization": f"Bearer {key}"} if key else {}
 
     def has_failed(self, *, is_down: bool) -> None:
-        """Note that a request failed: check now, and where nothing listens any more take it to be down."""
+        """Note that a request failed: check now, and where nothing listens any more take it to be down.
+
+        A server may pass its checks and fail every request: it looks idle then, and would be chosen first. So
+        requests go elsewhere for a while, twice as long after each that failed since the last that did not.
+        """
+        pause_s = min(_FIRST_BACKOFF_S * 2.0**self._failures, self._config.max_backoff_s)
+        self._failures, self._shunned_until_s = min(self._failures + 1, 32), time.monotonic() + pause_s
         if is_down:
             self._mark(False)
         self._check_now.set()
+
+    def has_answered(self) -> None:
+        """Note that a request was answered in full."""
+        self._failures, self._shunned_until_s = 0, 0.0
+
+    @property
+    def is_shunned(self) -> bool:
+        """Whether requests are to go elsewhere, since some failed just now."""
+        return self._shunned_until_s > time.monotonic()
 
     async def watch(self, session: aiohttp.ClientSession) -> None:
         """Check its health for good, with growing pauses while it is down."""
@@ -132,10 +148,24 @@ class Server:
             return
         self.is_up = is_up
         self.on_change(self)
+        if is_up:
+            self.has_answered()
         if not is_up:
             for attempt in tuple(self.attempts):
                 if attempt.awaits_server and not attempt.has_begun:
                     attempt.give_up("its server is down")
+
+
+def to_avoid(servers: Sequence[Server], failed: Collection[int]) -> list[int]:
+    """Return the indices of servers that a request is not to go to.
+
+    Args:
+      servers: all of them.
+      failed: indices of those that just failed it.
+    """
+    left = [server for server in servers if server.is_up and server.index not in failed]
+    shunned = [server.index for server in left if server.is_shunned]
+    return [*failed, *(shunned if len(shunned) < len(left) else ())]
 
 
 def open_sessions() -> tuple[aiohttp.ClientSession, aiohttp.ClientSession]:

@@ -336,7 +336,7 @@ def test_a_cache_spares_prefill_and_says_how_much(launch, tmp_path, ending):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({"prefix_entries": 4, "views": "live"}, "field 'prefix_entries'"),
+        ({"prefix_entries": -1, "views": "live"}, "field 'prefix_entries'"),
         ({"views": "live,twin"}, "give one, such as twin"),
         ({"outage_per_s": 0.1, "retry": True}, "'retry'"),
         ({"fault": "nobody:1:2:down"}, "'nobody' is unknown"),

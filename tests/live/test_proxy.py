@@ -78,6 +78,30 @@ def test_cached_tokens_are_logged_and_counted_where_servers_report_them(live):
     run(test())
 
 
+def test_a_server_that_is_healthy_and_fails_every_request_is_not_asked_each_time(live):
+    async def test():
+        async with live() as here:
+            bad, good = here.servers
+            bad.status = 503  # its /health says 200
+            for _ in range(40):
+                status, answer, _ = await here.ask()
+                assert (status, answer.headers["x-qos-expert"]) == (200, "bee")
+            assert 1 <= len(bad.bodies) < 12
+            assert here.proxy.twin.up.all()
+            bad.status = 200
+            await until(lambda: not here.proxy.servers[0].is_shunned)
+            while (await here.ask())[1].headers["x-qos-expert"] != "ant":
+                pass
+            # Where no other is left, one that failed just now is asked all the same.
+            good.status = bad.status = 503
+            for _ in range(2):
+                assert (await here.ask())[0] == 502
+            good.status = bad.status = 200
+            assert (await here.ask())[0] == 200
+
+    run(test())
+
+
 def test_no_text_is_kept_unless_asked(live):
     async def test():
         async with live(log_text=True) as here:
