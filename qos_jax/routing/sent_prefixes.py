@@ -13,7 +13,7 @@ from qos_jax.serving import FleetProfile, PrefixTable, ServingConfig, ServingSta
 from qos_jax.serving.prefix import ENDLESS, in_common, reaches, shareable_tokens, whole_blocks
 from qos_jax.serving.reference_cache import WORTH_LOADING
 from qos_jax.serving.scheduler import BY_NAME
-from qos_jax.serving.state import NO_LIFE, PrefixSlots, empty_table
+from qos_jax.serving.state import NO_LIFE, PrefixSlots, empty_table, end_of
 
 _NEWEST = ENDLESS - 1  # life at first of what host memory keeps, which requests count down by one
 
@@ -87,7 +87,7 @@ def after_sending(
     tokens = whole_blocks(config.scheduler, length - 1)
     known = (row.group == group) & (group >= 0)
     if row.path is not None and request.prefix_path is not None:
-        known = known & (_end(row.path) <= _end(request.prefix_path))
+        known = known & (end_of(row.path) <= end_of(request.prefix_path))
     if BY_NAME[config.scheduler].splits_memory:
         allocated, life = jnp.int32(1), jnp.int32(_NEWEST)
     else:
@@ -181,11 +181,3 @@ def _prefix_of(config: ServingConfig, request: Request) -> tuple[jax.Array, jax.
     if request.prefix_group is None or request.prefix_tokens is None:
         raise ValueError("prefix caching needs requests with prefix_group and prefix_tokens")
     return request.prefix_group, shareable_tokens(config, request.prefix_tokens, request.prompt_tokens)
-
-
-def _end(path: tuple) -> jax.Array:
-    """Return up to where requests follow their groups, leaves of the path's shape."""
-    end = path[0].end_tokens
-    for level in path[1:]:
-        end = jnp.maximum(end, level.end_tokens)
-    return end

@@ -13,11 +13,9 @@ from qos_jax.serving.arrive import SlotAssignment, assign_slot, evicted_content,
 from qos_jax.serving.profile import FleetProfile
 from qos_jax.serving.reference_cache import BLOCK_TOKENS, WORTH_KEEPING, WORTH_LOADING
 from qos_jax.serving.scheduler import BY_NAME, Batch, masked_sum
-from qos_jax.serving.state import NO_LIFE, PrefixLevel, PrefixSlots, PrefixTable, ServingConfig, ServingState
+from qos_jax.serving.state import NO_LIFE, Path, PrefixSlots, PrefixTable, ServingConfig, ServingState, end_of
 
 ENDLESS = 2**30  # life that does not run out: a live request holds the blocks; more tokens than any has
-
-Path = tuple[PrefixLevel, ...]
 
 
 @struct.dataclass
@@ -296,10 +294,7 @@ def _pushed(
     known, covered = table.group[at] == gone.group, jnp.bool_(False)
     if table.path is not None and gone.path is not None:
         # Its requests may follow a group to different ends: one joins another that reaches and lasts as far.
-        end, end_of_gone = table.path[0].end_tokens[at], gone.path[0].end_tokens
-        for kept, new in zip(table.path[1:], gone.path[1:], strict=True):
-            end = jnp.maximum(end, kept.end_tokens[at])
-            end_of_gone = jnp.maximum(end_of_gone, new.end_tokens)
+        end, end_of_gone = end_of(jax.tree.map(lambda leaf: leaf[at], table.path)), end_of(gone.path)
         life = table.life_tokens[at]
         covered = jnp.any(known & (end >= end_of_gone) & (life >= gone.life_tokens))
         known = known & (end <= end_of_gone) & (life <= gone.life_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,14 @@ class PrefixLevel:
     end_tokens: jax.Array  # [...] int32, of the prompt, up to which it follows the group; rises by level
 
 
+Path = tuple[PrefixLevel, ...]  # from the root
+
+
+def end_of(path: Path) -> jax.Array:
+    """Return the token up to which requests follow any of their groups, of the shape of the path's leaves."""
+    return functools.reduce(jnp.maximum, (level.end_tokens for level in path))
+
+
 @struct.dataclass
 class PrefixSlots:
     """The prefix of each slot's request, and what the cache holds of it (README.md, rules 20 to 25)."""
@@ -67,7 +76,7 @@ class PrefixSlots:
     life_tokens: jax.Array
     shared_tokens: jax.Array  # [N, K] int32, of its KV tokens, those that an earlier live request holds too
     hit_tokens: jax.Array  # [N, K] int32, cached tokens when it was first admitted; -1 = not yet
-    path: tuple[PrefixLevel, ...] | None = None  # leaves [N, K], from the root, where groups are nested
+    path: Path | None = None  # leaves [N, K], from the root, where groups are nested
 
 
 @struct.dataclass
@@ -77,7 +86,7 @@ class PrefixTable:
     group: jax.Array  # [N, C] int32, -1 = none
     tokens: jax.Array  # [N, C] int32, KV tokens of whole blocks
     life_tokens: jax.Array  # [N, C] int32, as in :class:`PrefixSlots`
-    path: tuple[PrefixLevel, ...] | None = None  # leaves [N, C], likewise
+    path: Path | None = None  # leaves [N, C], likewise
 
 
 @struct.dataclass
@@ -160,5 +169,5 @@ def empty_table(config: ServingConfig) -> PrefixTable | None:
     return PrefixTable(group=none - 1, tokens=none, life_tokens=none + NO_LIFE, path=path)
 
 
-def _empty_path(config: ServingConfig, none: jax.Array) -> tuple[PrefixLevel, ...] | None:
+def _empty_path(config: ServingConfig, none: jax.Array) -> Path | None:
     return tuple(PrefixLevel(none - 1, none) for _ in range(config.prefix_levels)) or None
