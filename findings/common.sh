@@ -18,7 +18,9 @@ install() {
   cat >"$FOLDER/finding.py" <<'PYTHON_END'
 """What the programs of the findings share."""
 import importlib.metadata
+import json
 import sys
+from http.server import BaseHTTPRequestHandler
 
 
 def versions(*names):
@@ -40,6 +42,29 @@ def error_of(call):
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return None
+
+
+class Answers(BaseHTTPRequestHandler):
+    """The handler of a server that answers with JSON and logs nothing; clients may go away."""
+
+    protocol_version = "HTTP/1.1"
+
+    def handle(self):
+        try:
+            super().handle()
+        except OSError:
+            pass
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, body, status=200):
+        body = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 PYTHON_END
 }
 

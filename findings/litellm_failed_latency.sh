@@ -23,24 +23,18 @@ export LITELLM_LOCAL_MODEL_COST_MAP=True LITELLM_LOG=CRITICAL
 # litellm logs each failure to stderr; what differs is printed to stdout.
 observe 2>/dev/null <<'PROGRAM'
 import asyncio
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-from finding import shown, versions
+from finding import Answers, shown, versions
 from litellm import Router
 
 versions("litellm")
 
 
-class Chat(BaseHTTPRequestHandler):
+class Chat(Answers):
     """Answers a chat as its server's plan says: status and seconds by the number of the request, from 0."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -50,15 +44,7 @@ class Chat(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 5, "completion_tokens": 10, "total_tokens": 15}
         body = {"id": "x", "object": "chat.completion", "created": 1, "model": "x", "choices": [choice], "usage": usage}
-        body = json.dumps(body if status == 200 else {"error": {"message": "overloaded"}}).encode()
-        try:
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-        except OSError:
-            pass  # the client has given up
+        self.answer(body if status == 200 else {"error": {"message": "overloaded"}}, status)
 
 
 def serve(plan):

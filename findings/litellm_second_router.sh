@@ -22,24 +22,18 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install litellm==1.110.2
 export LITELLM_LOCAL_MODEL_COST_MAP=True LITELLM_LOG=CRITICAL
 observe <<'PROGRAM'
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-from finding import shown, versions
+from finding import Answers, shown, versions
 from litellm import Router
 
 versions("litellm")
 
 
-class Chat(BaseHTTPRequestHandler):
+class Chat(Answers):
     """Answers a chat after the time of its server."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -48,12 +42,7 @@ class Chat(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 5, "completion_tokens": 10, "total_tokens": 15}
         body = {"id": "x", "object": "chat.completion", "created": 1, "model": "x", "choices": [choice], "usage": usage}
-        body = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.answer(body)
 
 
 def serve(times_s):

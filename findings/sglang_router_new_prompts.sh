@@ -26,29 +26,16 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
-from finding import shown, versions
+from finding import Answers, shown, versions
 
 versions("sglang-router")
 letters = random.Random(0)
 
 
-class Worker(BaseHTTPRequestHandler):
+class Worker(Answers):
     """Looks like a server of model m, counts completions and takes 20 ms for each."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def answer(self, body):
-        body = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def do_GET(self):
         about = {"model_path": "m", "is_generation": True, "served_model_name": "m", "data": [{"id": "m"}]}
