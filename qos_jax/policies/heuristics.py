@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from qos_jax.policies.greedy_params import GreedyParams
 from qos_jax.policies.measured_price import measured_price
-from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length, tokens_left
+from qos_jax.policies.net_gain import impact_of_each, net_gain, queue_length
 from qos_jax.routing.impact import paper_impact, projected_impact
 from qos_jax.routing.measured import means, pace_at
 from qos_jax.routing.normal import normal_cdf
 from qos_jax.routing.observation import Observation
+from qos_jax.routing.outlook import tokens_left
 
 
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from qos_jax.policies.greedy_params import POWERS, GreedyParams
 from qos_jax.routing.believed_quality import believed_quality
 from qos_jax.routing.impact import Impact, projected_impact
 from qos_jax.routing.observation import Observation, relative_length
-from qos_jax.routing.outlook import left_given_survival
+from qos_jax.routing.outlook import tokens_left
 from qos_jax.serving.latency import decode_run_s, prefill_s
 from qos_jax.serving.profile import affine_between
 
@@ -108,15 +108,6 @@ def crowding_cost(params: GreedyParams, seen: Observation) -> jax.Array:
 def queue_length(seen: Observation) -> jax.Array:
     """Return the requests waiting and running at each expert, [N] int32."""
     return jnp.sum(seen.live, axis=-1, dtype=jnp.int32)
-
-
-def tokens_left(seen: Observation) -> jax.Array:
-    """Return the expected remaining output tokens of each slot given those generated, [N, K] float32."""
-    return left_given_survival(
-        seen.slot_predicted_output_tokens,
-        seen.slot_generated_tokens.astype(jnp.float32),
-        seen.length_log_std[:, None],
-    )
 
 
 def _occupancy(seen: Observation) -> jax.Array:

@@ -8,7 +8,7 @@ from flax import struct
 
 from qos_jax.routing.impact import Impact
 from qos_jax.routing.observation import Observation, relative_length
-from qos_jax.routing.outlook import left_given_survival
+from qos_jax.routing.outlook import tokens_left
 from qos_jax.serving.profile import decode_law
 
 # What each column holds. l1p(x) = log(1 + x); L the latency limit, or where it is infinite the pace that
@@ -106,7 +106,7 @@ def graph_features(seen: Observation, impact: Impact, expert_mask: jax.Array | N
     live = seen.live & exists[:, None]
     running_mask, waiting_mask = live & seen.running, live & ~seen.running
     generated = seen.slot_generated_tokens.astype(jnp.float32)
-    left = left_given_survival(seen.slot_predicted_output_tokens, generated, seen.length_log_std[:, None])
+    left = tokens_left(seen)
     slot = _slot_features(seen, generated, left)
     return GraphFeatures(
         arrived=_arrived_features(seen, exists, live),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from qos_jax.routing.graph import GraphFeatures, masked
 from qos_jax.routing.measured import Measured, means, no_measurements, pace_at
 from qos_jax.routing.observation import Observation, relative_length
-from qos_jax.routing.outlook import left_given_survival
+from qos_jax.routing.outlook import tokens_left
 
 # What each column holds, in the notation of graph.py; every quantity comes from predictions, the latency
 # limit, the router's own list of requests, and the answers that passed through it. "Short" and "long" are
@@ -74,7 +74,7 @@ def measured_features(seen: Observation, expert_mask: jax.Array | None = None) -
     exists = jnp.ones_like(seen.available) if expert_mask is None else expert_mask
     live = seen.live & exists[:, None]
     generated = seen.slot_generated_tokens.astype(jnp.float32)
-    left = left_given_survival(seen.slot_predicted_output_tokens, generated, seen.length_log_std[:, None])
+    left = tokens_left(seen)
     given = no_measurements(seen.num_experts) if seen.measured is None else seen.measured
     size = jnp.sum(live, axis=-1, dtype=jnp.float32)
     pace_here_s = pace_at(given, size + 1.0)

@@ -62,10 +62,16 @@ def left_given_survival(
     return jnp.maximum(median - generated_tokens, 1.0)
 
 
+def tokens_left(seen: Observation) -> jax.Array:
+    """Return the expected remaining output tokens of each slot given those generated, [N, K] float32."""
+    generated = seen.slot_generated_tokens.astype(jnp.float32)
+    return left_given_survival(seen.slot_predicted_output_tokens, generated, seen.length_log_std[:, None])
+
+
 def predicted_outlook(seen: Observation) -> Outlook:
     """Return the outlook of a router: predicted lengths, given the tokens each request has generated."""
     generated = seen.slot_generated_tokens.astype(jnp.float32)
-    left = left_given_survival(seen.slot_predicted_output_tokens, generated, seen.length_log_std[:, None])
+    left = tokens_left(seen)
     if seen.profile.context_limit_tokens is not None:  # where the answer ends at the latest
         room = seen.profile.context_limit_tokens[:, None] - seen.slot_prompt_tokens
         left = jnp.minimum(left, jnp.maximum(room.astype(jnp.float32) - generated, 0.0))
