@@ -106,6 +106,7 @@ def advance(
         offset_rest_s=zeros_s,
         kv_token_s=zeros_s,
         prefix=state.prefix,
+        block_tokens=prefix.block_tokens(config.scheduler),
     )
 
     def body(loop: _Loop) -> _Loop:

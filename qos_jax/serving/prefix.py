@@ -326,11 +326,14 @@ def _will_share(config: ServingConfig, profile: FleetProfile, state: ServingStat
     return state.live & (rank <= done[:, None])
 
 
+def block_tokens(scheduler: str) -> int:
+    """Return the tokens of a block; caches hold whole ones."""
+    return 1 if BY_NAME[scheduler].splits_memory else BLOCK_TOKENS
+
+
 def whole_blocks(scheduler: str, tokens: Any) -> Any:
     """Return the tokens of whole blocks."""
-    if BY_NAME[scheduler].splits_memory:
-        return jnp.maximum(tokens, 0)
-    return jnp.maximum(tokens, 0) // BLOCK_TOKENS * BLOCK_TOKENS
+    return jnp.maximum(tokens, 0) // block_tokens(scheduler) * block_tokens(scheduler)
 
 
 def reaches(tokens: jax.Array, share: float, of_tokens: jax.Array) -> jax.Array:

@@ -30,6 +30,7 @@ class Batch:
     offset_rest_s: jax.Array  # [N] float32, seconds, what rounding left out of the offset
     kv_token_s: jax.Array  # [N] float32, KV tokens held x seconds, of the iterations begun in this gap
     prefix: PrefixSlots | None = None  # with prefix caching
+    block_tokens: int = struct.field(pytree_node=False, default=1)  # of the cache, which holds whole blocks
 
     @property
     def context_tokens(self) -> jax.Array:
@@ -49,7 +50,8 @@ class Batch:
         if prefix is None:
             return self.context_tokens
         cached = jnp.minimum(prefix.cached_tokens, jnp.maximum(prefix.life_tokens, prefix.shared_tokens))
-        return self.context_tokens - jnp.clip(cached, 0, self.context_tokens - 1)
+        cached = jnp.clip(cached, 0, self.context_tokens - 1)
+        return self.context_tokens - cached // self.block_tokens * self.block_tokens
 
 
 @struct.dataclass

@@ -192,6 +192,16 @@ def test_equals_the_reference_where_memory_is_ample(scheduler, sessions):
         np.testing.assert_allclose(found["ttft_s"][same], np.array([o.ttft_s for o in done])[same], rtol=0.02)
 
 
+@pytest.mark.parametrize("scheduler", ["prefill_first", "chunked_prefill"])
+def test_only_whole_blocks_are_found_where_some_are_taken_while_a_request_waits(scheduler):
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        profile, trace = fleet(rng, 900), random_trace(rng, 2, seed % 2 == 1)
+        cached = closed_form(scheduler, profile, trace)[1]["cached_tokens"]
+        assert (cached % 16 == 0).all()
+        assert (cached > 0).any()
+
+
 def test_nested_prefixes_equal_the_reference():
     """Prompts as lists of block hashes: each goes on from a random block of an earlier one."""
     for seed in range(4):
