@@ -165,6 +165,8 @@ def natural_step(
 ) -> tuple[jax.Array, jax.Array]:
     """Return mean and log spread after a natural-gradient step towards the candidates that rank higher.
 
+    Equal candidates share the weights of their ranks: where all are equal, nothing moves.
+
     Args:
       centre: [D] float32, mean of the candidates, as ``log_spread``, their log std.
       log_spread: [D] float32, log std of the candidates.
@@ -173,6 +175,8 @@ def natural_step(
     """
     count, size = drawn.shape
     weights = jnp.asarray(utilities(count), jnp.float32)[jnp.argsort(jnp.argsort(-score))]
+    equal = ((score[:, None] == score[None]) | jnp.eye(count, dtype=bool)).astype(jnp.float32)
+    weights = equal @ weights / jnp.sum(equal, axis=-1)
     rate = (3.0 + math.log(size)) / (5.0 * math.sqrt(size))
     moved = centre + jnp.exp(log_spread) * (weights @ drawn)
     return moved, log_spread + 0.5 * rate * (weights @ (jnp.square(drawn) - 1.0))

@@ -16,6 +16,7 @@ from qos_jax.learning.search import (
     episode_qos,
     make_search,
     moved_numbers,
+    natural_step,
     utilities,
 )
 from qos_jax.policies.encoders import NetworkConfig
@@ -53,6 +54,18 @@ def test_utilities_follow_the_better_half_and_add_up_to_nothing():
     raw = np.array([np.log(4), np.log(4) - np.log(2), np.log(4) - np.log(3), 0, 0, 0])
     np.testing.assert_allclose(given, raw / raw.sum() - 1 / 6, rtol=1e-12)
     assert sum(given) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_equal_candidates_share_the_weights_of_their_ranks():
+    drawn = jnp.array([[1.0], [2.0], [-1.0], [-2.0]])
+    at = jnp.array([0.5]), jnp.array([0.0])
+    still = natural_step(*at, drawn, jnp.array([0.3, 0.3, 0.3, 0.3]))  # nothing is better than anything
+    np.testing.assert_allclose(np.concatenate(still), [0.5, 0.0], atol=1e-6)
+    best, second, *_ = (weight + 1 / 4 for weight in utilities(4))
+    centre, _ = natural_step(*at, drawn, jnp.array([0.1, 0.9, 0.2, 0.9]))  # 2 and -2 are as good
+    np.testing.assert_allclose(centre, [0.5], atol=1e-6)
+    centre, _ = natural_step(*at, drawn, jnp.array([0.9, 0.9, 0.2, 0.1]))
+    np.testing.assert_allclose(centre, [0.5 + (best + second) / 2 * (1 + 2)], rtol=1e-6)
 
 
 def test_every_episode_counts_by_its_own_spread():
@@ -140,9 +153,9 @@ def test_it_pays_what_is_to_be_expected_or_what_is_true_and_moves_only_what_is_s
     paid = {}
     for expected in (True, False):
         config = SearchConfig(
-            updates=1, candidates=2, num_envs=2, steps=16, expected_quality=expected, numbers=few
+            updates=1, candidates=2, num_envs=8, steps=48, expected_quality=expected, numbers=few
         )
-        learner = make_search(scenes.environment(max_steps=16), good_or_bad, NETWORK, config)
+        learner = make_search(scenes.environment(max_steps=48), good_or_bad, NETWORK, config)
 
         @jax.jit
         def start_and_update(key, learner=learner):
@@ -153,7 +166,7 @@ def test_it_pays_what_is_to_be_expected_or_what_is_true_and_moves_only_what_is_s
         before, after, metrics = start_and_update(jax.random.key(0))
         assert {name for name in SEARCHED if float(before[name]) != float(after[name])} == set(few)
         paid[expected] = float(metrics["qos"])
-    requests = 2 * 2 * 16  # of both candidates
+    requests = 2 * 8 * 48  # of both candidates
     share = np.mean(np.arange(sample_params(jax.random.key(0)).table.quality.shape[0]) % 4 == 0)
     good, in_time = paid[False] * requests, paid[True] * requests / share  # a share each, though 0.9 was told
     assert good == pytest.approx(round(good), abs=1e-3)
