@@ -18,7 +18,7 @@ from qos_jax.checks import check_names
 from qos_jax.errors import input_error
 from qos_jax.files import read_npz
 
-VERSION = 1
+VERSION = 2
 _REMEDY = "write it with qos-jax export of this version"
 
 

@@ -13,13 +13,12 @@ import numpy as np
 from qos_jax.errors import input_error
 from qos_jax.policies.types import Policy
 from qos_jax.routing.belief import (
-    NO_TOKEN,
     Belief,
     after_time,
     at_own_request,
     believed_pace,
     no_belief,
-    with_own_events,
+    with_said,
 )
 from qos_jax.routing.fleet_state import FleetState, Request
 from qos_jax.routing.ghosts import with_ghosts
@@ -44,16 +43,17 @@ _ENDLESS = np.iinfo(np.int32).max  # a conversation shares all of its prompts an
 def idle_events(config: ServingConfig) -> dict[str, Any]:
     """Return the events of no time in which nothing happened: the shapes and dtypes of a call.
 
-    ``said`` is that of :func:`~qos_jax.routing.belief.with_own_events`; counts are those that an upstream
-    publishes, where ``scraped``; the last describe the request, where ``arrives``.
+    ``said`` is that of :func:`~qos_jax.routing.belief.with_own_events` by tags, which are numbers of own
+    requests that no two in flight share: a place for each, and a last one that says ended, for requests that
+    get no place. Counts are those that an upstream publishes, where ``scraped``; the last describe the
+    request, where ``arrives``.
     """
     n, slots = config.num_experts, config.slots
     shares = {name: np.int32(-1 if name.endswith("group") else 0) for name in PREFIX_EVENTS}
     return {
         **(shares if config.prefix_entries else {}),
         "elapsed_s": np.float32(0.0),  # since the last call
-        "request_id": np.full((n, slots), -1, np.int32),  # own requests, also those that ended since
-        "said": np.full((n, slots), NO_TOKEN, np.int32),
+        "said": np.zeros(n * slots + 1, np.int32),
         "up": np.ones(n, np.bool_),  # not known to be down
         "avoided": np.zeros(n, np.bool_),  # not to be sent this request again
         "scraped": np.zeros(n, np.bool_),
@@ -61,7 +61,8 @@ def idle_events(config: ServingConfig) -> dict[str, Any]:
         "waiting": np.zeros(n, np.int32),
         "kv_tokens": np.full(n, -1, np.int32),  # -1 = not published
         "arrives": np.bool_(False),
-        "newcomer_id": np.int32(0),
+        "newcomer_id": np.int32(0),  # counts up
+        "newcomer_tag": np.int32(n * slots),
         "age_s": np.float32(0.0),  # above 0 for one that is routed again
         "prompt_tokens": np.int32(1),
         "predicted_output_tokens": np.ones(n, np.float32),
@@ -129,7 +130,8 @@ def _step(
     belief = after_time(config, choices, known.profile, pace, belief)
     # A gap ends with the next request, not with every call.
     belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), at_own_request(belief), belief)
-    belief = with_own_events(choices, pace, belief, events["request_id"], events["said"])
+    said = jnp.take(events["said"], belief.fleet.serving.request_id, mode="clip")
+    belief = with_said(choices, pace, belief, said)
     if choices.routers > 1:
         belief = with_ghosts(known.profile, known.length_log_std, belief, elapsed_s)
     belief = _scraped(choices, pace, belief, events)
@@ -154,7 +156,8 @@ def _step(
     inside = jnp.clip(action, 0, config.num_experts - 1)
     accepted = arrives & (action == inside) & seen.available[inside]
     age_s = events["age_s"]
-    routed = after_sending_own(params, belief, request, number, action, accepted, age_s)
+    tag = events["newcomer_tag"]
+    routed = after_sending_own(params, belief, request, tag, action, accepted, age_s)
     belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), routed, belief)
     decision = {
         "action": action,

@@ -11,6 +11,7 @@ import numpy as np
 from qos_jax.live.program import PREFIX_EVENTS, Step
 from qos_jax.routing.belief import BEGUN, NO_TOKEN, UNSEEN
 
+_MAX_ID = 2**31 - 1
 MAX_PENDING_S = 0.25  # events are taken in this soon, also where no request arrives
 
 
@@ -52,9 +53,10 @@ class Twin:
         self._step, self._state, self._idle = step, start, events
         self._clock, self._then_s = clock, clock()
         num_experts = events["up"].shape[0]
-        self._request_id = events["request_id"].copy()
-        self._said = events["said"].copy()
-        self._slot: dict[int, tuple[int, int]] = {}
+        self._said = events["said"].copy()  # by tag
+        self._nobody = len(self._said) - 1
+        self._free = list(range(self._nobody))
+        self._tag: dict[int, int] = {}  # of a request, by its id
         self._ended: set[int] = set()
         self._next_id = 0
         self.follows_caches = PREFIX_EVENTS[0] in events
@@ -78,11 +80,13 @@ class Twin:
         not_there[list(avoided)] = True
         prefix = newcomer.prefix if self.follows_caches else None
         shares = {} if prefix is None else {n: np.int32(getattr(prefix, n)) for n in PREFIX_EVENTS}
+        tag = self._free.pop() if self._free else self._nobody
         found = self._call(
             **shares,
             avoided=not_there,
             arrives=np.bool_(True),
-            newcomer_id=np.int32(request_id),
+            newcomer_id=np.int32(request_id & _MAX_ID),
+            newcomer_tag=np.int32(tag),
             age_s=np.float32(age_s),
             prompt_tokens=np.int32(newcomer.prompt_tokens),
             predicted_output_tokens=newcomer.predicted_output_tokens,
@@ -90,8 +94,11 @@ class Twin:
         )
         expert = int(found["action"])
         if bool(found["accepted"]):
-            self._enter(request_id, expert)
+            if tag != self._nobody:
+                self._tag[request_id], self._said[tag] = tag, NO_TOKEN
             return request_id, Decision(expert)
+        if tag != self._nobody:
+            self._free.append(tag)
         fits = np.asarray(found["fits"])
         if not fits.any():
             return request_id, Decision(None, "too_long")
@@ -107,7 +114,7 @@ class Twin:
 
     def ended(self, request_id: int, output_tokens: int) -> None:
         """Note the end of a request: its output tokens, or 0 where it failed or was abandoned."""
-        if request_id in self._slot and request_id not in self._ended:
+        if request_id in self._tag and request_id not in self._ended:
             self._say(request_id, max(output_tokens, 0))
             self._ended.add(request_id)
 
@@ -126,7 +133,7 @@ class Twin:
         now_s = self._clock()
         events = {**self._idle, **request, "elapsed_s": np.float32(max(now_s - self._then_s, 0.0))}
         # Copies: the arrays change before the program that reads them may have run.
-        events |= {"request_id": self._request_id.copy(), "said": self._said.copy(), "up": self.up.copy()}
+        events |= {"said": self._said.copy(), "up": self.up.copy()}
         if self._counts:
             names = ("scraped", "running", "waiting", "kv_tokens")
             columns = {name: self._idle[name].copy() for name in names}
@@ -138,21 +145,16 @@ class Twin:
         self._then_s, self._pending_since_s = now_s, None
         self._counts.clear()
         for request_id in self._ended:
-            expert, slot = self._slot.pop(request_id)
-            self._request_id[expert, slot] = -1
+            tag = self._tag.pop(request_id)
+            self._said[tag] = 0
+            self._free.append(tag)
         self._ended.clear()
         self.pace = np.asarray(found["pace"])
         return found
 
-    def _enter(self, request_id: int, expert: int) -> None:
-        free = np.flatnonzero(self._request_id[expert] < 0)
-        if len(free):  # else one that the twin lost with a server that was down still holds its slot
-            self._slot[request_id] = expert, int(free[0])
-            self._request_id[expert, free[0]], self._said[expert, free[0]] = request_id, NO_TOKEN
-
     def _say(self, request_id: int, said: int) -> None:
-        if request_id in self._slot:
-            self._said[self._slot[request_id]] = said
+        if request_id in self._tag:
+            self._said[self._tag[request_id]] = said
             self._note()
 
     def _note(self) -> None:

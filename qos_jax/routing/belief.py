@@ -196,11 +196,23 @@ def with_own_events(
       said: [N, S] int32, ``NO_TOKEN``, ``BEGUN`` or ``UNSEEN`` of one in flight, the length of an answer that
         ended, or 0 of one that failed.
     """
+    # One number of each slot, so that one pass over the pairs of slots says all. No match is 0.
+    same = belief.fleet.serving.request_id[:, :, None] == request_id[:, None, :]
+    said = jnp.sum(jnp.where(same, said[:, None, :], 0), axis=-1, dtype=jnp.int32)
+    return with_said(telemetry, pace, belief, said)
+
+
+def with_said(telemetry: TelemetryConfig, pace: jax.Array, belief: Belief, said: jax.Array) -> Belief:
+    """Take in what is known of the own request in each slot.
+
+    Args:
+      telemetry: what the router knows.
+      pace: [N] float32, the believed pace.
+      belief: brought to now.
+      said: [N, K] int32, as of :func:`with_own_events`; read where an own request is in flight.
+    """
     serving = belief.fleet.serving
     own = serving.live & (serving.request_id >= 0)
-    # One number of each slot, so that one pass over the pairs of slots says all. No match is 0.
-    same = serving.request_id[:, :, None] == request_id[:, None, :]
-    said = jnp.sum(jnp.where(same, said[:, None, :], 0), axis=-1, dtype=jnp.int32)
     ended = own & (said >= 0)
     if telemetry.advances:
         belief = with_progress(belief, pace, ended & (said > 0), said)
