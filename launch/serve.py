@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 
 from qos_jax.live.config import ServeConfig
@@ -18,8 +20,9 @@ _RUN = common.run_flags("runs/serve", resume=False)
 def main() -> None:
     """Check everything the flags name, compile the decision, then serve."""
     config, run = _SETTINGS.read(), _RUN.read()
-    # The decision is waited for at once, so no other thread need be woken for it.
+    # The decision is waited for at once, and its parts are too small to share out: no thread is woken for it.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    os.environ.setdefault("NPROC", "1")  # of threads that XLA computes with; read when JAX is first used
     plan = plan_live(config)
     from qos_jax.live.serve import make_proxy, open_port, run_proxy  # the extra is there
 

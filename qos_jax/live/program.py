@@ -21,7 +21,8 @@ from qos_jax.routing.belief import (
     with_said,
 )
 from qos_jax.routing.fleet_state import FleetState, Request
-from qos_jax.routing.ghosts import with_ghosts
+from qos_jax.routing.fleet_step import at_least_width, last_slots, occupied_slots
+from qos_jax.routing.ghosts import MAX_GHOSTS, with_ghosts
 from qos_jax.routing.observation import KnownFleet
 from qos_jax.routing.routers import after_sending_own, look, redirected, without_the_dead
 from qos_jax.routing.scrape import SHARE_MEMORY, after_counts
@@ -37,6 +38,9 @@ Step = Callable[[list[Any], dict[str, Any]], tuple[list[Any], dict[str, Any]]]
 # Of a request, where the twin follows prefix caches: those of ``twin.SharedPrefix``.
 PREFIX_EVENTS = ("system_group", "system_tokens", "group", "tokens")
 PREFIX_LEVELS = 2  # a conversation within its system prompt
+# Few requests are in flight at a server as a rule: with this many slots the twin is brought to now sooner.
+# Each width is a program of its own to compile, so there is one beside that of all slots.
+_NARROW = 64
 _ENDLESS = np.iinfo(np.int32).max  # a conversation shares all of its prompts and answers
 
 
@@ -127,15 +131,22 @@ def _step(
     arrives, elapsed_s = events["arrives"], events["elapsed_s"]
     pace = believed_pace(belief, known.length_log_std)
     belief = dataclasses.replace(belief, behind_s=elapsed_s)
-    belief = after_time(config, choices, known.profile, pace, belief)
-    # A gap ends with the next request, not with every call.
-    belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), at_own_request(belief), belief)
-    said = jnp.take(events["said"], belief.fleet.serving.request_id, mode="clip")
-    belief = with_said(choices, pace, belief, said)
-    if choices.routers > 1:
-        belief = with_ghosts(known.profile, known.length_log_std, belief, elapsed_s)
-    belief = _scraped(choices, pace, belief, events)
-    belief = without_the_dead(belief, events["up"])
+
+    def corrected(belief: Belief) -> Belief:
+        belief = after_time(config, choices, known.profile, pace, belief)
+        # A gap ends with the next request, not with every call.
+        belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), at_own_request(belief), belief)
+        said = jnp.take(events["said"], belief.fleet.serving.request_id, mode="clip")
+        belief = with_said(choices, pace, belief, said)
+        if choices.routers > 1:
+            belief = with_ghosts(known.profile, known.length_log_std, belief, elapsed_s)
+        belief = _scraped(choices, pace, belief, events)
+        return without_the_dead(belief, events["up"])
+
+    published = jnp.max(jnp.where(events["scraped"], events["running"] + events["waiting"], 0))
+    added = MAX_GHOSTS if choices.routers > 1 else 0
+    needed = jnp.maximum(occupied_slots(belief.fleet) + added, published)
+    belief = _on_few_slots(config, needed, corrected, belief)
 
     request = Request(
         prompt_tokens=events["prompt_tokens"],
@@ -157,8 +168,12 @@ def _step(
     accepted = arrives & (action == inside) & seen.available[inside]
     age_s = events["age_s"]
     tag = events["newcomer_tag"]
-    routed = after_sending_own(params, belief, request, tag, action, accepted, age_s)
-    belief = jax.tree.map(lambda new, old: jnp.where(arrives, new, old), routed, belief)
+
+    def routed(belief: Belief) -> Belief:
+        after = after_sending_own(params, belief, request, tag, action, accepted, age_s)
+        return jax.tree.map(lambda new, old: jnp.where(arrives, new, old), after, belief)
+
+    belief = _on_few_slots(config, occupied_slots(belief.fleet) + 1, routed, belief)
     decision = {
         "action": action,
         "accepted": accepted,
@@ -166,6 +181,21 @@ def _step(
         "pace": pace,
     }
     return belief, decision
+
+
+def _on_few_slots(
+    config: ServingConfig, needed: jax.Array, function: Callable[[Belief], Belief], belief: Belief
+) -> Belief:
+    """Return ``function`` of the belief, on its last slots alone where no more than ``needed`` matter."""
+    # A cache holds the prefixes of dead slots, too.
+    if config.prefix_entries or config.slots < 2 * _NARROW:
+        return function(belief)
+
+    def on_last(whole: Belief, width: int) -> Belief:
+        fleet, synced = last_slots(whole.fleet, width), whole.synced_tokens[:, -width:]
+        return function(dataclasses.replace(whole, fleet=fleet, synced_tokens=synced))
+
+    return at_least_width((_NARROW, config.slots), jnp.clip(needed, 1, config.slots), on_last, belief)
 
 
 def _prefix_of(config: ServingConfig, events: dict[str, jax.Array]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.util
 import resource
 import signal
@@ -101,7 +102,14 @@ def run_proxy(
     _raise_open_files(plan.config.max_connections)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    server = make_server(plan, proxy, lambda: on_listening(url))
+
+    def listening() -> None:
+        # What start-up left stays for good: a collection that went through all of it would stop the loop.
+        gc.collect()
+        gc.freeze()
+        on_listening(url)
+
+    server = make_server(plan, proxy, listening)
     with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
         runner.run(server.serve([listener]))
 

@@ -10,6 +10,7 @@ from typing import Any
 # A delta with text. A quote within text is escaped, so what is between these quotes begins a field.
 _CONTENT = re.compile(rb'"(?:content|text|reasoning_content|reasoning|arguments|refusal)"\s*:\s*"[^"]')
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_END = re.compile(rb"\n\n|\r\n\r\n")  # of an event
 _DONE = re.compile(rb"^data:\s*\[DONE\]", re.MULTILINE)
 _ERROR = re.compile(rb'^data:\s*\{\s*"error"\s*:|^error:', re.MULTILINE)
 _MAX_EVENT_BYTES = 4_000_000  # a longer event passes unread
@@ -46,10 +47,11 @@ class EventStream:
         if not whole:
             return b""
         self.deltas += len(_CONTENT.findall(whole))
-        if _USAGE.search(whole):
+        # Most events have none of these words, and a word is sought in a tenth of the time of a pattern.
+        if b'"usage"' in whole and _USAGE.search(whole):
             whole = self._read_usage(whole)
-        self.is_done = self.is_done or _DONE.search(whole) is not None
-        self.has_error = self.has_error or _ERROR.search(whole) is not None
+        self.is_done = self.is_done or (b"[DONE]" in whole and _DONE.search(whole) is not None)
+        self.has_error = self.has_error or (b"error" in whole and _ERROR.search(whole) is not None)
         return whole
 
     def end(self) -> bytes:
@@ -59,15 +61,18 @@ class EventStream:
         return rest
 
     def _read_usage(self, whole: bytes) -> bytes:
-        kept = []
-        for event in re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", whole):
-            content = _json_of(event) if _USAGE.search(event) else None
+        kept, at, match = [], 0, _USAGE.search(whole)
+        while match:
+            begin = max((end.end() for end in _END.finditer(whole, at, match.start())), default=at)
+            end = _END.search(whole, match.end())
+            after = end.end() if end else len(whole)
+            content = _json_of(whole[begin:after])
             found = usage_of(content)
             self.usage = found or self.usage
             alone = found is not None and isinstance(content, dict) and not content.get("choices")
-            if not (self._hide_usage and alone):
-                kept.append(event)
-        return b"".join(kept)
+            kept.append(whole[at : begin if self._hide_usage and alone else after])
+            at, match = after, _USAGE.search(whole, after)
+        return b"".join((*kept, whole[at:]))
 
 
 def usage_of(content: Any) -> Usage | None:

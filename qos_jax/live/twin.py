@@ -63,7 +63,7 @@ class Twin:
         self._pending_since_s: float | None = None
         self.up = np.ones(num_experts, np.bool_)
         self._counts: dict[int, tuple[int, int, int]] = {}
-        self.pace = np.ones(num_experts, np.float32)  # [N], as last estimated
+        self._pace: Any = np.ones(num_experts, np.float32)
 
     def decide(
         self, newcomer: Newcomer, age_s: float = 0.0, avoided: Collection[int] = ()
@@ -103,6 +103,11 @@ class Twin:
         if not fits.any():
             return request_id, Decision(None, "too_long")
         return request_id, Decision(None, "full" if 0 <= expert < len(fits) else "dropped")
+
+    @property
+    def pace(self) -> np.ndarray:
+        """[N] float32, as last estimated."""
+        return np.asarray(self._pace)
 
     def unseen(self, request_id: int) -> None:
         """Note that the first token of a request will not be seen: its answer comes in one piece."""
@@ -149,7 +154,7 @@ class Twin:
             self._said[tag] = 0
             self._free.append(tag)
         self._ended.clear()
-        self.pace = np.asarray(found["pace"])
+        self._pace = found["pace"]
         return found
 
     def _say(self, request_id: int, said: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -125,21 +126,30 @@ def _step(
     shapes = jax.eval_shape(stepped, state)
     done = (state, *jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes[1:]))
     done = vary_alike(done, given)
+    return at_least_width(widths, needed, lambda whole, width: stepped(last_slots(whole[0], width)), done)
+
+
+def at_least_width(
+    widths: Sequence[int], needed: jax.Array, function: Callable[[Tree, int], Tree], whole: Tree
+) -> Tree:
+    """Return ``whole`` with what a function of it and of the least sufficient width gives written over it.
+
+    Args:
+      widths: slots that may be computed alone, least first; the last is all of them.
+      needed: [] int32, how many have to be, 1 to all.
+      function: of the tree and a width to a tree of the same structure, arrays of fewer slots the last ones.
+      whole: a pytree.
+    """
     for narrower, width in itertools.pairwise((0, *widths)):
 
-        def once(
-            loop: tuple[jax.Array, tuple[FleetState, Routed, Passed]], width: int = width
-        ) -> tuple[jax.Array, tuple[FleetState, Routed, Passed]]:
-            _, whole = loop
-            return vary_alike(
-                (jnp.bool_(False), _put_back(whole, stepped(last_slots(whole[0], width)))), loop
-            )
+        def once(loop: tuple[jax.Array, Tree], width: int = width) -> tuple[jax.Array, Tree]:
+            return vary_alike((jnp.bool_(False), _put_back(loop[1], function(loop[1], width))), loop)
 
         # A loop of one round or none instead of a branch: XLA updates in place what a loop carries, but
         # copies all that a branch returns.
-        todo = vary_alike((narrower < needed) & (needed <= width), done)
-        _, done = jax.lax.while_loop(lambda loop: loop[0], once, (todo, done))
-    return done
+        todo = vary_alike((narrower < needed) & (needed <= width), whole)
+        _, whole = jax.lax.while_loop(lambda loop: loop[0], once, (todo, whole))
+    return whole
 
 
 def step_widths(slots: int) -> tuple[int, ...]:

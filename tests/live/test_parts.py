@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.live import program
 from qos_jax.live.config import RouterConfig, ServeConfig
 from qos_jax.live.exported import load_exported
 from qos_jax.live.prompts import ClientRequest, Expectations, read_request
@@ -161,6 +162,16 @@ def test_an_exported_router_decides_as_the_live_one_bit_for_bit(planned, router,
         np.savez(tmp_path / "damaged.npz", **(arrays | damage))
         with pytest.raises(InputError, match=fault):
             load_exported(tmp_path / "damaged.npz")
+
+
+def test_a_twin_on_few_slots_is_the_one_on_all_slots_bit_for_bit(fleet, router, monkeypatch):
+    monkeypatch.setattr(program, "_NARROW", 4)  # of 12
+    narrow = plan_router(RouterConfig(str(fleet), "shortest_queue", latency_limit_s=1.0)).compiled()
+    for answer_s in (0.3, 3.0):  # up to 1 at a server, and 8
+        (ours, one), (theirs, other) = play(narrow, answer_s), play(router, answer_s)
+        assert ours == theirs
+        for mine, its in zip(one._state, other._state, strict=True):
+            np.testing.assert_array_equal(np.asarray(mine), np.asarray(its))
 
 
 def test_the_twin_shares_the_load_fills_up_and_avoids_what_is_down_or_published_as_full(router):
