@@ -40,6 +40,10 @@ class SACConfig:
     max_grad_norm: float = 10.0  # a longer gradient of the actor or the critics is scaled to this length
     target_entropy_fraction: float = 0.2  # entropy to hold, as a share of log(number of available actions)
     initial_alpha: float = 0.03  # QoS per nat, as the network's temperature: softmax(Q / alpha) is the ideal
+    # QoS per nat of divergence from the policy that the actor starts from, given or residual: the ideal is
+    # that policy times exp(Q / prior_weight), and neither entropy nor alpha counts. None = they alone do, as
+    # always where the actor starts from nothing.
+    prior_weight: float | None = 0.3
 
     def __post_init__(self) -> None:
         counts = ("num_envs", "steps_per_update", "gradient_steps", "batch_size", "n_step", "total_updates")
@@ -51,6 +55,7 @@ class SACConfig:
         check_range(self, ("gamma",), DISCOUNT)
         check_range(self, ("polyak_tau",), Interval(0, 1, above=True))
         check_range(self, ("initial_alpha",), Interval(*ALPHA_RANGE))
+        check_range(self, ("prior_weight",), POSITIVE)
         size = self.num_envs * self.steps_per_update
         held = self.replay_capacity // size * size
         for field, fits, remedy in (

@@ -1,6 +1,11 @@
 """One gradient step of soft actor-critic for discrete actions: actor, twin critics, temperature.
 
-Source: Christodoulou, "Soft Actor-Critic for Discrete Action Settings", 2019, arXiv 1910.07207.
+An actor that starts from a policy worth keeping has the divergence from it, the behaviour prior, in its
+objective in place of the entropy. The best policy by the entropy, softmax(Q / alpha), has nothing left of the
+start, which is so unlearned wherever the critics err by more than the actions differ.
+
+Sources: Christodoulou, "Soft Actor-Critic for Discrete Action Settings", 2019, arXiv 1910.07207; the prior:
+Wu et al., "Behavior Regularized Offline Reinforcement Learning", 2019, arXiv 1911.11361.
 """
 
 from __future__ import annotations
@@ -32,12 +37,26 @@ class SACWeights:
     critic_optimizer: Any
     alpha_optimizer: Any
     steps: jax.Array  # [] int32, gradient steps taken
+    prior: Any = None  # parameters of the policy that the actor is held near; None = its entropy counts
 
 
 def policy_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Return the entropy in nats of softmax(logits) over the actions in ``mask``, [..., A] -> [...]."""
     log_pi = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.where(mask, jnp.exp(log_pi) * log_pi, 0.0), axis=-1)
+
+
+def policy_divergence(logits: jax.Array, prior_logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return KL(softmax(logits) || softmax(prior_logits)) in nats over ``mask``, [..., A] -> [...]."""
+    log_pi = jax.nn.log_softmax(logits)
+    ratio = log_pi - jax.nn.log_softmax(prior_logits)
+    return jnp.sum(jnp.where(mask, jnp.exp(log_pi) * ratio, 0.0), axis=-1)
+
+
+def expected_q(logits: jax.Array, mask: jax.Array, q: jax.Array) -> jax.Array:
+    """Return the policy's expectation of the lower Q, [...] float32; arguments as :func:`soft_value`."""
+    lower = jnp.min(q, axis=-2)
+    return jnp.sum(jnp.where(mask, jax.nn.softmax(logits) * lower, 0.0), axis=-1)
 
 
 def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -52,9 +71,7 @@ def soft_value(logits: jax.Array, mask: jax.Array, q: jax.Array, alpha: jax.Arra
     Returns:
       [...] float32. Source: arXiv 1910.07207, equations 10 to 12.
     """
-    lower = jnp.min(q, axis=-2)
-    expected = jnp.sum(jnp.where(mask, jax.nn.softmax(logits) * lower, 0.0), axis=-1)
-    return expected + alpha * policy_entropy(logits, mask)
+    return expected_q(logits, mask, q) + alpha * policy_entropy(logits, mask)
 
 
 def entropy_surplus(entropy: jax.Array, mask: jax.Array, fraction: float) -> jax.Array:
@@ -80,8 +97,13 @@ def critic_q(network: NetworkConfig, params: Any, inputs: RouterInput) -> jax.Ar
 def init_weights(
     network: NetworkConfig, config: SACConfig, key: jax.Array, example: RouterInput, actor: Any | None
 ) -> SACWeights:
-    """Return fresh weights, but for the actor's if they are given."""
+    """Return fresh weights, but for the actor's if they are given.
+
+    The prior is the starting actor where that is a policy worth keeping, given or residual, and the
+    configuration asks for it.
+    """
     actor_key, critic_key = jax.random.split(key)
+    keeps = config.prior_weight is not None and (actor is not None or network.residual)
     # Copies: a donated state must hold neither the given parameters nor one buffer twice.
     if actor is None:
         actor = init_router(network, actor_key, example)
@@ -97,23 +119,31 @@ def init_weights(
         critic_optimizer=_adam(config, config.critic_learning_rate).init(critic),
         alpha_optimizer=_adam(config, config.alpha_learning_rate).init(log_alpha),
         steps=jnp.int32(0),
+        prior=jax.tree.map(jnp.copy, actor) if keeps else None,
     )
 
 
 def critic_target(
     network: NetworkConfig, weights: SACWeights, batch: ReplayBatch, alpha: jax.Array
 ) -> jax.Array:
-    """Return the Bellman target of Q, [batch] float32: reward plus discounted soft value."""
+    """Return the Bellman target of Q, [batch] float32: reward plus discounted soft value.
+
+    With a prior the value is plain: what the actor is held by is no part of what its decisions are worth.
+    """
     logits = actor_outputs(network, weights.actor, batch.next_inputs).logits
     mask = action_mask(batch.next_inputs, network.allow_drop)
     q = critic_q(network, weights.target, batch.next_inputs)
-    return batch.reward + batch.discount * soft_value(logits, mask, q, alpha)
+    value = soft_value(logits, mask, q, alpha) if weights.prior is None else expected_q(logits, mask, q)
+    return batch.reward + batch.discount * value
 
 
 def gradient_step(
     network: NetworkConfig, config: SACConfig, weights: SACWeights, batch: ReplayBatch
 ) -> tuple[SACWeights, Metrics]:
-    """Return weights after a step of the critics and, after ``critic_only_steps``, of actor and alpha."""
+    """Return weights after a step of the critics and, after ``critic_only_steps``, of actor and alpha.
+
+    With a prior alpha stays as it is, and counts nowhere.
+    """
     alpha = jnp.exp(weights.log_alpha)
     mask = action_mask(batch.inputs, network.allow_drop)
     target = critic_target(network, weights, batch, alpha)
@@ -128,19 +158,29 @@ def gradient_step(
         config, config.critic_learning_rate, gradient, weights.critic_optimizer, weights.critic
     )
 
+    prior_logits = None
+    if weights.prior is not None:
+        prior_logits = actor_outputs(network, weights.prior, batch.inputs).logits
+
     # The actor learns from the critics before their step, whose estimates are computed already.
     def actor_loss(params: Any) -> tuple[jax.Array, jax.Array]:
         logits = actor_outputs(network, params, batch.inputs).logits
-        return -jnp.mean(soft_value(logits, mask, q, alpha)), policy_entropy(logits, mask)
+        if prior_logits is None:
+            return -jnp.mean(soft_value(logits, mask, q, alpha)), policy_entropy(logits, mask)
+        assert config.prior_weight is not None
+        divergence = policy_divergence(logits, prior_logits, mask)
+        return -jnp.mean(expected_q(logits, mask, q) - config.prior_weight * divergence), divergence
 
-    (actor_error, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(weights.actor)
+    (actor_error, spread), gradient = jax.value_and_grad(actor_loss, has_aux=True)(weights.actor)
     actor, actor_optimizer = _descend(
         config, config.actor_learning_rate, gradient, weights.actor_optimizer, weights.actor
     )
-    surplus = entropy_surplus(entropy, mask, config.target_entropy_fraction)
-    log_alpha, alpha_optimizer = _descend(
-        config, config.alpha_learning_rate, surplus, weights.alpha_optimizer, weights.log_alpha
-    )
+    log_alpha, alpha_optimizer = weights.log_alpha, weights.alpha_optimizer
+    if prior_logits is None:
+        surplus = entropy_surplus(spread, mask, config.target_entropy_fraction)
+        log_alpha, alpha_optimizer = _descend(
+            config, config.alpha_learning_rate, surplus, alpha_optimizer, log_alpha
+        )
     low, high = (jnp.log(jnp.float32(end)) for end in ALPHA_RANGE)
     acting = weights.steps >= config.critic_only_steps
     old = (weights.actor, weights.actor_optimizer, weights.log_alpha, weights.alpha_optimizer)
@@ -157,9 +197,11 @@ def gradient_step(
         critic_optimizer=critic_optimizer,
         alpha_optimizer=alpha_optimizer,
         steps=weights.steps + 1,
+        prior=weights.prior,
     )
     q_mean = jnp.sum(jnp.where(mask[:, None], q, 0.0)) / (2.0 * jnp.sum(mask, dtype=jnp.float32))
-    return learned, {"critic_loss": critic_error, "actor_loss": actor_error, "q": q_mean}
+    metrics = {"critic_loss": critic_error, "actor_loss": actor_error, "q": q_mean}
+    return learned, metrics if prior_logits is None else metrics | {"divergence": jnp.mean(spread)}
 
 
 def _adam(config: SACConfig, rate: float) -> optax.GradientTransformation:

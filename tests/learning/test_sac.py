@@ -17,6 +17,8 @@ from qos_jax.learning.sac_step import (
     critic_target,
     entropy_surplus,
     gradient_step,
+    init_weights,
+    policy_divergence,
     policy_entropy,
     soft_value,
 )
@@ -24,6 +26,8 @@ from qos_jax.policies.actor_critic import actor_outputs
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.router_input import action_mask
 from qos_jax.routing import make_params
+from qos_jax.training.hyper import unchecked
+from qos_jax.training.train_config import TrainConfig
 from qos_jax.workload import poisson
 from tests.routing.scenes import EXPERTS, LENGTH_LOG_STD, environment, roomy, table
 
@@ -238,6 +242,77 @@ def test_alpha_moves_the_entropy_toward_its_target(case, step, share, falls):
     np.testing.assert_allclose(float(moved.log_alpha) - log_alpha, -1e-2 if falls else 1e-2, rtol=1e-3)
 
 
+WEIGHTS = (0.03, 1e3)  # of the prior, QoS per nat
+HELD_STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def held(case):
+    """Weights that had a prior from the start, learned from the batch with each of WEIGHTS; their metrics."""
+    weights, batch, _ = case
+    actor = jax.tree.map(lambda leaf: 0.3 * given(leaf), weights.actor)  # no policy that is certain
+    start = init_weights(NETWORK, CONFIG, jax.random.key(0), at(batch.inputs, 0), actor)
+    # Critics that know something, on which the actor acts at once.
+    start = dataclasses.replace(start, critic=weights.critic, target=weights.target)
+    start = dataclasses.replace(start, steps=jnp.int32(CONFIG.critic_only_steps))
+
+    @jax.jit
+    @jax.vmap
+    def learn(prior_weight):
+        config = unchecked(TrainConfig(agent="sac", sac=CONFIG), {"sac.prior_weight": prior_weight}).sac
+        step = functools.partial(gradient_step, NETWORK, config)
+        return jax.lax.scan(lambda held, _: step(held, batch), start, None, length=HELD_STEPS)
+
+    return start, *learn(jnp.array(WEIGHTS))
+
+
+def test_what_the_actor_starts_from_is_its_prior_where_that_is_a_policy(start):
+    fresh, from_given = start
+    assert fresh.weights.prior is None
+    assert equal(from_given.weights.prior, from_given.weights.actor)
+    env = environment(max_steps=16, allow_drop=False)
+    network = NetworkConfig(encoder="sets", hidden=8, allow_drop=False)
+    for weight in (CONFIG.prior_weight, None):
+        config = dataclasses.replace(CONFIG, prior_weight=weight)
+        learner = make_sac(env, one_good_expert_per_request, network, config)
+        residual = jax.eval_shape(learner.init, jax.random.key(0))
+        assert (residual.weights.prior is None) == (weight is None)
+
+
+def test_with_a_prior_the_objective_is_the_lower_q_less_the_divergence(case, held):
+    weights, batch, mask = case
+    start, _, metrics = held
+    prior, q = map(np.asarray, opinions(start.prior, weights.critic, batch.inputs))
+    values, _ = by_hand(prior, mask, q, 0.0)
+    # The first step is from the prior itself: nothing diverges yet.
+    np.testing.assert_allclose(metrics["actor_loss"][:, 0], -values.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["divergence"][:, 0], 0.0, atol=1e-6)
+    # The critics' target has neither entropy nor divergence.
+    plain = dataclasses.replace(start, log_alpha=jnp.float32(-np.inf))
+    chosen = np.take_along_axis(q, np.asarray(batch.action)[:, None, None], -1)[..., 0]
+    errors = np.square(chosen - targets(plain, batch)[:, None])
+    np.testing.assert_allclose(metrics["critic_loss"][:, 0], 0.5 * np.mean(errors.sum(-1)), rtol=1e-4)
+    rng = np.random.default_rng(2)
+    logits = np.where(mask, rng.normal(size=mask.shape), -1e9).astype(np.float32)
+    expected = []
+    for row, allowed in enumerate(mask):
+        p, r = (np.exp(x[row, allowed].astype(np.float64)) for x in (logits, prior))
+        p, r = p / p.sum(), r / r.sum()
+        expected.append(np.sum(p * np.log(p / r)))
+    np.testing.assert_allclose(policy_divergence(logits, prior, mask), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_heavy_prior_holds_the_policy_and_a_light_one_lets_it_learn(held):
+    start, ends, metrics = held
+    light, heavy = metrics["divergence"][:, -1]
+    assert heavy < 1e-4
+    assert light > 0.1
+    # Alpha has no part in it, and the prior stays what it was.
+    assert np.all(np.asarray(ends.log_alpha) == start.log_alpha)
+    for index in range(len(WEIGHTS)):
+        assert equal(at(ends.prior, index), start.prior)
+
+
 def test_targets_follow_by_tau_and_the_critics_learn_first(case, step):
     weights, batch, _ = case
     weights = dataclasses.replace(weights, target=jax.tree.map(jnp.zeros_like, weights.target))
@@ -324,7 +399,8 @@ def test_given_parameters_are_where_the_actor_starts_and_what_decides(start, upd
     for seed in range(SEEDS):
         assert equal(LEARNER.params(at(state, seed)), jax.tree.map(given, LEARNER.params(at(state, seed))))
     assert not np.any(state.uniform)
-    _, metrics = update(state)
+    # The prior is for the gradient steps: without it the program is the others'.
+    _, metrics = update(dataclasses.replace(state, weights=dataclasses.replace(state.weights, prior=None)))
     # As random decisions would have it is log(experts), whatever was given.
     assert np.all(np.abs(metrics["entropy"] - np.log(EXPERTS)) > 0.01)
 
@@ -353,6 +429,7 @@ def test_network_and_environment_must_agree_on_dropping():
         ("alpha_learning_rate", float("nan")),
         ("target_entropy_fraction", 1.5),
         ("initial_alpha", 2.0),
+        ("prior_weight", 0.0),
         ("critic_only_steps", -1),
         ("replay_capacity", 63),
         ("warmup_decisions", 513),
