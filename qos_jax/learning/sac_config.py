@@ -26,7 +26,9 @@ class SACConfig:
     batch_size: int = 256  # transitions of an optimiser step
     replay_capacity: int = 50_000  # transitions kept; sac_replay_bytes returns the bytes
     half_precision_replay: bool = True  # features kept as float16, which halves the replay
-    warmup_decisions: int = 5_000  # transitions kept before the first optimiser step
+    # Transitions kept before the first optimiser step. With center_rewards, at least an episode of each
+    # environment: fleets start empty, and while they fill, the potential-based reward is above its mean.
+    warmup_decisions: int = 5_000
     critic_only_steps: int = 500  # first optimiser steps, which train the critics alone
     n_step: int = 1  # decisions whose rewards are summed before bootstrapping
     gamma: float = 0.99  # discount per decision; that of the potential-based reward should equal it
@@ -43,7 +45,7 @@ class SACConfig:
     # QoS per nat of divergence from the policy that the actor starts from, given or residual: the ideal is
     # that policy times exp(Q / prior_weight), and neither entropy nor alpha counts. None = they alone do, as
     # always where the actor starts from nothing.
-    prior_weight: float | None = 0.3
+    prior_weight: float | None = 1.0
 
     def __post_init__(self) -> None:
         counts = ("num_envs", "steps_per_update", "gradient_steps", "batch_size", "n_step", "total_updates")
