@@ -25,6 +25,7 @@ class LearnedRouter:
 
     policy: Policy
     record: dict[str, Any]  # what config.json keeps of it; the digest says which weights it was
+    network: NetworkConfig  # as it was trained
 
 
 def load_router(
@@ -51,7 +52,7 @@ def load_router(
     record |= {"step": found.step, "average_qos": found.average_qos}
     drops = allow_drop and not name.endswith(NEVER_DROPS)
     router = learned_policy(name, config, weights, stochastic=stochastic, allow_drop=drops)
-    return LearnedRouter(router, record)
+    return LearnedRouter(router, record, config)
 
 
 def trained_router(folder: str | Path, *, name: str | None = None, stochastic: bool = False) -> Policy:

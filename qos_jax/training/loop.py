@@ -54,8 +54,16 @@ class TrainingRun:
     together: Together | None = None  # routers trained at once; None = one, with no axis for them
 
     def start(self, index: int, params: Any | None) -> Any:
-        """Return the state that a phase starts from, given the parameters that the one before ended with."""
+        """Return the state that a phase starts from, given the parameters that the one before ended with.
+
+        The first one, which is given None, starts from those of ``plan.start``, if there are any.
+        """
         key = jax.random.key(self.plan.config.seed)
+        if params is None:
+            params = self.plan.start_params
+            if self.together is not None:
+                count = self.together.count
+                params = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), params)
         if self.together is None:
             key = phase_key(key, index)
         else:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from qos_jax.errors import InputError
+from qos_jax.errors import InputError, input_error
 from qos_jax.learning.distil import make_distil
 from qos_jax.learning.ppo import make_ppo
 from qos_jax.learning.sac import make_sac
 from qos_jax.learning.search import make_search
 from qos_jax.learning.types import Learner, Metrics
+from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.policies.types import PREDICTIONS
 from qos_jax.routing import EnvConfig, EnvParams, RoutingEnvironment
 from qos_jax.serving import ServingConfig
@@ -52,11 +54,17 @@ class TrainPlan:
     held_out: Source  # what requests are drawn from to evaluate on: a table's validation rows, if it has any
     phases: tuple[Phase, ...]
     phases_of: Callable[[TrainConfig], tuple[Phase, ...]]  # the same of a run with other hyper-parameters
+    start: LearnedRouter | None = None  # whose parameters the first phase starts from
 
     @property
     def total_updates(self) -> int:
         """Updates of all phases."""
         return sum(phase.updates for phase in self.phases)
+
+    @property
+    def start_params(self) -> Any:
+        """Parameters that the first phase starts from; None = its own."""
+        return None if self.start is None else self.start.policy.params
 
 
 def load_plan(config: TrainConfig) -> TrainPlan:
@@ -94,7 +102,26 @@ def load_plan(config: TrainConfig) -> TrainPlan:
         paid = dataclasses.replace(scenario, impact_weight=weight, discount=discount)
         return _phases(config, setting.serving, paid)
 
-    return TrainPlan(config, setting, held_out, phases=phases_of(config), phases_of=phases_of)
+    start = _start_of(config, setting.serving)
+    return TrainPlan(config, setting, held_out, phases=phases_of(config), phases_of=phases_of, start=start)
+
+
+def _start_of(config: TrainConfig, serving: ServingConfig) -> LearnedRouter | None:
+    """Return the trained router that a run starts from, if there is one.
+
+    Raises:
+      InputError: its network is not the one to be trained, or what ``load_router`` raises.
+    """
+    if config.start is None:
+        return None
+    found = load_router("start", Path(config.start), serving, allow_drop=True, stochastic=False)
+    trained, wanted = vars(found.network), vars(config.network)
+    differs = next((name for name in wanted if trained[name] != wanted[name]), None)
+    if differs is not None:
+        fault = f"its network has {differs}={trained[differs]!r}, and {wanted[differs]!r} is to be trained"
+        remedy = f"give --network.{differs} as it was trained, or its preset"
+        raise input_error(fault, file=config.start, field="start", remedy=remedy)
+    return found
 
 
 def make_train(config: TrainConfig) -> Train:
@@ -107,11 +134,11 @@ def make_train(config: TrainConfig) -> Train:
     Raises:
       InputError: as :func:`load_plan`.
     """
-    phases = load_plan(config).phases
+    plan = load_plan(config)
 
     def train(key: jax.Array) -> tuple[Any, dict[str, Metrics]]:
-        params, metrics = None, {}
-        for index, phase in enumerate(phases):
+        params, metrics = plan.start_params, {}
+        for index, phase in enumerate(plan.phases):
             state = phase.learner.init(phase_key(key, index), params)
             state, metrics[phase.name] = _every_update(phase, state)
             params = phase.learner.params(state)

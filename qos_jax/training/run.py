@@ -109,6 +109,7 @@ def training_settings(plan: TrainPlan, together: Together | None = None) -> dict
         "train",
         config_dict(loop.checkpoint_config(plan, together)),
         files={"fleet": setting.file, "table": config.table, "trace": config.trace},
+        start=None if plan.start is None else plan.start.record,
         **limit_record(setting.limits),
     )
 

@@ -89,6 +89,7 @@ class TrainConfig:
     trace: str | None = None  # trace file whose arrivals are trained and judged on, see scenario.replay_share
     trace_start_s: float = 0.0  # first second of the trace to use
     trace_end_s: float = math.inf  # second of the trace to stop before
+    start: str | None = None  # a trained router to go on from: a run or a checkpoint; none = untrained
     seed: int = 0  # of all draws in training
     agent: str = option("ppo", known=AGENTS)  # what trains after search and distil
     max_steps: int = 512  # decisions of an episode
@@ -122,9 +123,11 @@ class TrainConfig:
             raise input_error(fault, field="distil.updates", remedy="set it to 0")
         self._check_world()
         self._check_caches()
-        if self.network.learned_impact and self.agent != "ppo":
+        is_learned = self.start is not None and self.agent == "none"
+        if self.network.learned_impact and self.agent != "ppo" and not is_learned:
             fault = "is True, and PPO alone trains the impact estimator"
-            raise input_error(fault, field="network.learned_impact", remedy="set agent=ppo")
+            remedy = "set agent=ppo, or agent=none and start at a router that has one"
+            raise input_error(fault, field="network.learned_impact", remedy=remedy)
         if self.search.updates:
             self._check_searched()
         if self.agent == "none" and self.search.updates == self.distil.updates == 0:

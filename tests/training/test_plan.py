@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,9 +14,14 @@ from qos_jax.learning.distil import DistilConfig
 from qos_jax.learning.ppo import PPOConfig
 from qos_jax.learning.search import SearchConfig
 from qos_jax.policies.encoders import NetworkConfig
+from qos_jax.policies.learned import fresh_parameters
+from qos_jax.policies.router_input import GREEDY
+from qos_jax.runs.checkpoint import load_policy, save_policy
 from qos_jax.training.hyper import Together
+from qos_jax.training.loop import TrainingRun
 from qos_jax.training.plan import load_plan, over_routers
 from qos_jax.training.presets import PRESETS
+from qos_jax.training.run import training_settings
 from qos_jax.training.train_config import TrainConfig
 
 SEEDS = 3
@@ -54,6 +60,48 @@ def test_arrays_of_every_phase_get_an_axis_of_seeds(index):
 def assert_wider(of_all, of_one):
     assert of_all.shape == (SEEDS, *of_one.shape)
     assert of_all.dtype == of_one.dtype
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A router of the network of ``CONFIG``, with numbers of its own, in a folder."""
+    weights = fresh_parameters(CONFIG.network, 3, 1, jax.random.key(7))
+    folder = tmp_path_factory.mktemp("trained") / "router"
+    numbers = {**weights[GREEDY], "congestion_price": jnp.float32(0.123)}
+    save_policy(folder, {**weights, GREEDY: numbers}, CONFIG)
+    return folder
+
+
+@pytest.mark.parametrize("together", [None, Together(SEEDS)])
+def test_a_run_goes_on_from_a_trained_router(trained, together):
+    plan = load_plan(dataclasses.replace(CONFIG, start=str(trained)))
+    if together is not None:
+        plan = over_routers(plan, together)
+    run = TrainingRun(plan, None, together=together)
+    state = run.start(0, None)
+    weights, _ = load_policy(trained)
+    same = weights if together is None else jax.tree.map(lambda leaf: jnp.stack([leaf] * SEEDS), weights)
+    jax.tree.map(np.testing.assert_array_equal, plan.phases[0].learner.params(state), same)
+    settings = training_settings(plan, together)
+    assert settings["start"]["path"] == str(trained)
+    assert len(settings["start"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"network": NetworkConfig(encoder="sets", hidden=16)}, "hidden=8, and 16 .*network.hidden"),
+        ({"start": "nowhere"}, "nowhere: there is no such folder"),
+    ],
+)
+def test_a_router_that_training_cannot_go_on_from_is_refused(trained, change, says):
+    with pytest.raises(InputError, match=says):
+        load_plan(dataclasses.replace(CONFIG, **{"start": str(trained), **change}))
+
+
+def test_a_learned_impact_may_be_searched_alone_where_it_is_there_already():
+    searched = dataclasses.replace(PRESETS["predictions"], agent="none", start="runs/predictions")
+    assert searched.search.updates > 0
 
 
 TRACE = "arrival_s,prompt_tokens,output_tokens\n" + "".join(
@@ -105,6 +153,8 @@ def test_a_trace_that_cannot_be_trained_on_is_refused(tmp_path, text, changes, s
         ({"search": SearchConfig(updates=1, numbers=("margin",))}, "search.numbers.*margin"),
         ({"distil": DistilConfig(updates=1)}, "distil.updates.*set it to 0"),
         ({"agent": "sac"}, "network.learned_impact.*set agent=ppo"),
+        ({"agent": "none"}, "network.learned_impact.*set agent=ppo"),
+        ({"agent": "sac", "start": "runs/predictions"}, "network.learned_impact.*set agent=ppo"),
     ],
 )
 def test_what_cannot_train_a_router_without_profiles_is_refused(changes, says):
