@@ -9,8 +9,8 @@
 # first reward. Where each step is an episode, as in a bandit or a decision by itself, no return but the first is
 # counted: the mean is close to 0, whatever was earned. gymnax's vector wrapper behaves as SAME_STEP and has no such
 # tag; to give it the tag ends the warning and mends nothing.
-# Sum the rewards outside, or record within each environment (gymnasium.wrappers.RecordEpisodeStatistics before
-# vectorising; gymnax's LogWrapper).
+# Sum the rewards outside; where the environments are gymnasium's own, wrap each in gymnasium.wrappers'
+# RecordEpisodeStatistics before they become a vector.
 # Source: gymnasium/wrappers/vector/common.py (_autoreset_mode is set in __init__ and not used; step sets what
 # prev_dones marks to 0), gymnax/wrappers/gym.py (GymnaxToVectorGymWrapper).
 #
@@ -18,6 +18,7 @@
 #   gymnasium 1.3.0, gymnax 1.0.1, jax 0.10.2
 #   gymnasium, NEXT_STEP: mean length, mean return, episodes: summed; recorded: ((21.67, 21.67, 48), (21.67, 21.67, 48))
 #   gymnasium, SAME_STEP: ((21.07, 21.07, 56), (20.14, 20.14, 56))
+#   gymnasium, SAME_STEP, recorded within each environment: (21.07, 21.07, 56)
 #   gymnax, without the tag: ((21.44, 21.44, 54), (20.52, 20.52, 54))
 #   gymnax, with the tag: ((21.44, 21.44, 54), (20.52, 20.52, 54))
 #   gymnax, bandit: ((1.0, 0.51, 1200), (0.0, 0.0, 1200))
@@ -30,6 +31,7 @@ import gymnax
 import numpy as np
 from finding import shown, versions
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics as RecordEach
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from gymnax.wrappers.gym import GymnaxToVectorGymWrapper
 
@@ -72,6 +74,14 @@ seen = episodes(cart_poles(NEXT_STEP), NEXT_STEP)
 shown(f"gymnasium, NEXT_STEP: {what}", seen, seen[0] == seen[1])
 seen = episodes(cart_poles(SAME_STEP), SAME_STEP)
 shown("gymnasium, SAME_STEP", seen, all(0.8 < summed - recorded <= 1.0 for summed, recorded in list(zip(*seen))[:2]))
+envs = SyncVectorEnv([lambda: RecordEach(gymnasium.make("CartPole-v1"))] * ENVIRONMENTS, autoreset_mode=SAME_STEP)
+envs.reset(seed=0)
+actions = np.random.default_rng(0)
+for _ in range(STEPS):
+    envs.step(actions.integers(0, 2, ENVIRONMENTS))
+each = [(length, earned) for env in envs.envs for length, earned in zip(env.length_queue, env.return_queue)]
+within = (*np.round(np.mean(each, 0), 2).tolist(), len(each))
+shown("gymnasium, SAME_STEP, recorded within each environment", within, within == seen[0])
 for tag in (False, True):
     seen = episodes(from_gymnax("CartPole-v1", tag), SAME_STEP)
     short = [summed - recorded for summed, recorded in list(zip(*seen))[:2]]

@@ -47,7 +47,7 @@ class Chat(Answers):
 
 
 def requests_by_server(*settings, **router_settings):
-    """Send chats to a Router over one server for each of the settings; return how many each got, and how many failed."""
+    """Send chats to a Router over a server for each of the settings; return how many each got, and how many failed."""
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), Chat) for _ in settings]
     for server in servers:
         server.chats = 0
