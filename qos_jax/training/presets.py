@@ -70,7 +70,7 @@ _PREDICTIONS = TrainConfig(
 _REALITY = dataclasses.replace(
     _EDGE6,
     network=NetworkConfig(encoder="sets", hidden=32, believes=True),
-    search=SearchConfig(updates=12, candidates=8, num_envs=16, steps=512),
+    search=SearchConfig(updates=20, candidates=16, num_envs=32, steps=768),
     world=WorldRanges(
         view="twin",
         routers=4,
@@ -84,7 +84,7 @@ _REALITY = dataclasses.replace(
         slowdown_per_s=(0.0, 0.002),
         outage_per_s=(0.0, 0.0005),
     ),
-    evaluation=EvaluationConfig(every=12, workloads=("poisson", "mmpp"), loads=(0.75, 1.1)),
+    evaluation=EvaluationConfig(every=5, workloads=("poisson", "mmpp"), loads=(0.75, 1.1)),
     log_every=1,
 )
 
