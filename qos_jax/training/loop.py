@@ -56,7 +56,7 @@ class TrainingRun:
     def start(self, index: int, params: Any | None) -> Any:
         """Return the state that a phase starts from, given the parameters that the one before ended with.
 
-        The first one, which is given None, starts from those of ``plan.start``, if there are any.
+        None, as of the first phase, stands for those of the router ``plan.start``, if the run has one.
         """
         key = jax.random.key(self.plan.config.seed)
         if params is None:
