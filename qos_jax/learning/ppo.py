@@ -241,12 +241,17 @@ def _loss(
         "value_loss": value_loss(out.value, batch.value, batch.target, config.value_clip),
         "entropy": entropy(log_probs),
     }
-    total = config.policy_weight * terms["policy_loss"] + config.value_weight * terms["value_loss"]
+    total = config.value_weight * terms["value_loss"]
+    # A loss of no weight is reported, but has no gradient to compute.
+    if config.policy_weight > 0.0:
+        total = total + config.policy_weight * terms["policy_loss"]
+    if max(config.entropy_weight, config.final_entropy_weight) > 0.0:
+        total = total - entropy_weight * terms["entropy"]
     if batch.impact is not None and out.impact is not None:
         terms["impact_loss"] = impact_loss(out.impact, batch.impact, batch.input.graph.available)
         total = total + config.impact_weight * terms["impact_loss"]
     moved = jnp.exp(log_ratio) - 1.0
-    return total - entropy_weight * terms["entropy"], terms | {
+    return total, terms | {
         "approx_kl": jnp.mean(moved - log_ratio),
         "clip_fraction": jnp.mean((jnp.abs(moved) > config.clip).astype(jnp.float32)),
     }

@@ -48,11 +48,11 @@ _PREDICTIONS = TrainConfig(
     network=NetworkConfig(
         information="predictions", han=_HAN, residual=False, learned_impact=True, calibrate_quality=False
     ),
-    search=SearchConfig(updates=10, num_envs=24, steps=768),
+    search=SearchConfig(updates=12, num_envs=48),
     distil=DistilConfig(updates=0),
     ppo=PPOConfig(
         num_envs=256,
-        total_updates=48,
+        total_updates=128,
         epochs=2,
         minibatches=16,
         learning_rate=1e-3,
@@ -62,7 +62,7 @@ _PREDICTIONS = TrainConfig(
         reward_scale=0.02,
         average=0.97,
     ),
-    evaluation=EvaluationConfig(every=24),
+    evaluation=EvaluationConfig(every=32),
 )
 
 # Randomised reality: four routers with shares of their own act on the twin of a scrape that is 1 to 30 s old,
