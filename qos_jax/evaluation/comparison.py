@@ -15,7 +15,7 @@ from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
-from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
+from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve, with_routers_of_runs
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.serving import SCHEDULERS
@@ -119,7 +119,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         stochastic=config.stochastic,
         with_measuring=not views,
     )
-    routers = list(chosen.routers)
+    routers = list(with_routers_of_runs(chosen.routers))
     if len(config.predictions) > 1:
         routers = [named_under(name, kind) for kind in config.predictions for name in routers]
     baseline = config.baseline

@@ -7,16 +7,18 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tabulate import SEPARATING_LINE, tabulate
 
 from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
+from qos_jax.policies.registry import router_of
 from qos_jax.policies.types import KNOWLEDGE, PROFILES
 from qos_jax.runs.folder import to_json
-from qos_jax.runs.statistics import mean_ci, paired_difference
+from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference, runs_ci
 from qos_jax.serving import LIMITS
 from qos_jax.simulation.metrics import ALL_METRICS, WITHIN
 from qos_jax.simulation.policy_runs import PolicyResult
@@ -29,17 +31,20 @@ Case = tuple[str, float, tuple[float | None, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRow:
-    """One metric of one policy on one workload at one rate; NaN where undefined."""
+    """One metric of one policy on one workload at one rate; NaN where undefined.
+
+    A router of several training runs has a row, and each of its runs, ``ROUTER#1`` and so on, another.
+    """
 
     policy: str
     workload: str
     arrival_rate_per_s: float  # requests / s
     latency_limit_s: float  # s/token
     metric: str  # name in ALL_METRICS, whose unit the figures below have
-    mean: float  # over seeds
+    mean: float  # over seeds; of several runs the interquartile mean of theirs
     ci_low: float  # 95% bootstrap interval of the mean
     ci_high: float
-    diff: float  # mean over seeds of this policy - the baseline
+    diff: float  # mean of this policy - the baseline, paired by seed
     diff_low: float  # 95% bootstrap interval of the difference
     diff_high: float
     n: int  # seeds
@@ -47,6 +52,9 @@ class ComparisonRow:
     tpot_limit_s: float | None = None
     e2e_limit_s: float | None = None
     knows: str = PROFILES  # what the policy goes by, one of ``KNOWLEDGE``
+    runs: int | None = None  # training runs taken together; None = this is one policy
+    least: float | None = None  # mean of the run that has the least; None as above
+    most: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,39 +100,89 @@ def comparison_table(
         names = names_of[_case(result)]
         case[result.policy] = np.stack([np.asarray(result.metrics[name], np.float64) for name in names])
     for key, case in by_case.items():
+        _add_routers(case)
         if baseline not in case:
             fault = f"the baseline {baseline!r} was not run on {case_text(key)}"
             raise input_error(fault, remedy=f"choose one of {', '.join(case)}", field="baseline")
-        if len({values.shape for values in case.values()}) > 1:
+        if len({values.shape[-1] for values in case.values()}) > 1:
             seeds = ", ".join(f"{policy} {values.shape[-1]}" for policy, values in case.items())
             raise input_error(
                 f"policies ran on different numbers of seeds ({seeds})", remedy="run all on the same seeds"
             )
     rows: list[ComparisonRow] = []
-    for result in results:
-        names = names_of[_case(result)]
-        values, base = by_case[_case(result)][result.policy], by_case[_case(result)][baseline]
-        mean = mean_ci(values, resamples=resamples, seed=seed)
-        difference = paired_difference(values, base, resamples=resamples, seed=seed)
+    for result in _with_routers(results):
+        names, case = names_of[_case(result)], by_case[_case(result)]
+        values = case[result.policy]
+        mean, difference = _estimates(values, case[baseline], resamples, seed)
         parts = (mean.mean, mean.low, mean.high, difference.mean, difference.low, difference.high)
         case_of = (result.policy, result.workload, float(result.arrival_rate_per_s), result.latency_limit_s)
         others = {name: getattr(result, name) for name in (*OTHER_LIMITS, "knows")}
         figures = np.stack(parts, axis=-1).tolist()  # [metrics, 6]
-        rows += [
-            ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n, **others)
-            for name, (value, low, high, diff, diff_low, diff_high) in zip(names, figures, strict=True)
-        ]
+        for name, (value, low, high, diff, diff_low, diff_high), each in zip(
+            names, figures, values, strict=True
+        ):
+            about = others | _of_runs(each)
+            rows.append(
+                ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n, **about)
+            )
     return Comparison(baseline, tuple(rows))
+
+
+def _add_routers(case: dict[str, np.ndarray]) -> None:
+    """Add to the policies' values [metrics, S] those of each router of several runs, [metrics, R, S]."""
+    runs: dict[str, list[np.ndarray]] = {}
+    for name, values in case.items():
+        if router_of(name) != name:
+            runs.setdefault(router_of(name), []).append(values)
+    case.update({router: np.stack(each, axis=1) for router, each in runs.items()})
+
+
+def _with_routers(results: Sequence[PolicyResult]) -> Iterator[PolicyResult]:
+    """Yield the results, and before those of the runs of a router one that bears its name."""
+    begun = set()
+    for result in results:
+        router = router_of(result.policy)
+        if router != result.policy and (_case(result), router) not in begun:
+            begun.add((_case(result), router))
+            yield dataclasses.replace(result, policy=router)
+        yield result
+
+
+def _estimates(values: np.ndarray, base: np.ndarray, resamples: int, seed: int) -> tuple[Estimate, Estimate]:
+    """Return the mean of a policy's values and its difference to the baseline's, [metrics] each.
+
+    Both are [metrics, S], or [metrics, R, S] of a router of several runs.
+    """
+    how: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    if values.ndim == base.ndim == 2:
+        return mean_ci(values, **how), paired_difference(values, base, **how)
+    mean = mean_ci(values, **how) if values.ndim == 2 else runs_ci(values, **how)
+    if values is base:  # with its runs drawn twice it would differ from itself
+        return mean, mean_ci(np.zeros_like(values[:, 0]), **how)
+    of_runs, of_baseline = (each if each.ndim == 3 else each[:, None] for each in (values, base))
+    return mean, runs_ci(of_runs, of_baseline, **how)
+
+
+def _of_runs(values: np.ndarray) -> dict[str, Any]:
+    """Return what a row says of the runs of a router, from its values [R, S]; nothing of a policy's, [S]."""
+    if values.ndim == 1:
+        return {}
+    of_runs = values.mean(-1)
+    return {"runs": len(values), "least": float(of_runs.min()), "most": float(of_runs.max())}
 
 
 def write_comparison_csv(path: str | os.PathLike[str], comparison: Comparison) -> None:
     """Write one line per policy, workload, rate, limits and metric; what is undefined is empty.
 
-    A limit besides L that no row has set has no column.
+    A limit besides L that no row has set has no column, nor have runs where each policy is one.
     """
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        unset = {name for name in OTHER_LIMITS if all(getattr(row, name) is None for row in comparison.rows)}
+        unset = {
+            name
+            for name in (*OTHER_LIMITS, "runs", "least", "most")
+            if all(getattr(row, name) is None for row in comparison.rows)
+        }
         columns = [field.name for field in dataclasses.fields(ComparisonRow) if field.name not in unset]
         writer.writerow([*columns, "unit", "baseline"])
         for row in comparison.rows:
@@ -168,15 +226,17 @@ def limits_text(limits: Mapping[str, float | None]) -> str:
 def render_text(comparison: Comparison) -> str:
     """Return the key metrics as aligned text: a table per workload, rate and limit.
 
-    Policies are grouped by what they know, those that know most first; within a group, best first.
+    Policies are grouped by what they know, those that know most first; within a group, best first. A router
+    of several training runs has one line, and below the table what its runs have.
 
     Args:
       comparison: must hold ``average_qos``; of the other key metrics, those it holds are shown.
     """
     cases: dict[Case, dict[str, dict[str, ComparisonRow]]] = {}
     for row in comparison.rows:
-        case = cases.setdefault(_case(row), {})
-        case.setdefault(row.policy, {})[row.metric] = row
+        if router_of(row.policy) == row.policy:
+            case = cases.setdefault(_case(row), {})
+            case.setdefault(row.policy, {})[row.metric] = row
     return "\n\n".join(_case_table(key, case, comparison.baseline) for key, case in cases.items())
 
 
@@ -230,7 +290,13 @@ def _case_table(key: Case, case: dict[str, dict[str, ComparisonRow]], baseline: 
     align = ["left", "left", "left", "left", *["right"] * len(columns)]
     table = tabulate(lines, tablefmt="simple", colalign=align, disable_numparse=True)
     seeds = next(iter(case.values()))["average_qos"].n
-    return f"{case_text(key)}, {seeds} {'seed' if seeds == 1 else 'seeds'}\n{table}"
+    together = [
+        f"\n{policy}: interquartile mean of {qos.runs} training runs, {qos.least:.3f} to {qos.most:.3f}"
+        for policy, qos in ((policy, metrics["average_qos"]) for policy, metrics in case.items())
+        if qos.runs is not None
+    ]
+    heading = f"{case_text(key)}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    return f"{heading}\n{table}{''.join(together)}"
 
 
 def _hidden_shares(limits: Mapping[str, float | None]) -> set[str]:

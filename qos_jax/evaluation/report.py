@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from qos_jax.evaluation.comparison_table import (
 )
 from qos_jax.evaluation.prefix_plot import prefix_hits
 from qos_jax.policies import Policy
+from qos_jax.policies.registry import router_of
 from qos_jax.runs.folder import RunFolder
 from qos_jax.runs.plot_style import save_figure
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
-from qos_jax.simulation.policy_runs import CaseName, Compared
+from qos_jax.simulation.policy_runs import CaseName, Compared, PolicyResult
 from qos_jax.simulation.sessions import SessionRuns
 from qos_jax.simulation.simulate import Runs, simulate
 
@@ -51,16 +53,18 @@ def write_plots(
 
     QoS against rate for every workload; for each case whose records were kept, the distribution of
     latency per token, the share of requests of each expert, with prefix caching its hit rate, and, but of
-    sessions, a timeline of seed 0 under the best policy that is not an oracle.
+    sessions, a timeline of seed 0 under the best policy that is not an oracle. Of a router of several
+    training runs, QoS is their mean, and the other plots show the first of them.
 
     Raises:
       InputError: matplotlib is not installed.
     """
-    figures = {"qos_vs_rate": plots.qos_vs_rate(compared.results)}
+    figures = {"qos_vs_rate": plots.qos_vs_rate(_of_routers(compared.results))}
     for case in cases:
-        records = compared.records.get(case.name)
-        if records is None:
+        kept = compared.records.get(case.name)
+        if kept is None:
             continue
+        records = {router_of(name): kept[name] for name in _first_runs(kept)}
         name = f"{case.workload}_{case.arrival_rate_per_s:.3g}"
         limits = jax.tree.map(lambda limit_s: float(limit_s[0]), case.runs.limits)
         rtt_s = case.runs.profile.network_rtt_s
@@ -89,6 +93,27 @@ def best_policy(compared: Compared, case: CaseName, policies: Sequence[Policy]) 
         if result.policy in routers and (result.workload, result.arrival_rate_per_s) == case
     }
     return routers[max(qos, key=lambda name: qos[name])] if qos else None
+
+
+def _of_routers(results: Sequence[PolicyResult]) -> list[PolicyResult]:
+    """Return the results with one for each router, the mean of its training runs."""
+    runs: dict[tuple[str, str, float], list[PolicyResult]] = {}
+    for result in results:
+        key = router_of(result.policy), result.workload, result.arrival_rate_per_s
+        runs.setdefault(key, []).append(result)
+    return [
+        dataclasses.replace(
+            each[0],
+            policy=router,
+            metrics={name: np.mean([run.metrics[name] for run in each], axis=0) for name in each[0].metrics},
+        )
+        for (router, _, _), each in runs.items()
+    ]
+
+
+def _first_runs(names: Iterable[str]) -> list[str]:
+    """Return the first run of each router, and the other policies."""
+    return list({router_of(name): name for name in reversed(list(names))}.values())[::-1]
 
 
 def _timeline(config: ServingConfig, policy: Policy, case: Case, expert_names: Sequence[str]) -> Any:

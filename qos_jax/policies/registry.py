@@ -73,8 +73,9 @@ GROUPS = {"all": (*_HEURISTICS, *ORACLES, *BOUNDS), "heuristics": _HEURISTICS}
 CHECKPOINT = "checkpoint"  # the field that learned routers are given in
 CHECKPOINT_HELP = (
     "learned router: folder of a training run (its best checkpoint) or of one checkpoint; NAME=DIR names it, "
-    f"and as NAME{NEVER_DROPS}=DIR it drops nothing"
+    f"and as NAME{NEVER_DROPS}=DIR it drops nothing; folders of one NAME are training runs of one router"
 )
+_RUN = re.compile(r"#\d+")  # no name that a user gives has a #
 _FILE_NAME = re.compile(r"\w[\w.+@-]*")  # a learned router's name is that of a file of the run folder, too
 _STEP = re.compile(r"step_0*(\d+)")
 
@@ -171,8 +172,21 @@ def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None =
     return Policy(name, summary, knows=knows, measures=rule in _MEASURING, params=params, **given)
 
 
+def router_of(name: str) -> str:
+    """Return the router of which ``name`` is a training run, or the name itself of any other."""
+    return _RUN.sub("", name)
+
+
+def with_routers_of_runs(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names, and those of the routers of which some are training runs."""
+    return tuple(dict.fromkeys([*names, *(router_of(name) for name in names)]))
+
+
 def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str, Path]:
     """Return the folder of each learned router, by the name that tables call it.
+
+    Different folders that are given one NAME are training runs of one router, called ``NAME#1`` and so on;
+    see :func:`router_of`.
 
     Args:
       given: ``DIR`` or ``NAME=DIR`` each; by default the name is that of the run's folder, and for one
@@ -180,24 +194,30 @@ def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str,
       taken: names that it may not have: those of the registry.
 
     Raises:
-      InputError: an empty folder name, or a name that is taken, there twice, or no file name.
+      InputError: an empty folder name, or a name that is taken, or no file name; two folders of one default
+        name, of names that differ in case alone, or one folder twice under one name.
     """
-    folders: dict[str, Path] = {}
+    folders: dict[str, list[Path]] = {}
     known = {other.casefold() for other in taken}
     for text in given:
-        name, folder = _parsed(text)
+        name, folder, is_named = _parsed(text)
         if name.casefold() in known:
             remedy = f"name it otherwise: --{CHECKPOINT}=NAME={folder}"
             raise input_error(f"{name!r} is the name of another policy", field=CHECKPOINT, remedy=remedy)
-        if name.casefold() in {other.casefold() for other in folders}:
-            remedy = f"name each once: --{CHECKPOINT}=NAME=DIR"
+        is_run = is_named and name in folders and folder not in folders[name]
+        if name.casefold() in {other.casefold() for other in folders} and not is_run:
+            remedy = f"name each once, or runs of one router alike: --{CHECKPOINT}=NAME=DIR"
             raise input_error(f"names {name!r} twice", field=CHECKPOINT, remedy=remedy)
-        folders[name] = folder
-    return folders
+        folders.setdefault(name, []).append(folder)
+    return {
+        name if len(runs) == 1 else f"{name}#{number}": folder
+        for name, runs in folders.items()
+        for number, folder in enumerate(runs, start=1)
+    }
 
 
-def _parsed(text: str) -> tuple[str, Path]:
-    """Return name and folder of ``DIR`` or ``NAME=DIR``; a folder may have a = in its name."""
+def _parsed(text: str) -> tuple[str, Path, bool]:
+    """Return name and folder of ``DIR`` or ``NAME=DIR``, a folder with a = in its name or not; and which."""
     name, equals, rest = text.partition("=")
     named = bool(equals) and "/" not in name and not Path(text).is_dir()
     path = rest if named else text
@@ -206,12 +226,12 @@ def _parsed(text: str) -> tuple[str, Path]:
         raise input_error("names no folder", field=CHECKPOINT, remedy=remedy)
     folder = Path(path)
     if not named:
-        return _default_name(folder), folder
+        return _default_name(folder), folder, False
     if not _FILE_NAME.fullmatch(name):
         fault = f"{name!r} is no name that a file can have everywhere"
         remedy = "use letters, digits and _.+@-, the first a letter, a digit or _"
         raise input_error(fault, field=CHECKPOINT, remedy=remedy)
-    return name, folder
+    return name, folder, True
 
 
 def _default_name(folder: Path) -> str:

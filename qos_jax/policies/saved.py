@@ -13,7 +13,7 @@ from qos_jax.files import sha256
 from qos_jax.policies import Policy
 from qos_jax.policies.encoders import NetworkConfig
 from qos_jax.policies.learned import flat_sizes, learned_policy, parameter_shapes
-from qos_jax.policies.registry import NEVER_DROPS
+from qos_jax.policies.registry import NEVER_DROPS, router_of
 from qos_jax.runs.checkpoint import load_policy
 from qos_jax.runs.checkpoint_record import SUMMARY
 from qos_jax.serving import ServingConfig
@@ -50,7 +50,7 @@ def load_router(
     _check_sizes(config, weights, serving, found.path)
     record: dict[str, Any] = {"path": str(found.path), "sha256": sha256(found.path / SUMMARY)}
     record |= {"step": found.step, "average_qos": found.average_qos}
-    drops = allow_drop and not name.endswith(NEVER_DROPS)
+    drops = allow_drop and not router_of(name).endswith(NEVER_DROPS)
     router = learned_policy(name, config, weights, stochastic=stochastic, allow_drop=drops)
     return LearnedRouter(router, record, config)
 

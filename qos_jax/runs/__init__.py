@@ -2,7 +2,7 @@
 
 from qos_jax.runs.folder import RunFolder, check_run_folder, open_run_folder, settings_of
 from qos_jax.runs.progress import progress
-from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference
+from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference, runs_ci
 
 __all__ = [
     "open_run_folder",
@@ -12,5 +12,6 @@ __all__ = [
     "progress",
     "mean_ci",
     "paired_difference",
+    "runs_ci",
     "Estimate",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qos_jax.checks import check_some_of
+from qos_jax.checks import COUNT, check_range, check_some_of
 from qos_jax.errors import input_error
 from qos_jax.evaluation.comparison import (
     ComparisonConfig,
@@ -181,10 +181,14 @@ class AblationConfig:
     variants: tuple[str, ...] = option(tuple(VARIANTS), help=f"what to train: some of {', '.join(VARIANTS)}")
     policies: tuple[str, ...] = ("projected_greedy", "shortest_queue")  # compared with them
     baseline: str = FULL  # the policy or variant that differences are taken to
+    runs: int = 1  # of each variant, by the seed of the full run and those after it
     train: TrainConfig = PRESETS["edge6"]  # the full run
     cases: CaseConfig = dataclasses.field(
         default_factory=lambda: CaseConfig(workloads=("poisson", "mmpp", "azure_conv"))
     )
+
+    def __post_init__(self) -> None:
+        check_range(self, ("runs",), COUNT)
 
 
 def run_ablation(
@@ -193,7 +197,8 @@ def run_ablation(
     """Train what is not trained yet, compare, and return the comparison.
 
     Every variant goes on from its last checkpoint, so an ablation that was stopped is simply run again. A
-    variant's run is in ``out/NAME``, the comparison in ``out/comparison``.
+    variant's run is in ``out/NAME``, several are in ``out/NAME/seed_SEED``; the comparison is in
+    ``out/comparison``.
 
     Raises:
       InputError: a variant that is unknown or cannot be trained, a folder that holds another run, a
@@ -201,7 +206,11 @@ def run_ablation(
       KeyboardInterrupt: it was stopped.
     """
     root, train = Path(out), config.train
-    plans = {name: load_plan(variant) for name, variant in variants(config.variants, train).items()}
+    plans = {
+        (name, seed): load_plan(dataclasses.replace(variant, seed=seed))
+        for seed in range(train.seed, train.seed + config.runs)
+        for name, variant in variants(config.variants, train).items()
+    }
     comparison = ComparisonConfig(
         fleet=train.fleet,
         policies=config.policies,
@@ -213,15 +222,20 @@ def run_ablation(
         table_split=ALL_ROWS if train.table is None else SPLITS[2],
         cases=config.cases,
     )
-    _check(comparison, plans)
-    runs = {
-        name: open_training(plan, root / name, overwrite=overwrite, resume=not overwrite)
-        for name, plan in plans.items()
+    _check(comparison, config.variants)
+    folders = {
+        (name, seed): root / name if config.runs == 1 else root / name / f"seed_{seed}"
+        for name, seed in plans
     }
-    for number, (name, run) in enumerate(runs.items(), start=1):
-        _say(f"variant {number} of {len(runs)}, {name}: {VARIANTS[name][0]}")
+    runs = {
+        each: open_training(plan, folders[each], overwrite=overwrite, resume=not overwrite)
+        for each, plan in plans.items()
+    }
+    for number, ((name, seed), run) in enumerate(runs.items(), start=1):
+        which = "" if config.runs == 1 else f", seed {seed}"
+        _say(f"run {number} of {len(runs)}, {name}{which}: {VARIANTS[name][0]}")
         execute_training(run, plot=plot)
-    trained = tuple(f"{name}={root / name}" for name in runs)
+    trained = tuple(f"{name}={folder}" for (name, _), folder in folders.items())
     plan = load_comparison(dataclasses.replace(comparison, checkpoint=trained))
     check_run_folder(root / COMPARED, plan.settings, overwrite=True)
     cases = draw_cases(plan)
@@ -230,7 +244,7 @@ def run_ablation(
         return execute_comparison(plan, cases, folder, plot=plot, on_progress=advance)
 
 
-def _check(comparison: ComparisonConfig, names: dict) -> None:
+def _check(comparison: ComparisonConfig, names: Sequence[str]) -> None:
     """Find the faults of a comparison whose learned routers are still to be trained."""
     baseline = comparison.baseline
     if baseline not in (*comparison.policies, *names):

@@ -78,6 +78,47 @@ def test_a_full_queue_is_noted_where_the_real_one_has_no_end(scheduler, share, n
     assert any("raise max_waiting" in note for note in notes(scheduler, table)) is noted
 
 
+@pytest.fixture
+def several_runs(results) -> list[PolicyResult]:
+    """Four training runs of one router beside policies that have none."""
+    qos = ([0.5, 0.6, 0.5, 0.6], [0.7, 0.8, 0.7, 0.8], [0.6, 0.7, 0.6, 0.7], [0.1, 0.2, 0.1, 0.2])
+    return [*results, *(_result(f"ours#{run}", list(of_run)) for run, of_run in enumerate(qos, start=1))]
+
+
+def test_training_runs_of_a_router_are_taken_together(several_runs):
+    """The middle half of the runs, over runs and seeds; the runs apart in the rows, not in the text."""
+    table = comparison_table(several_runs, baseline="round_robin")
+    rows = {row.policy: row for row in table.rows if row.metric == "average_qos"}
+    ours = rows["ours"]
+    assert ours.mean == pytest.approx((0.55 + 0.65) / 2)
+    assert ours.diff == pytest.approx(ours.mean - 0.5)
+    assert (ours.runs, ours.n) == (4, 4)
+    assert (ours.least, ours.most) == (pytest.approx(0.15), pytest.approx(0.75))
+    assert ours.ci_low < ours.mean < ours.ci_high
+    assert rows["ours#4"].mean == pytest.approx(0.15)
+    assert rows["ours#4"].runs is rows["greedy"].runs is None
+    names = [row.policy for row in table.rows]
+    assert names.index("ours") < names.index("ours#1")
+    text = render_text(table)
+    assert text.endswith("ours: interquartile mean of 4 training runs, 0.150 to 0.750")
+    assert "#" not in text
+
+
+def test_a_router_of_several_runs_may_be_the_baseline(several_runs, tmp_path):
+    """Pairs by seed; it does not differ from itself, however its runs are drawn."""
+    table = comparison_table(several_runs, baseline="ours", metrics=["average_qos"])
+    rows = {row.policy: row for row in table.rows}
+    assert (rows["ours"].diff, rows["ours"].diff_low, rows["ours"].diff_high) == (0.0, 0.0, 0.0)
+    assert rows["round_robin"].diff == pytest.approx(-0.1)
+    assert rows["round_robin"].diff_low < -0.1 < rows["round_robin"].diff_high
+    one = comparison_table(several_runs, baseline="ours#2", metrics=["average_qos"])
+    assert next(row.diff for row in one.rows if row.policy == "ours#3") == pytest.approx(-0.1)
+    write_comparison_csv(tmp_path / "runs.csv", table)
+    header, *lines = (tmp_path / "runs.csv").read_text().splitlines()
+    assert header.endswith("knows,runs,least,most,unit,baseline")
+    assert [line.split(",")[-5:-2] for line in lines if line.startswith("greedy,")] == [["", "", ""]]
+
+
 CSV = """\
 policy,workload,arrival_rate_per_s,latency_limit_s,metric,mean,ci_low,ci_high,diff,diff_low,diff_high,n,knows,unit,baseline
 round_robin,poisson,5.0,0.05,qos_per_joule,0.00125,0.00125,0.00125,0.0,0.0,0.0,4,nothing,1/J,round_robin

@@ -1,4 +1,4 @@
-"""``launch.ablate`` end to end: variants trained and compared, gone on with, and its bad input."""
+"""``launch.ablate`` end to end: variants trained twice and compared, gone on with, and its bad input."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ FLAGS = [
     "--train.distil.updates=0",
     "--train.network.encoder=sets",
     f"--variants={','.join(VARIANTS)}",
+    "--runs=2",
     "--policies=projected_greedy",
     "--baseline=projected_greedy",
     "--cases.workloads=poisson",
@@ -35,10 +36,12 @@ def test_it_trains_every_variant_and_compares_them(done):
     assert outcome.code == 0, outcome.err
     with open(out / "comparison" / "comparison.csv") as stream:
         rows = [row for row in csv.DictReader(stream) if row["metric"] == "average_qos"]
-    assert {row["policy"] for row in rows} == {*VARIANTS, "projected_greedy"}
+    assert {row["policy"] for row in rows} == {"loads", "loads#1", "loads#2", "projected_greedy"}
     assert {row["baseline"] for row in rows} == {"projected_greedy"}
-    trained = json.loads((out / "loads" / "config.json").read_text())
-    assert "price_by_load" in trained["search"]["numbers"]
+    for seed in (0, 1):
+        trained = json.loads((out / "loads" / f"seed_{seed}" / "config.json").read_text())
+        assert trained["seed"] == seed
+        assert "price_by_load" in trained["search"]["numbers"]
     assert "loads: search of the constants and of the powers of the load" in outcome.out
 
 
@@ -46,13 +49,14 @@ def test_run_again_it_trains_nothing_anew(done, launch):
     out, before = done
     again = launch("launch.ablate", *FLAGS, f"--out={out}")
     assert again.code == 0, again.err
-    assert again.out.count("there is nothing to resume") == len(VARIANTS)
+    assert again.out.count("there is nothing to resume") == 2 * len(VARIANTS)
     assert again.out.split("loads: ")[-1] == before.out.split("loads: ")[-1]
 
 
 @pytest.mark.parametrize(
     ("flag", "told"),
     [
+        ("--runs=0", "field 'runs'"),
         ("--variants=fulll", "did you mean 'full'"),
         ("--variants=", "give some of"),
         ("--baseline=ppo", "neither a policy nor a variant"),

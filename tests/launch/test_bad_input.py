@@ -584,7 +584,7 @@ CHECKPOINT_CASES = [
     _checkpoint("name of a heuristic", _saved(), "'random' is the name of", "; name it", give=("random={}",)),
     _checkpoint("name of a group", _saved(), "'all' is the name of", "; name it", give=("all={}",)),
     _checkpoint("twice", _saved(), "names 'run' twice", "; name each once", give=("{}", "x/run")),
-    _checkpoint("name twice", _saved(), "names 'a' twice", "; name each", give=("a={}", "a=b")),
+    _checkpoint("name twice", _saved(), "names 'a' twice", "; name each", give=("a={}", "a={}")),
     _flag("stochastic without a learned router", "stochastic", "true", "'stochastic'", "; give --checkpoint"),
 ]
 

@@ -190,17 +190,21 @@ def test_a_table_of_requests(launch, tmp_path):
 
 
 def test_learned_routers_in_the_table(launch, whole, tmp_path):
-    """Weights of zero choose as load_aware_greedy does; the weights are part of what a run is."""
+    """Weights of zero choose as load_aware_greedy does; the weights are part of what a run is.
+
+    Of two training runs of one name, the text has one line and the differences are to both together.
+    """
     trained = save_run(tmp_path / "trained", network(), step=7, average_qos=0.5)
     flags = {"policies": "load_aware_greedy", "baseline": "ours"}
-    more = [f"--checkpoint={trained}", f"--checkpoint=ours={trained}/checkpoints"]
+    ours = (f"{trained}/checkpoints", f"{trained}/checkpoints/step_000000007")
+    more = [f"--checkpoint={trained}", *(f"--checkpoint=ours={folder}" for folder in ours)]
     out = tmp_path / "run"
     ended = launch("launch.evaluate", *arguments(out, **flags), *more)
     assert ended.code == 0, ended.err
     found = {(line["policy"], line["workload"], line["arrival_rate_per_s"]): line for line in metrics_of(out)}
     expected = {key: line for key, line in found.items() if key[0] == "load_aware_greedy"}
-    assert len(found) == 3 * len(expected) == 9
-    for name in ("trained", "ours"):
+    assert len(found) == 4 * len(expected) == 12
+    for name in ("trained", "ours#1", "ours#2"):
         for (_, *case), line in expected.items():
             # The same decisions; another program may round a mean otherwise.
             assert found[name, *case]["metrics"] == {
@@ -208,12 +212,13 @@ def test_learned_routers_in_the_table(launch, whole, tmp_path):
                 for metric, values in line["metrics"].items()
             }
         assert f"records/{name}.npz" in files_of(out)
-        assert ended.out.count(f"\n{name} ") == 3
-    assert "difference to" in ended.out
+    assert ended.out.count("\ntrained ") == ended.out.count("\nours ") == 3
+    assert ended.out.count("\nours: interquartile mean of 2 training runs, ") == 3
+    assert "ours#" not in ended.out
     config = json.loads((out / "config.json").read_text())
     assert config["policies"] == ["load_aware_greedy"]
-    assert list(config["checkpoint"]) == ["trained", "ours"]
-    assert config["checkpoint"]["ours"]["step"] == 7
+    assert list(config["checkpoint"]) == ["trained", "ours#1", "ours#2"]
+    assert config["checkpoint"]["ours#1"]["step"] == 7
     again = launch("launch.evaluate", *arguments(out, **flags), *more, "--resume")
     assert again.code == 0, again.err
     assert again.out == ended.out

@@ -8,7 +8,7 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.policies import HEURISTICS
-from qos_jax.policies.registry import named_checkpoints
+from qos_jax.policies.registry import named_checkpoints, router_of
 from qos_jax.policies.saved import load_router
 from qos_jax.serving import ServingConfig
 from tests.launch.trained import network, save_run
@@ -67,6 +67,21 @@ def test_names_differ_on_every_file_system():
     with pytest.raises(InputError, match="'Random' is the name of another policy"):
         named_checkpoints(["a/Random"], HEURISTICS)
     assert list(named_checkpoints(["a/run", "two=b/run"], HEURISTICS)) == ["run", "two"]
+
+
+def test_folders_of_one_name_are_runs_of_one_router():
+    given = ["ours=a/run", "other=c/run", "ours=b/run"]
+    named = named_checkpoints(given, HEURISTICS)
+    assert {name: str(folder) for name, folder in named.items()} == {
+        "ours#1": "a/run",
+        "ours#2": "b/run",
+        "other": "c/run",
+    }
+    assert [router_of(name) for name in named] == ["ours", "ours", "other"]
+    assert router_of("ours@never_drops#12@twin") == "ours@never_drops@twin"
+    for again in (["ours=a", "ours=a"], ["ours=a", "OURS=b"], ["ours=a", "b/ours"]):
+        with pytest.raises(InputError, match=r"twice; name each once, or runs of one router alike"):
+            named_checkpoints(again, HEURISTICS)
 
 
 def test_the_best_checkpoint_is_read_and_recorded(run):
