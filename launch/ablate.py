@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from qos_jax.evaluation.comparison_table import render_text
+from qos_jax.evaluation.comparison_text import render_text
 from qos_jax.options import option
 from qos_jax.training.ablation import VARIANTS, AblationConfig, run_ablation
 from qos_jax.training.presets import PRESETS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from qos_jax.evaluation import comparison
-from qos_jax.evaluation.comparison_table import render_text
+from qos_jax.evaluation.comparison_text import render_text
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
 

@@ -11,10 +11,10 @@ from qos_jax.evaluation.comparison_table import (
     Comparison,
     ComparisonRow,
     comparison_table,
-    render_text,
     write_comparison_csv,
     write_comparison_json,
 )
+from qos_jax.evaluation.comparison_text import render_text
 from qos_jax.evaluation.run_config import SessionConfig, SingleRunConfig
 from qos_jax.evaluation.run_text import render_run
 from qos_jax.evaluation.single_run import (

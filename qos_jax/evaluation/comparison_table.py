@@ -11,16 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tabulate import SEPARATING_LINE, tabulate
 
 from qos_jax.errors import input_error
 from qos_jax.files import atomic_write
 from qos_jax.policies.registry import router_of
-from qos_jax.policies.types import KNOWLEDGE, PROFILES
+from qos_jax.policies.types import PROFILES
 from qos_jax.runs.folder import to_json
 from qos_jax.runs.statistics import Estimate, mean_ci, paired_difference, runs_ci
 from qos_jax.serving import LIMITS
-from qos_jax.simulation.metrics import ALL_METRICS, WITHIN
+from qos_jax.simulation.metrics import ALL_METRICS
 from qos_jax.simulation.policy_runs import PolicyResult
 
 OTHER_LIMITS = LIMITS[1:]  # besides L
@@ -63,6 +62,8 @@ class Comparison:
 
     baseline: str  # name of the policy that differences are taken to
     rows: tuple[ComparisonRow, ...]  # in the order of the results, then of the metrics
+    # Average QoS in the mean of all cases, where there are several; their rate is NaN.
+    over_cases: tuple[ComparisonRow, ...] = ()
 
 
 def comparison_table(
@@ -88,16 +89,17 @@ def comparison_table(
     """
     held: dict[Case, set[str]] = {}
     for result in results:
-        held[_case(result)] = held.get(_case(result), {*ALL_METRICS}) & result.metrics.keys()
+        held[case_of(result)] = held.get(case_of(result), {*ALL_METRICS}) & result.metrics.keys()
     names_of = {key: tuple(metrics or (n for n in ALL_METRICS if n in each)) for key, each in held.items()}
     by_case: dict[Case, dict[str, np.ndarray]] = {}
     for result in results:
-        case = by_case.setdefault(_case(result), {})
+        case = by_case.setdefault(case_of(result), {})
         if result.policy in case:
             raise input_error(
-                f"policy {result.policy!r} comes twice for {case_text(_case(result))}", remedy="name it once"
+                f"policy {result.policy!r} comes twice for {case_text(case_of(result))}",
+                remedy="name it once",
             )
-        names = names_of[_case(result)]
+        names = names_of[case_of(result)]
         case[result.policy] = np.stack([np.asarray(result.metrics[name], np.float64) for name in names])
     for key, case in by_case.items():
         _add_routers(case)
@@ -111,11 +113,11 @@ def comparison_table(
             )
     rows: list[ComparisonRow] = []
     for result in _with_routers(results):
-        names, case = names_of[_case(result)], by_case[_case(result)]
+        names, case = names_of[case_of(result)], by_case[case_of(result)]
         values = case[result.policy]
         mean, difference = _estimates(values, case[baseline], resamples, seed)
         parts = (mean.mean, mean.low, mean.high, difference.mean, difference.low, difference.high)
-        case_of = (result.policy, result.workload, float(result.arrival_rate_per_s), result.latency_limit_s)
+        where = (result.policy, result.workload, float(result.arrival_rate_per_s), result.latency_limit_s)
         others = {name: getattr(result, name) for name in (*OTHER_LIMITS, "knows")}
         figures = np.stack(parts, axis=-1).tolist()  # [metrics, 6]
         for name, (value, low, high, diff, diff_low, diff_high), each in zip(
@@ -123,9 +125,37 @@ def comparison_table(
         ):
             about = others | _of_runs(each)
             rows.append(
-                ComparisonRow(*case_of, name, value, low, high, diff, diff_low, diff_high, mean.n, **about)
+                ComparisonRow(*where, name, value, low, high, diff, diff_low, diff_high, mean.n, **about)
             )
-    return Comparison(baseline, tuple(rows))
+    whole = _over_cases(results) if all("average_qos" in names for names in names_of.values()) else []
+    how: dict[str, Any] = {"metrics": ("average_qos",), "resamples": resamples, "seed": seed}
+    over_cases = comparison_table(whole, baseline=baseline, **how).rows if whole else ()
+    return Comparison(baseline, tuple(rows), over_cases)
+
+
+def _over_cases(results: Sequence[PolicyResult]) -> list[PolicyResult]:
+    """Return each policy's average QoS in the mean of all cases, seed by seed.
+
+    Nothing of one case alone, nor where limits or numbers of seeds differ.
+    """
+    cases = {case_of(result) for result in results}
+    alike = {(case_of(result)[2], len(result.metrics["average_qos"])) for result in results}
+    if len(alike) > 1:
+        return []
+    count = len(cases)
+    by_policy: dict[str, list[PolicyResult]] = {}
+    for result in results:
+        by_policy.setdefault(result.policy, []).append(result)
+    return [
+        dataclasses.replace(
+            each[0],
+            workload=f"mean of {count} cases",
+            arrival_rate_per_s=math.nan,
+            metrics={"average_qos": np.mean([result.metrics["average_qos"] for result in each], axis=0)},
+        )
+        for each in by_policy.values()
+        if len(each) == count > 1
+    ]
 
 
 def _add_routers(case: dict[str, np.ndarray]) -> None:
@@ -142,8 +172,8 @@ def _with_routers(results: Sequence[PolicyResult]) -> Iterator[PolicyResult]:
     begun = set()
     for result in results:
         router = router_of(result.policy)
-        if router != result.policy and (_case(result), router) not in begun:
-            begun.add((_case(result), router))
+        if router != result.policy and (case_of(result), router) not in begun:
+            begun.add((case_of(result), router))
             yield dataclasses.replace(result, policy=router)
         yield result
 
@@ -198,16 +228,22 @@ def write_comparison_json(path: str | os.PathLike[str], comparison: Comparison) 
         stream.write("\n")
 
 
-def _case(of: PolicyResult | ComparisonRow) -> Case:
+def case_of(of: PolicyResult | ComparisonRow) -> Case:
     """Return what must be equal for two policies to be compared."""
     limits = tuple(getattr(of, name) for name in LIMITS)
-    return of.workload, float(of.arrival_rate_per_s), limits
+    rate_per_s = float(of.arrival_rate_per_s)
+    return (
+        of.workload,
+        rate_per_s if math.isfinite(rate_per_s) else math.nan,
+        limits,
+    )  # math.nan equals itself
 
 
 def case_text(case: Case) -> str:
     """Return a case as people read it."""
     workload, rate, limits = case
-    return f"{workload}, {rate:.4g} requests/s, {limits_text(dict(zip(LIMITS, limits, strict=True)))}"
+    at_rate = f"{workload}, {rate:.4g} requests/s" if math.isfinite(rate) else workload
+    return f"{at_rate}, {limits_text(dict(zip(LIMITS, limits, strict=True)))}"
 
 
 def limits_text(limits: Mapping[str, float | None]) -> str:
@@ -221,109 +257,3 @@ def limits_text(limits: Mapping[str, float | None]) -> str:
         f"{words[name][0]} {'=' if name == 'latency_limit_s' else '<='} {limit_s:.4g} {words[name][1]}"
         for name, limit_s in shown.items()
     )
-
-
-def render_text(comparison: Comparison) -> str:
-    """Return the key metrics as aligned text: a table per workload, rate and limit.
-
-    Policies are grouped by what they know, those that know most first; within a group, best first. A router
-    of several training runs has one line, and below the table what its runs have.
-
-    Args:
-      comparison: must hold ``average_qos``; of the other key metrics, those it holds are shown.
-    """
-    cases: dict[Case, dict[str, dict[str, ComparisonRow]]] = {}
-    for row in comparison.rows:
-        if router_of(row.policy) == row.policy:
-            case = cases.setdefault(_case(row), {})
-            case.setdefault(row.policy, {})[row.metric] = row
-    return "\n\n".join(_case_table(key, case, comparison.baseline) for key, case in cases.items())
-
-
-# Columns after the average QoS and its difference: metric, two lines of heading, factor, digits.
-_COLUMNS: tuple[tuple[str, str, str, int, int], ...] = (
-    ("share_within_limit", "in all", "%", 100, 1),
-    ("share_within_latency_per_token", "in L", "%", 100, 1),
-    ("share_within_ttft", "in TTFT", "%", 100, 1),
-    ("share_within_tpot", "in TPOT", "%", 100, 1),
-    ("share_within_e2e", "in E2E", "%", 100, 1),
-    ("mean_quality", "quality", "mean", 1, 3),
-    ("latency_per_token_p95_s", "ms/token", "p95", 1000, 1),
-    ("ttft_p95_s", "TTFT s", "p95", 1, 2),
-    ("hit_rate", "cached", "%", 100, 1),
-    ("prefill_saved_s", "saved", "s", 1, 1),
-    ("rejected_share", "reject", "%", 100, 1),
-    ("rejected_too_long_share", "too long", "%", 100, 1),
-    ("dropped_share", "drop", "%", 100, 1),
-    ("failed_share", "fail", "%", 100, 1),
-    ("qos_per_busy_s", "QoS", "/busy s", 1, 2),
-    ("qos_per_joule", "QoS", "/kJ", 1000, 2),
-    ("turns_per_session_hour", "turns", "/h", 1, 1),
-    ("qos_per_session_hour", "QoS", "/h", 1, 1),
-)
-
-
-def _case_table(key: Case, case: dict[str, dict[str, ComparisonRow]], baseline: str) -> str:
-    """Return the table of one workload, rate and limit."""
-    limits = dict(zip(LIMITS, key[2], strict=True))
-    hidden = _hidden_shares(limits)
-    held = {name for metrics in case.values() for name in metrics}
-    columns = [column for column in _COLUMNS if column[0] in held - hidden]
-    if all(limits[name] is None for name in OTHER_LIMITS):
-        columns = [(c[0], c[1].replace("in all", "in L"), *c[2:]) for c in columns]
-    for name in ("rejected_too_long_share", "dropped_share", "failed_share"):  # shown where there are any
-        if not any(metrics[name].mean > 0 for metrics in case.values() if name in metrics):
-            columns = [column for column in columns if column[0] != name]
-    lines = [
-        ["policy", "knows", "average QoS", "difference to", *(column[1] for column in columns)],
-        ["", "", "[95% CI]", f"{baseline} [95% CI]", *(column[2] for column in columns)],
-        SEPARATING_LINE,
-    ]
-    for policy, metrics in sorted(case.items(), key=_by_knowledge):
-        qos = metrics["average_qos"]
-        difference = "-" if policy == baseline else _interval(qos.diff, qos.diff_low, qos.diff_high, "+")
-        cells = [
-            _number(metrics[name].mean * factor, digits) if name in metrics else "-"
-            for name, _, _, factor, digits in columns
-        ]
-        lines.append([policy, qos.knows, _interval(qos.mean, qos.ci_low, qos.ci_high), difference, *cells])
-    align = ["left", "left", "left", "left", *["right"] * len(columns)]
-    table = tabulate(lines, tablefmt="simple", colalign=align, disable_numparse=True)
-    seeds = next(iter(case.values()))["average_qos"].n
-    together = [
-        f"\n{policy}: interquartile mean of {qos.runs} training runs, {qos.least:.3f} to {qos.most:.3f}"
-        for policy, qos in ((policy, metrics["average_qos"]) for policy, metrics in case.items())
-        if qos.runs is not None
-    ]
-    heading = f"{case_text(key)}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
-    return f"{heading}\n{table}{''.join(together)}"
-
-
-def _hidden_shares(limits: Mapping[str, float | None]) -> set[str]:
-    """Return the shares that say nothing: within limits not set, or within L where it is alone."""
-    plain = all(limits[name] is None for name in OTHER_LIMITS)
-    hidden = {f"share_within_{name}" for name, (_, limit) in WITHIN.items() if limits[limit] is None}
-    if plain or not math.isfinite(limits["latency_limit_s"] or math.inf):
-        hidden.add("share_within_latency_per_token")
-    return hidden
-
-
-def _interval(mean: float, low: float, high: float, sign: str = "") -> str:
-    """Return ``mean [low, high]`` with three digits."""
-    return f"{_number(mean, 3, sign)} [{_number(low, 3, sign)}, {_number(high, 3, sign)}]"
-
-
-def _number(value: float, digits: int, sign: str = "") -> str:
-    """Return a number with fixed digits, no negative zero, "-" where undefined."""
-    return f"{value:{sign}z.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _by_knowledge(item: tuple[str, dict[str, ComparisonRow]]) -> tuple[int, float]:
-    """Return a sort key: who knows most first, then the best."""
-    qos = item[1]["average_qos"]
-    return -KNOWLEDGE.index(qos.knows), _descending(qos.mean)
-
-
-def _descending(value: float) -> float:
-    """Return a sort key: large first, undefined last."""
-    return -value if math.isfinite(value) else math.inf
