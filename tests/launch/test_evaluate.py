@@ -66,7 +66,8 @@ def test_what_it_leaves(whole):
     assert config["loads"] == [0.5, 1.2]
     assert config["latency_limit_s"] == 0.07
     assert f"{3 * 3 * 2 * 40}/{3 * 3 * 2 * 40} requests" in ended.err
-    assert ended.out.count("projected_greedy") == 3
+    assert ended.out.count("projected_greedy") == 4  # three cases, and their mean
+    assert "\nmean of 3 cases, L = 0.07 s/token, 2 seeds\n" in ended.out
     assert str(out) in ended.out
 
 
@@ -212,8 +213,8 @@ def test_learned_routers_in_the_table(launch, whole, tmp_path):
                 for metric, values in line["metrics"].items()
             }
         assert f"records/{name}.npz" in files_of(out)
-    assert ended.out.count("\ntrained ") == ended.out.count("\nours ") == 3
-    assert ended.out.count("\nours: interquartile mean of 2 training runs, ") == 3
+    assert ended.out.count("\ntrained ") == ended.out.count("\nours ") == 4  # three cases, and their mean
+    assert ended.out.count("\nours: interquartile mean of 2 training runs, ") == 4
     assert "ours#" not in ended.out
     config = json.loads((out / "config.json").read_text())
     assert config["policies"] == ["load_aware_greedy"]
