@@ -23,7 +23,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TRACE ?=
 DEMO_FLAGS ?= --policies=all --workloads=poisson,$(if $(TRACE),trace --trace=$(TRACE),azure_conv) --seeds=8 --num_requests=1024 --checkpoint=learned=runs/quick --checkpoint=predictions=runs/predictions --out=runs/demo --overwrite
 TRAIN_FLAGS ?= --preset=quick --search.updates=12 --out=runs/quick --overwrite
-PREDICTIONS_FLAGS ?= --preset=predictions --ppo.total_updates=24 --search.updates=3 --out=runs/predictions --overwrite
+PREDICTIONS_FLAGS ?= --preset=predictions --ppo.total_updates=24 --search.updates=3 \
+  --search.num_envs=24 --search.steps=768 --evaluation.every=24 --out=runs/predictions --overwrite
 BENCH_FLAGS ?=
 FUZZ_FLAGS ?= --scenarios=5000
 LIVE_FLAGS ?=

@@ -217,7 +217,7 @@ def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str,
 
 
 def _parsed(text: str) -> tuple[str, Path, bool]:
-    """Return name and folder of ``DIR`` or ``NAME=DIR``, a folder with a = in its name or not; and which."""
+    """Return name, folder and whether it was named: ``DIR``, which may have a = in it, or ``NAME=DIR``."""
     name, equals, rest = text.partition("=")
     named = bool(equals) and "/" not in name and not Path(text).is_dir()
     path = rest if named else text
