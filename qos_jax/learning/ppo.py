@@ -243,9 +243,9 @@ def _loss(
     }
     total = config.value_weight * terms["value_loss"]
     # A loss of no weight is reported, but has no gradient to compute.
-    if config.policy_weight > 0.0:
+    if not _is_zero(config.policy_weight):
         total = total + config.policy_weight * terms["policy_loss"]
-    if max(config.entropy_weight, config.final_entropy_weight) > 0.0:
+    if not (_is_zero(config.entropy_weight) and _is_zero(config.final_entropy_weight)):
         total = total - entropy_weight * terms["entropy"]
     if batch.impact is not None and out.impact is not None:
         terms["impact_loss"] = impact_loss(out.impact, batch.impact, batch.input.graph.available)
@@ -255,6 +255,11 @@ def _loss(
         "approx_kl": jnp.mean(moved - log_ratio),
         "clip_fraction": jnp.mean((jnp.abs(moved) > config.clip).astype(jnp.float32)),
     }
+
+
+def _is_zero(weight: float) -> bool:
+    """Return whether a weight is known to be 0, as one of ``training.hyper``, which is traced, never is."""
+    return not isinstance(weight, jax.Array) and weight == 0.0
 
 
 def _pick(of_actions: jax.Array, action: jax.Array) -> jax.Array:
