@@ -15,7 +15,14 @@ from qos_jax.evaluation.report import write_plots, write_tables
 from qos_jax.evaluation.saved_runs import load_policy_runs, save_policy_run
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
-from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve, with_routers_of_runs
+from qos_jax.policies.registry import (
+    CHECKPOINT,
+    CHECKPOINT_HELP,
+    NEVER_DROPS,
+    resolve,
+    router_of,
+    with_routers_of_runs,
+)
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.runs.folder import RunFolder, open_run_folder, settings_of
 from qos_jax.serving import SCHEDULERS
@@ -152,6 +159,7 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         )
         for name, folder in chosen.checkpoints.items()
     }
+    _check_runs(learned)
     policies = [*chosen.policies, *(router.policy for router in learned.values())]
     if views:
         check_views(policies)
@@ -176,6 +184,26 @@ def load_comparison(config: ComparisonConfig) -> ComparisonPlan:
         baseline=baseline,
         worlds=config.world.worlds(setting.fleet.names),
     )
+
+
+def _check_runs(learned: Mapping[str, LearnedRouter]) -> None:
+    """Check that training runs of one router are runs of their own with the same networks.
+
+    Raises:
+      InputError: the same weights twice, or another network.
+    """
+    first: dict[str, LearnedRouter] = {}
+    weights: dict[tuple[str, str], str] = {}
+    for name, run in learned.items():
+        router, path, digest = router_of(name), run.record["path"], run.record["sha256"]
+        remedy = f"name it otherwise: --{CHECKPOINT}=NAME={path}"
+        if run.network != first.setdefault(router, run).network:
+            fault = f"{path} has another network than the first training run of {router!r}"
+            raise input_error(fault, field=CHECKPOINT, remedy=remedy)
+        if (router, digest) in weights:
+            fault = f"{path} is the same training run as {weights[router, digest]}"
+            raise input_error(fault, field=CHECKPOINT, remedy="give it once")
+        weights[router, digest] = path
 
 
 def _sources(config: ComparisonConfig, setting: Setting) -> dict[str, Source]:
@@ -257,7 +285,8 @@ def execute_comparison(
     if plot:
         # A timeline shows a router that sees everything: under views there is none.
         shown_policies = () if plan.worlds else parts[0][0]
-        write_plots(folder, compared, first, shown_policies, plan.setting.serving, plan.setting.fleet.names)
+        sizes, names = plan.setting.serving, plan.setting.fleet.names
+        write_plots(folder, compared, comparison, first, shown_policies, sizes, names)
     return comparison
 
 

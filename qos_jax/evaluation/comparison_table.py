@@ -102,15 +102,15 @@ def comparison_table(
         names = names_of[case_of(result)]
         case[result.policy] = np.stack([np.asarray(result.metrics[name], np.float64) for name in names])
     for key, case in by_case.items():
-        _add_routers(case)
-        if baseline not in case:
-            fault = f"the baseline {baseline!r} was not run on {case_text(key)}"
-            raise input_error(fault, remedy=f"choose one of {', '.join(case)}", field="baseline")
-        if len({values.shape[-1] for values in case.values()}) > 1:
+        if len({values.shape for values in case.values()}) > 1:
             seeds = ", ".join(f"{policy} {values.shape[-1]}" for policy, values in case.items())
             raise input_error(
                 f"policies ran on different numbers of seeds ({seeds})", remedy="run all on the same seeds"
             )
+        _add_routers(case)
+        if baseline not in case:
+            fault = f"the baseline {baseline!r} was not run on {case_text(key)}"
+            raise input_error(fault, remedy=f"choose one of {', '.join(case)}", field="baseline")
     rows: list[ComparisonRow] = []
     for result in _with_routers(results):
         names, case = names_of[case_of(result)], by_case[case_of(result)]
@@ -134,9 +134,10 @@ def comparison_table(
 
 
 def _over_cases(results: Sequence[PolicyResult]) -> list[PolicyResult]:
-    """Return each policy's average QoS in the mean of all cases, seed by seed.
+    """Return the average QoS of each policy in the mean of all cases, seed by seed.
 
-    Nothing of one case alone, nor where limits or numbers of seeds differ.
+    Return [] for a single case, and where limits or numbers of seeds differ. A router of several runs needs
+    all of them in every case.
     """
     cases = {case_of(result) for result in results}
     alike = {(case_of(result)[2], len(result.metrics["average_qos"])) for result in results}
@@ -146,6 +147,7 @@ def _over_cases(results: Sequence[PolicyResult]) -> list[PolicyResult]:
     by_policy: dict[str, list[PolicyResult]] = {}
     for result in results:
         by_policy.setdefault(result.policy, []).append(result)
+    incomplete = {router_of(policy) for policy, each in by_policy.items() if len(each) < count}
     return [
         dataclasses.replace(
             each[0],
@@ -153,8 +155,8 @@ def _over_cases(results: Sequence[PolicyResult]) -> list[PolicyResult]:
             arrival_rate_per_s=math.nan,
             metrics={"average_qos": np.mean([result.metrics["average_qos"] for result in each], axis=0)},
         )
-        for each in by_policy.values()
-        if len(each) == count > 1
+        for policy, each in by_policy.items()
+        if count > 1 and router_of(policy) not in incomplete
     ]
 
 
@@ -164,7 +166,11 @@ def _add_routers(case: dict[str, np.ndarray]) -> None:
     for name, values in case.items():
         if router_of(name) != name:
             runs.setdefault(router_of(name), []).append(values)
-    case.update({router: np.stack(each, axis=1) for router, each in runs.items()})
+    for router, each in runs.items():
+        if router in case:
+            fault = f"policy {router!r} and training runs of it come together"
+            raise input_error(fault, remedy="name it otherwise")
+        case[router] = np.stack(each, axis=1)
 
 
 def _with_routers(results: Sequence[PolicyResult]) -> Iterator[PolicyResult]:
@@ -187,14 +193,12 @@ def _estimates(values: np.ndarray, base: np.ndarray, resamples: int, seed: int) 
     if values.ndim == base.ndim == 2:
         return mean_ci(values, **how), paired_difference(values, base, **how)
     mean = mean_ci(values, **how) if values.ndim == 2 else runs_ci(values, **how)
-    if values is base:  # with its runs drawn twice it would differ from itself
-        return mean, mean_ci(np.zeros_like(values[:, 0]), **how)
     of_runs, of_baseline = (each if each.ndim == 3 else each[:, None] for each in (values, base))
     return mean, runs_ci(of_runs, of_baseline, **how)
 
 
 def _of_runs(values: np.ndarray) -> dict[str, Any]:
-    """Return what a row says of the runs of a router, from its values [R, S]; nothing of a policy's, [S]."""
+    """Return the fields of a row that are of the runs of a router, from its values [R, S]; {} for [S]."""
     if values.ndim == 1:
         return {}
     of_runs = values.mean(-1)
@@ -232,11 +236,8 @@ def case_of(of: PolicyResult | ComparisonRow) -> Case:
     """Return what must be equal for two policies to be compared."""
     limits = tuple(getattr(of, name) for name in LIMITS)
     rate_per_s = float(of.arrival_rate_per_s)
-    return (
-        of.workload,
-        rate_per_s if math.isfinite(rate_per_s) else math.nan,
-        limits,
-    )  # math.nan equals itself
+    # The one NaN object, since others would be keys of their own.
+    return of.workload, rate_per_s if math.isfinite(rate_per_s) else math.nan, limits
 
 
 def case_text(case: Case) -> str:

@@ -1,4 +1,4 @@
-"""Render a comparison as aligned text: a table for each workload, rate and limit."""
+"""Render a comparison as aligned text: a table for each workload, rate and limit, and one for their mean."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def render_text(comparison: Comparison) -> str:
     """
     cases: dict[Case, dict[str, dict[str, ComparisonRow]]] = {}
     for row in (*comparison.rows, *comparison.over_cases):
-        if router_of(row.policy) == row.policy:
+        if row.policy in (router_of(row.policy), comparison.baseline):
             case = cases.setdefault(case_of(row), {})
             case.setdefault(row.policy, {})[row.metric] = row
     return "\n\n".join(_case_table(key, case, comparison.baseline) for key, case in cases.items())
@@ -70,7 +70,8 @@ def _case_table(key: Case, case: dict[str, dict[str, ComparisonRow]], baseline: 
     if all(limits[name] is None for name in OTHER_LIMITS):
         columns = [(c[0], c[1].replace("in all", "in L"), *c[2:]) for c in columns]
     for name in ("rejected_too_long_share", "dropped_share", "failed_share"):  # shown where there are any
-        if not any(metrics[name].mean > 0 for metrics in case.values() if name in metrics):
+        shares = [metrics[name] for metrics in case.values() if name in metrics]
+        if not any(row.mean > 0 or (row.most or 0.0) > 0 for row in shares):
             columns = [column for column in columns if column[0] != name]
     lines = [
         ["policy", "knows", "average QoS", "difference to", *(column[1] for column in columns)],
@@ -89,9 +90,10 @@ def _case_table(key: Case, case: dict[str, dict[str, ComparisonRow]], baseline: 
     table = tabulate(lines, tablefmt="simple", colalign=align, disable_numparse=True)
     seeds = next(iter(case.values()))["average_qos"].n
     together = [
-        f"\n{policy}: interquartile mean of {qos.runs} training runs, {qos.least:.3f} to {qos.most:.3f}"
+        f"\n{policy}: {'interquartile mean' if qos.runs > 3 else 'mean'} of {qos.runs} training runs, "
+        f"{_number(qos.least, 3)} to {_number(qos.most, 3)}"
         for policy, qos in ((policy, metrics["average_qos"]) for policy, metrics in case.items())
-        if qos.runs is not None
+        if qos.runs is not None and qos.least is not None and qos.most is not None
     ]
     heading = f"{case_text(key)}, {seeds} {'seed' if seeds == 1 else 'seeds'}"
     return f"{heading}\n{table}{''.join(together)}"

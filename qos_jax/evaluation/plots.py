@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from qos_jax.evaluation.comparison_table import limits_text
+from qos_jax.evaluation.comparison_table import ComparisonRow, limits_text
+from qos_jax.policies.registry import router_of
 from qos_jax.runs import plot_style
-from qos_jax.runs.statistics import mean_ci
 from qos_jax.serving import LIMITS, ServiceLimits
-from qos_jax.simulation.policy_runs import PolicyResult
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, REJECTED, REJECTED_TOO_LONG, RequestRecords
 
 _LEGEND_BESIDE = {"loc": "outside right center", "frameon": False}
@@ -20,19 +19,21 @@ _MAX_POINTS = 2000  # of a curve: more than the pixels it is drawn on
 _MAX_SAMPLES = 350  # of a line of the timeline
 
 
-def qos_vs_rate(results: Sequence[PolicyResult]) -> Any:
+def qos_vs_rate(rows: Sequence[ComparisonRow]) -> Any:
     """Return a figure of average QoS with its 95% interval per policy, one panel per workload.
 
     A workload at several arrival rates is drawn as curves against the rate; one at a single rate as
     one point per policy, best first.
 
     Args:
-      results: as for :func:`qos_jax.evaluation.comparison_table`; ``metrics`` must hold ``average_qos``.
+      rows: of :func:`qos_jax.evaluation.comparison_table`; those of ``average_qos`` are drawn, training runs
+        of a router together.
 
     Returns:
       A ``matplotlib.figure.Figure``; so for every function here, with the errors of
       :func:`qos_jax.runs.plot_style.new_figure`.
     """
+    results = [row for row in rows if row.metric == "average_qos" and row.policy == router_of(row.policy)]
     workloads = list(dict.fromkeys(result.workload for result in results))
     policies = list(dict.fromkeys(result.policy for result in results))
     styles = plot_style.policy_styles(policies)
@@ -235,7 +236,7 @@ def timeline(
     return figure
 
 
-def _rate_curves(axes: Any, results: Sequence[PolicyResult], styles: Mapping[str, Any]) -> dict[str, Any]:
+def _rate_curves(axes: Any, results: Sequence[ComparisonRow], styles: Mapping[str, Any]) -> dict[str, Any]:
     """Draw QoS against rate with its interval; return the legend's handle per policy."""
     handles = {}
     for policy in dict.fromkeys(result.policy for result in results):
@@ -252,9 +253,9 @@ def _rate_curves(axes: Any, results: Sequence[PolicyResult], styles: Mapping[str
     return handles
 
 
-def _rate_points(axes: Any, results: Sequence[PolicyResult], styles: Mapping[str, Any]) -> None:
+def _rate_points(axes: Any, results: Sequence[ComparisonRow], styles: Mapping[str, Any]) -> None:
     """Draw one point per policy with its interval, best at the top."""
-    ordered = sorted(results, key=lambda result: np.mean(result.metrics["average_qos"]))
+    ordered = sorted(results, key=lambda result: result.mean)
     for row, result in enumerate(ordered):
         mean, low, high = _qos_interval(result)
         style = styles[result.policy]
@@ -266,12 +267,10 @@ def _rate_points(axes: Any, results: Sequence[PolicyResult], styles: Mapping[str
     plot_style.tidy(axes, f"average QoS at {rate:.4g} requests/s, mean and 95% CI", "")
 
 
-def _qos_interval(result: PolicyResult) -> tuple[float, float, float]:
+def _qos_interval(row: ComparisonRow) -> tuple[float, float, float]:
     """Return mean, low and high of the average QoS; the mean alone where there is no interval."""
-    estimate = mean_ci(result.metrics["average_qos"])
-    mean = float(estimate.mean)
-    low, high = float(estimate.low), float(estimate.high)
-    return mean, low if np.isfinite(low) else mean, high if np.isfinite(high) else mean
+    low, high = (end if np.isfinite(end) else row.mean for end in (row.ci_low, row.ci_high))
+    return row.mean, low, high
 
 
 def _shares(run: RequestRecords, experts: int) -> np.ndarray:

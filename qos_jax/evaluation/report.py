@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from qos_jax.runs.folder import RunFolder
 from qos_jax.runs.plot_style import save_figure
 from qos_jax.serving import ServingConfig
 from qos_jax.simulation.cases import Case
-from qos_jax.simulation.policy_runs import CaseName, Compared, PolicyResult
+from qos_jax.simulation.policy_runs import CaseName, Compared
 from qos_jax.simulation.sessions import SessionRuns
 from qos_jax.simulation.simulate import Runs, simulate
 
@@ -44,6 +43,7 @@ def write_tables(folder: RunFolder, compared: Compared, baseline: str) -> Compar
 def write_plots(
     folder: RunFolder,
     compared: Compared,
+    comparison: Comparison,
     cases: Sequence[Case],
     policies: Sequence[Policy],
     config: ServingConfig,
@@ -54,12 +54,12 @@ def write_plots(
     QoS against rate for every workload; for each case whose records were kept, the distribution of
     latency per token, the share of requests of each expert, with prefix caching its hit rate, and, but of
     sessions, a timeline of seed 0 under the best policy that is not an oracle. Of a router of several
-    training runs, QoS is their mean, and the other plots show the first of them.
+    training runs all but the first plot show the first run.
 
     Raises:
       InputError: matplotlib is not installed.
     """
-    figures = {"qos_vs_rate": plots.qos_vs_rate(_of_routers(compared.results))}
+    figures = {"qos_vs_rate": plots.qos_vs_rate(comparison.rows)}
     for case in cases:
         kept = compared.records.get(case.name)
         if kept is None:
@@ -85,30 +85,15 @@ def write_plots(
 
 
 def best_policy(compared: Compared, case: CaseName, policies: Sequence[Policy]) -> Policy | None:
-    """Return the policy of the highest average QoS on a case, oracles apart; None if all are oracles."""
-    routers = {policy.name: policy for policy in policies if not policy.is_oracle}
+    """Return the policy of the highest average QoS on a case, without oracles and later training runs."""
+    firsts = _first_runs(policy.name for policy in policies)
+    routers = {p.name: p for p in policies if p.name in firsts and not p.is_oracle}
     qos = {
         result.policy: float(np.mean(result.metrics["average_qos"]))
         for result in compared.results
         if result.policy in routers and (result.workload, result.arrival_rate_per_s) == case
     }
     return routers[max(qos, key=lambda name: qos[name])] if qos else None
-
-
-def _of_routers(results: Sequence[PolicyResult]) -> list[PolicyResult]:
-    """Return the results with one for each router, the mean of its training runs."""
-    runs: dict[tuple[str, str, float], list[PolicyResult]] = {}
-    for result in results:
-        key = router_of(result.policy), result.workload, result.arrival_rate_per_s
-        runs.setdefault(key, []).append(result)
-    return [
-        dataclasses.replace(
-            each[0],
-            policy=router,
-            metrics={name: np.mean([run.metrics[name] for run in each], axis=0) for name in each[0].metrics},
-        )
-        for (router, _, _), each in runs.items()
-    ]
 
 
 def _first_runs(names: Iterable[str]) -> list[str]:

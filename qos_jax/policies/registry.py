@@ -73,7 +73,8 @@ GROUPS = {"all": (*_HEURISTICS, *ORACLES, *BOUNDS), "heuristics": _HEURISTICS}
 CHECKPOINT = "checkpoint"  # the field that learned routers are given in
 CHECKPOINT_HELP = (
     "learned router: folder of a training run (its best checkpoint) or of one checkpoint; NAME=DIR names it, "
-    f"and as NAME{NEVER_DROPS}=DIR it drops nothing; folders of one NAME are training runs of one router"
+    f"and as NAME{NEVER_DROPS}=DIR it drops nothing; in evaluate, folders of one NAME are training runs of "
+    "one router"
 )
 _RUN = re.compile(r"#\d+")  # no name that a user gives has a #
 _FILE_NAME = re.compile(r"\w[\w.+@-]*")  # a learned router's name is that of a file of the run folder, too
@@ -204,7 +205,8 @@ def named_checkpoints(given: Sequence[str], taken: Collection[str]) -> dict[str,
         if name.casefold() in known:
             remedy = f"name it otherwise: --{CHECKPOINT}=NAME={folder}"
             raise input_error(f"{name!r} is the name of another policy", field=CHECKPOINT, remedy=remedy)
-        is_run = is_named and name in folders and folder not in folders[name]
+        others = [other.resolve() for other in folders.get(name, ())]
+        is_run = is_named and name in folders and folder.resolve() not in others
         if name.casefold() in {other.casefold() for other in folders} and not is_run:
             remedy = f"name each once, or runs of one router alike: --{CHECKPOINT}=NAME=DIR"
             raise input_error(f"names {name!r} twice", field=CHECKPOINT, remedy=remedy)

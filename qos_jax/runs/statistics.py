@@ -96,7 +96,7 @@ def paired_difference(samples: np.ndarray, baseline: np.ndarray, **resampling: A
 
 
 def interquartile_mean(of_runs: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return the mean of the middle half of the runs along an axis; of fewer than four, of all."""
+    """Return the mean of the runs along an axis without a quarter, rounded down, at each end."""
     return np.asarray(stats.trim_mean(of_runs, 0.25, axis=axis))
 
 
@@ -111,13 +111,15 @@ def runs_ci(
     """Return the interquartile mean over training runs of their means over seeds, and its bootstrap interval.
 
     Runs and seeds are both drawn anew, so the interval holds the luck of a training run and that of the
-    requests. It is a percentile interval, too narrow for few runs. Source: Agarwal et al., "Deep
-    reinforcement learning at the edge of the statistical precipice", NeurIPS 2021, arXiv 2108.13264, which
-    draws within each task alone; here all runs are tested on the same seeds.
+    requests. A percentile interval is too narrow for few runs: at a nominal 95% and with the runs' luck
+    alone, normal, it covers 50% with 2 runs, 75% with 3, 88% with 4, 91% with 5 and 94% with 10. Source:
+    Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", NeurIPS 2021,
+    arXiv 2108.13264, which draws within each task alone; here all runs are tested on the same seeds.
 
     Args:
       samples: [..., R, S], of R runs on S seeds each.
-      baseline: [..., Q, S], of Q runs to take the difference to, on the same seeds; None: no difference.
+      baseline: [..., Q, S], of Q runs to take the difference to, on the same seeds; None: no difference. With
+        Q = R the runs are paired in their order, as of the same weights under two views.
       confidence: nominal coverage, in (0, 1).
       resamples: bootstrap resamples.
       seed: seed of the resampling; equal input and seed give equal intervals.
@@ -134,12 +136,13 @@ def runs_ci(
     if baseline is not None and baseline.shape[-1] != seeds:
         raise ValueError(f"a paired difference needs equal seeds, got {samples.shape} and {baseline.shape}")
     drawn = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=resamples).T / seeds  # [S, B]
+    rows_of: dict[int, np.ndarray] = {}  # by the number of runs: [R, B]
 
     def estimates(of_runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(of_runs, np.float64)
         values = np.where(np.isfinite(values).all((-2, -1), keepdims=True), values, np.nan)
         runs = values.shape[-2]
-        rows = rng.integers(runs, size=(runs, resamples))
+        rows = rows_of.setdefault(runs, rng.integers(runs, size=(runs, resamples)))
         again = np.take_along_axis(values @ drawn, np.broadcast_to(rows, (*values.shape[:-1], resamples)), -2)
         return interquartile_mean(values.mean(-1)), interquartile_mean(again, axis=-2)
 

@@ -15,7 +15,7 @@ from qos_jax.files import sha256
 from qos_jax.options import check_options, option
 from qos_jax.policies import Policy
 from qos_jax.policies.greedy_params import PRICE_MEASURED, SEARCHED
-from qos_jax.policies.registry import CHECKPOINT_HELP, NEVER_DROPS, resolve
+from qos_jax.policies.registry import CHECKPOINT, CHECKPOINT_HELP, NEVER_DROPS, resolve, router_of
 from qos_jax.policies.saved import LearnedRouter, load_router
 from qos_jax.routing.telemetry import TelemetryConfig
 from qos_jax.runs.folder import settings_of
@@ -180,6 +180,11 @@ def load_sweep(config: SweepConfig) -> SweepPlan:
         with_bounds=False,
         with_measuring=worlds is None,
     )
+    for name in chosen.checkpoints:
+        if (router := router_of(name)) != name:
+            fault = f"names {router!r} twice, and sweeps do not take training runs together"
+            remedy = f"name each once: --{CHECKPOINT}=NAME=DIR"
+            raise input_error(fault, field=CHECKPOINT, remedy=remedy)
     draws = CaseConfig(
         workloads=(config.workload,),
         **{

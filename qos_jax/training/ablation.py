@@ -23,6 +23,7 @@ from qos_jax.evaluation.comparison import (
 from qos_jax.evaluation.comparison_table import Comparison
 from qos_jax.options import option
 from qos_jax.policies.greedy_params import SEARCHED
+from qos_jax.policies.registry import router_of
 from qos_jax.policies.router_input import searched_numbers
 from qos_jax.runs.folder import check_run_folder, open_run_folder
 from qos_jax.runs.progress import progress
@@ -196,9 +197,9 @@ def run_ablation(
 ) -> Comparison:
     """Train what is not trained yet, compare, and return the comparison.
 
-    Every variant goes on from its last checkpoint, so an ablation that was stopped is simply run again. A
-    variant's run is in ``out/NAME``, several are in ``out/NAME/seed_SEED``; the comparison is in
-    ``out/comparison``.
+    Every variant goes on from its last checkpoint, so an ablation that was stopped is simply run again, with
+    more runs, too. A variant's first run is in ``out/NAME``, the others are in ``out/NAME_seed_SEED``; the
+    comparison is in ``out/comparison``.
 
     Raises:
       InputError: a variant that is unknown or cannot be trained, a folder that holds another run, a
@@ -224,8 +225,7 @@ def run_ablation(
     )
     _check(comparison, config.variants)
     folders = {
-        (name, seed): root / name if config.runs == 1 else root / name / f"seed_{seed}"
-        for name, seed in plans
+        (name, seed): root / (name if seed == train.seed else f"{name}_seed_{seed}") for name, seed in plans
     }
     runs = {
         each: open_training(plan, folders[each], overwrite=overwrite, resume=not overwrite)
@@ -247,7 +247,7 @@ def run_ablation(
 def _check(comparison: ComparisonConfig, names: Sequence[str]) -> None:
     """Find the faults of a comparison whose learned routers are still to be trained."""
     baseline = comparison.baseline
-    if baseline not in (*comparison.policies, *names):
+    if router_of(baseline) not in (*comparison.policies, *names):
         fault = f"{baseline!r} is neither a policy nor a variant of this ablation"
         remedy = f"use one of {', '.join((*comparison.policies, *names))}"
         raise input_error(fault, field="baseline", remedy=remedy)

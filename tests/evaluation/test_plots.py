@@ -1,5 +1,6 @@
 """Plots: each is drawn and saved, its axes carry units, and policies stay apart."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from qos_jax.errors import InputError
 from qos_jax.evaluation import plots
+from qos_jax.evaluation.comparison_table import ComparisonRow, comparison_table
 from qos_jax.runs import plot_style
 from qos_jax.simulation.policy_runs import PolicyResult
 
@@ -14,14 +16,16 @@ POLICIES = ("random", "round_robin", "shortest_queue", "least_work", "power_of_t
 
 
 @pytest.fixture
-def results() -> list[PolicyResult]:
+def rows() -> tuple[ComparisonRow, ...]:
+    """Of the last policy two training runs."""
     rng = np.random.default_rng(0)
-    return [
+    results = [
         PolicyResult(policy, workload, rate, 0.05, {"average_qos": rng.random(seeds)})
-        for policy in POLICIES
+        for policy in (*POLICIES, "ours#1", "ours#2")
         for workload, rates, seeds in (("poisson", (2.0, 5.0), 4), ("azure_conv", (5.5,), 1))
         for rate in rates
     ]
+    return comparison_table(results, baseline="random").rows
 
 
 def _save(figure, path):
@@ -30,23 +34,19 @@ def _save(figure, path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_qos_vs_rate(results, tmp_path):
-    figure = plots.qos_vs_rate(results)
+def test_qos_vs_rate(rows, tmp_path):
+    figure = plots.qos_vs_rate(rows)
     curves, points = figure.axes
     assert curves.get_xlabel() == "arrival rate (requests/s)"
     assert "5.5 requests/s" in points.get_xlabel()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(POLICIES)
-    assert len(points.get_yticks()) == len(POLICIES)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*POLICIES, "ours"]
+    assert len(points.get_yticks()) == len(POLICIES) + 1
     _save(figure, tmp_path / "plots" / "qos_vs_rate.png")
 
 
-def test_more_workloads_take_more_rows(results):
-    one = [r for r in results if r.workload == "azure_conv"]
-    many = [
-        PolicyResult(r.policy, f"{r.workload}{i}", r.arrival_rate_per_s, 0.05, r.metrics)
-        for r in one
-        for i in range(4)
-    ]
+def test_more_workloads_take_more_rows(rows):
+    one = [row for row in rows if row.workload == "azure_conv"]
+    many = [dataclasses.replace(row, workload=f"{row.workload}{i}") for row in one for i in range(4)]
     figure = plots.qos_vs_rate(many)
     assert len(figure.axes) == 6
     assert figure.get_figwidth() < 17

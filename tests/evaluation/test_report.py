@@ -1,5 +1,7 @@
 """What a comparison leaves in its folder: tables, and plots of the cases whose records were kept."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,15 @@ def test_the_best_policy_is_no_oracle(compared):
     assert best_policy(compared, CASE, policies[1:2]) is None
 
 
+def test_the_best_policy_is_no_chosen_run_of_a_router():
+    """The best of ten runs is luck; the first stands for the router."""
+    runs = [result(name, [qos]) for name, qos in {"ours#1": 0.4, "ours#2": 0.9, "random": 0.3}.items()]
+    policies = [dataclasses.replace(policy("random"), name=run.policy) for run in runs]
+    best = best_policy(Compared(runs, {}), CASE, policies)
+    assert best is not None
+    assert best.name == "ours#1"
+
+
 def test_plots_of_the_kept_cases(compared, tmp_path, monkeypatch):
     class Case:
         workload, arrival_rate_per_s = CASE
@@ -68,7 +79,8 @@ def test_plots_of_the_kept_cases(compared, tmp_path, monkeypatch):
     )
     folder = open_run_folder(tmp_path / "run", {})
     policies = [policy("random"), policy("shortest_queue")]
-    paths = write_plots(folder, compared, [Case, Other], policies, None, ["a", "b"])
+    comparison = write_tables(folder, compared, "random")
+    paths = write_plots(folder, compared, comparison, [Case, Other], policies, None, ["a", "b"])
     assert {path.name for path in paths} == {
         "qos_vs_rate.png",
         "latency_cdf_poisson_2.png",

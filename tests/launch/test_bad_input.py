@@ -585,6 +585,9 @@ CHECKPOINT_CASES = [
     _checkpoint("name of a group", _saved(), "'all' is the name of", "; name it", give=("all={}",)),
     _checkpoint("twice", _saved(), "names 'run' twice", "; name each once", give=("{}", "x/run")),
     _checkpoint("name twice", _saved(), "names 'a' twice", "; name each", give=("a={}", "a={}")),
+    _checkpoint(
+        "run twice", _saved(), "is the same training run as", "; give it", give=("a={}", "a={}/checkpoints")
+    ),
     _flag("stochastic without a learned router", "stochastic", "true", "'stochastic'", "; give --checkpoint"),
 ]
 

@@ -106,13 +106,32 @@ def test_runs_and_seeds_are_both_in_the_interval():
     rng = np.random.default_rng(5)
     covered = []
     for spread_of_runs, spread_of_seeds in ((0.02, 0.0), (0.0, 0.02), (0.01, 0.02)):
-        runs = rng.normal(0.6, spread_of_runs, (400, 10, 1))
-        seeds = rng.normal(0.0, spread_of_seeds, (400, 1, 16))
-        estimate = runs_ci(runs + seeds, resamples=400)
-        covered.append(np.mean((estimate.low <= 0.6) & (estimate.high >= 0.6)))
+        covered.append(coverage(rng, 10, spread_of_runs, spread_of_seeds))
     # Percentile intervals of ten runs or sixteen seeds are too narrow, as mean_ci's are.
     assert min(covered) > 0.84, covered
     assert max(covered) < 0.97, covered
+
+
+@pytest.mark.parametrize(("runs", "stated"), [(2, 0.50), (3, 0.75), (5, 0.91)])
+def test_few_runs_cover_as_little_as_stated(runs, stated):
+    assert abs(coverage(np.random.default_rng(8), runs, 0.02, 0.0) - stated) < 0.04
+
+
+def coverage(rng, runs, spread_of_runs, spread_of_seeds):
+    """Return the share of 1,500 intervals that hold the truth."""
+    luck = rng.normal(0.6, spread_of_runs, (1500, runs, 1))
+    estimate = runs_ci(luck + rng.normal(0.0, spread_of_seeds, (1500, 1, 16)), resamples=300)
+    return np.mean((estimate.low <= 0.6) & (estimate.high >= 0.6))
+
+
+def test_equally_many_runs_are_paired():
+    """As of the same weights under two views: the luck of a run cancels, and nothing differs from itself."""
+    rng = np.random.default_rng(9)
+    live = 0.6 + rng.normal(0.0, 0.05, (5, 1)) + rng.normal(0.0, 0.01, (5, 16))
+    difference = runs_ci(live - 0.02 + rng.normal(0.0, 0.001, (5, 16)), live)
+    assert -0.022 < difference.low < -0.02 < difference.high < -0.018
+    itself = runs_ci(live, live)
+    assert (itself.mean, itself.low, itself.high) == (0.0, 0.0, 0.0)
 
 
 def test_the_difference_of_runs_to_a_baseline_is_paired_by_seed():
