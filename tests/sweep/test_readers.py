@@ -15,3 +15,9 @@ def test_the_price_without_profiles_is_swept_of_measured_greedy_alone(axis):
 def test_what_measured_greedy_does_not_read_is_refused(axis):
     with pytest.raises(InputError, match="add projected_greedy to --policies"):
         load_sweep(SweepConfig(sweep=(axis,), policies=("measured_greedy",)))
+
+
+def test_training_runs_are_not_taken_together():
+    """A sweep would show them as routers of their own."""
+    with pytest.raises(InputError, match="names 'ours' twice, and sweeps do not take training runs together"):
+        load_sweep(SweepConfig(checkpoint=("ours=runs/a", "ours=runs/b")))
