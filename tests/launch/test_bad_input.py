@@ -522,6 +522,11 @@ def _saved(**choices: object) -> Callable[[Path], object]:
     return lambda run: save_run(run, network(**choices))
 
 
+def _unlike(run: Path) -> None:
+    save_run(run, network())
+    save_run(run.with_name("other"), network(temperature=0.1))
+
+
 def _damaged(run: Path) -> None:
     save_run(run, network())
     for file in run.glob("checkpoints/*/policy/**/*"):
@@ -588,6 +593,7 @@ CHECKPOINT_CASES = [
     _checkpoint(
         "run twice", _saved(), "is the same training run as", "; give it", give=("a={}", "a={}/checkpoints")
     ),
+    _checkpoint("runs unlike", _unlike, "has another network", "; name it", give=("a={}", "a={}/../other")),
     _flag("stochastic without a learned router", "stochastic", "true", "'stochastic'", "; give --checkpoint"),
 ]
 
