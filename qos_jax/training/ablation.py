@@ -231,10 +231,10 @@ def run_ablation(
         each: open_training(plan, folders[each], overwrite=overwrite, resume=not overwrite)
         for each, plan in plans.items()
     }
-    for number, ((name, seed), run) in enumerate(runs.items(), start=1):
+    for number, (name, seed) in enumerate(plans, start=1):
         which = "" if config.runs == 1 else f", seed {seed}"
-        _say(f"run {number} of {len(runs)}, {name}{which}: {VARIANTS[name][0]}")
-        execute_training(run, plot=plot)
+        _say(f"run {number} of {len(plans)}, {name}{which}: {VARIANTS[name][0]}")
+        execute_training(runs.pop((name, seed)), plot=plot)  # no longer held: a replay memory may be large
     trained = tuple(f"{name}={folder}" for (name, _), folder in folders.items())
     plan = load_comparison(dataclasses.replace(comparison, checkpoint=trained))
     check_run_folder(root / COMPARED, plan.settings, overwrite=True)
