@@ -21,6 +21,7 @@ from qos_jax.evaluation.comparison import (
     work_requests,
 )
 from qos_jax.evaluation.comparison_table import Comparison
+from qos_jax.learning.ppo import PPOConfig
 from qos_jax.options import option
 from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.policies.registry import router_of
@@ -93,7 +94,8 @@ def _network(**choices: Any) -> _Change:
         if full.network.learned_impact:
             return dataclasses.replace(full, network=network)
         updates = _updates(full, "distil")
-        return dataclasses.replace(_alone(full, "none", full.reward, updates, updates), network=network)
+        distil = dataclasses.replace(full.distil, updates=updates)
+        return _alone(full, "none", full.reward, updates, network=network, distil=distil)
 
     return change
 
@@ -112,12 +114,21 @@ def _distilled(**choices: Any) -> _Change:
 
 
 def _agent_alone(agent: str, reward: str) -> _Change:
-    """Return a variant of PPO or SAC from the start, for as many decisions as the full run takes."""
+    """Return a variant of PPO or SAC from the start, for as many decisions as the full run takes.
+
+    Where the full run learns an impact, the variant has none: the policy is learned from the reward alone.
+    """
 
     def change(full: TrainConfig) -> TrainConfig:
         updates = _updates(full, agent)
         part: Any = dataclasses.replace(getattr(full, agent), total_updates=updates)
-        return dataclasses.replace(_alone(full, agent, reward, updates), **{agent: part})
+        if not full.network.learned_impact:
+            return _alone(full, agent, reward, updates, **{agent: part})
+        network = dataclasses.replace(full.network, learned_impact=False)
+        if agent == "ppo":
+            weights = {name: getattr(PPOConfig(), name) for name in ("policy_weight", "entropy_weight")}
+            part = dataclasses.replace(part, **weights)
+        return _alone(full, agent, reward, updates, network=network, **{agent: part})
 
     return change
 
@@ -131,23 +142,24 @@ def _updates(full: TrainConfig, agent: str) -> int:
     return budget // decisions
 
 
-def _alone(full: TrainConfig, agent: str, reward: str, updates: int, distil_updates: int = 0) -> TrainConfig:
-    """Return a run without search, evaluated and saved as often as the full run, by share of updates."""
-    pace = updates / max(full.search.updates + full.distil.updates, 1)
+def _alone(full: TrainConfig, agent: str, reward: str, updates: int, **changes: Any) -> TrainConfig:
+    """Return a run of one phase, evaluated and saved as often as the full run, by share of updates."""
+    agents = 0 if full.agent == "none" else getattr(full, full.agent).total_updates
+    pace = updates / (full.search.updates + full.distil.updates + agents)
 
     def paced(every: int) -> int:
         return max(1, round(every * pace))
 
-    return dataclasses.replace(
-        full,
-        agent=agent,
-        reward=reward,
-        search=dataclasses.replace(full.search, updates=0),
-        distil=dataclasses.replace(full.distil, updates=distil_updates),
-        log_every=paced(full.log_every),
-        checkpoint_every=paced(full.checkpoint_every),
-        evaluation=dataclasses.replace(full.evaluation, every=paced(full.evaluation.every)),
-    )
+    one_phase: dict[str, Any] = {
+        "agent": agent,
+        "reward": reward,
+        "search": dataclasses.replace(full.search, updates=0),
+        "distil": dataclasses.replace(full.distil, updates=0),
+        "log_every": paced(full.log_every),
+        "checkpoint_every": paced(full.checkpoint_every),
+        "evaluation": dataclasses.replace(full.evaluation, every=paced(full.evaluation.every)),
+    }
+    return dataclasses.replace(full, **{**one_phase, **changes})
 
 
 _CONSTANTS = tuple(name for name in SEARCHED if "_by_" not in name or name == "price_by_occupancy")

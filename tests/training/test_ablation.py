@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from qos_jax.errors import InputError
+from qos_jax.learning.ppo import PPOConfig
 from qos_jax.policies.greedy_params import SEARCHED
 from qos_jax.training.ablation import FULL, VARIANTS, trained_decisions, variants
 from qos_jax.training.plan import load_plan
@@ -54,6 +55,24 @@ def test_a_network_of_a_learned_impact_is_trained_as_the_full_run_trains_it():
     assert "margin" not in constants.search.numbers
     with pytest.raises(InputError, match="which this run does not know"):
         variants(["no_residual"], full)
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo_paper", "sac", "sac_paper"])
+def test_an_agent_alone_learns_its_policy_from_the_reward_where_the_full_run_learns_an_impact(name):
+    full = PRESETS["predictions"]
+    (variant,) = variants([name], full).values()
+    plan = load_plan(variant)
+    assert [phase.name for phase in plan.phases] == [name.removesuffix("_paper")]
+    assert full.network.learned_impact
+    assert not variant.network.learned_impact
+    if variant.agent == "ppo":
+        assert variant.ppo.policy_weight == PPOConfig().policy_weight != full.ppo.policy_weight
+    assert variant.reward == ("paper" if name.endswith("_paper") else "potential")
+    (phase,) = plan.phases
+    spent = phase.updates * phase.learner.decisions_per_update
+    assert 0 <= trained_decisions(full) - spent < phase.learner.decisions_per_update
+    evaluations = phase.updates // variant.evaluation.every
+    assert evaluations == (full.ppo.total_updates + full.search.updates) // full.evaluation.every
 
 
 @pytest.mark.parametrize(
