@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -22,6 +20,7 @@ from qos_jax.simulation.metrics import METRICS, PREFIX_METRICS, SESSION_METRICS,
 from qos_jax.simulation.records import RequestRecords
 from qos_jax.simulation.sessions import SessionRuns, session_metrics, simulate_sessions
 from qos_jax.simulation.simulate import Runs, simulate
+from qos_jax.simulation.threads import default_workers, map_in_threads
 from qos_jax.simulation.world import World, simulate_world
 from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.setting import limit_record
@@ -77,7 +76,8 @@ def compare(
       finished: what an earlier, interrupted comparison of the same cases left, by policy: not run again.
       on_progress: called with the number of requests just routed, over all policies.
       on_policy: called when a policy is done, by one thread at a time.
-      workers: policies run side by side; by default one per core on a CPU, one elsewhere.
+      workers: policies run side by side and, if these are fewer, blocks of each; by default one per core
+        on a CPU, one elsewhere.
       worlds: by policy, where its routers do not see everything or servers may fail.
 
     Raises:
@@ -104,31 +104,24 @@ def compare(
             if on_policy is not None:
                 on_policy(run)
 
-    if workers is None:
-        workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
-    requests = sum(case.runs.shape[0] * case.runs.shape[1] for case in cases)
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    try:
-        futures = []
-        for policy in policies:
-            if policy.name in runs:
-                advance(requests)
-            else:
-                world = (worlds or {}).get(policy.name)
-                job = (config, policy, world, cases, set(keep_records), advance)
-                futures.append(pool.submit(lambda job: enter(_run_policy(*job)), job))
-        done, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        if with_upper_bound and UPPER_BOUND not in runs:
-            enter(PolicyRun(UPPER_BOUND, [_bound(case, config) for case in cases], {}))
-    except BaseException as error:
+    def stop() -> None:
+        nonlocal stopped
         with lock:  # whoever holds it is writing, and is let finish
             stopped = True
-        # A thread cannot be stopped while it compiles, so who pressed Ctrl-C does not wait for it.
-        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
-        raise
-    pool.shutdown()
+
+    workers = default_workers() if workers is None else workers
+    todo = [policy for policy in policies if policy.name not in runs]
+    for _ in range(len(policies) - len(todo)):
+        advance(sum(case.runs.shape[0] * case.runs.shape[1] for case in cases))
+    each = max(workers // max(len(todo), 1), 1)  # of the threads, for the blocks of one policy
+
+    def run(policy: Policy) -> None:
+        world = (worlds or {}).get(policy.name)
+        enter(_run_policy(config, policy, world, cases, set(keep_records), advance, each))
+
+    map_in_threads(run, todo, workers, stop)
+    if with_upper_bound and UPPER_BOUND not in runs:
+        enter(PolicyRun(UPPER_BOUND, [_bound(case, config) for case in cases], {}))
     order = [*names, *([UPPER_BOUND] if with_upper_bound else [])]
     records: dict[CaseName, dict[str, RequestRecords]] = {}
     for name in order:
@@ -144,6 +137,7 @@ def _run_policy(
     cases: Sequence[Case],
     keep: set[CaseName],
     on_progress: Callable[[int], None],
+    workers: int,
 ) -> PolicyRun:
     results: dict[int, PolicyResult] = {}
     kept = {}
@@ -152,20 +146,21 @@ def _run_policy(
         # On a CPU whole blocks per case, where they come out even: one program serves every group, and a
         # crowded case does not hold up the others.
         block = -(-seeds // -(-seeds // cpu_block_runs(config))) if jax.default_backend() == "cpu" else None
+        how: Any = {"block_runs": block, "on_progress": on_progress, "workers": workers}
         first = cases[group[0]].runs
         if isinstance(first, SessionRuns):
             if world is not None:
                 raise ValueError("sessions are simulated where routers see everything: leave out worlds")
-            talked = simulate_sessions(config, policy, first, block_runs=block, on_progress=on_progress)
+            talked = simulate_sessions(config, policy, first, **how)
             records, totals = talked.records, talked.totals
             metrics = summarise(records, totals, first.profile, first.limits)
             metrics |= session_metrics(first, metrics, totals.makespan_s)
         else:
             runs = join_runs([each for each in (cases[at].runs for at in group) if isinstance(each, Runs)])
             if world is None:
-                done = simulate(config, policy, runs, block_runs=block, on_progress=on_progress)
+                done = simulate(config, policy, runs, **how)
             else:
-                done = simulate_world(config, policy, runs, world, block_runs=block, on_progress=on_progress)
+                done = simulate_world(config, policy, runs, world, **how)
             records = done.records
             metrics = summarise(records, done.totals, runs.profile, runs.limits)
         for place, index in enumerate(group):

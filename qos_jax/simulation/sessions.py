@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, cut_at_limit, with_context_limit
-from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
+from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, Block, blocks_of, chunks_of
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.route import Carry, requests_of
 from qos_jax.simulation.route_sessions import TICK_S, SessionCarry, Turns, route_sessions, ticks_of
 from qos_jax.simulation.simulate import SimulationResult
+from qos_jax.simulation.threads import compiled_once, map_blocks
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 
 
@@ -61,6 +63,7 @@ def simulate_sessions(
     chunk_requests: int = CHUNK_REQUESTS,
     keep_snapshots: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
 ) -> SimulationResult:
     """Route the first T turns of every run by ``policy``, drain, and return what became of each.
 
@@ -73,7 +76,8 @@ def simulate_sessions(
       block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run that are routed between two calls of ``on_progress``.
       keep_snapshots: also return the experts' load before each arrival.
-      on_progress: called after each chunk with the number of requests just routed.
+      on_progress: called after each chunk with the number of requests just routed, by one thread at a time.
+      workers: blocks side by side; by default one per core on a CPU, one elsewhere.
 
     Raises:
       RuntimeError: a request is unaccounted for (a defect: arrived = completed + rejected + dropped).
@@ -84,17 +88,18 @@ def simulate_sessions(
     requests = cut_at_limit(limited, requests, np)
     num_runs, num_requests = runs.shape
     chunk, spans = chunks_of(num_requests, chunk_requests)
-    ledger = Ledger(num_runs, num_requests, config.num_experts)
+    ledger, lock = Ledger(num_runs, num_requests, config.num_experts), threading.Lock()
     session, turn, gap_ticks = (np.zeros((num_runs, num_requests), np.int64) for _ in range(3))
-    snapshots = []
-    for block in blocks_of(config, limited, runs.limits, runs.length_log_std, block_runs):
+    route, remaining = compiled_once(_route), compiled_once(_remaining)
+
+    def route_block(block: Block) -> Any:  # its snapshots
         lanes, real = block.lanes, block.real
         turns = _turns(requests, runs.think_s, lanes)
         carry = _begin(config, policy, jnp.asarray(runs.start_s[lanes]), num_requests, runs.think_s.shape)
         seen = []
         for start, stop in spans:
             index = np.arange(start, start + chunk)
-            carry, logged = _route(
+            carry, logged = route(
                 config,
                 policy.act_function(),
                 num_requests,
@@ -107,18 +112,23 @@ def simulate_sessions(
                 jnp.asarray(np.where(index < stop, index, -1), jnp.int32),
             )
             totals, done = jax.device_get((dataclasses.replace(carry.carry, fleet=None), logged))
-            batch = slice(start, stop)
-            ledger.enter_totals(totals.busy_s, totals.kv_token_s, totals.rounds, real)
-            ledger.enter_decisions(done.logged.expert, done.logged.status, real, batch)
-            ledger.enter_outcomes(done.logged.evicted, real)
-            for kept, new in ((session, done.session), (turn, done.turn), (gap_ticks, done.gap_ticks)):
-                kept[real, batch] = new[: block.size, : stop - start]
-            shape = (block.size, stop - start)
+            batch, shape = slice(start, stop), (block.size, stop - start)
             seen.append(jax.tree.map(lambda leaf, n=shape: leaf[: n[0], : n[1]], done.snapshot))
-            if on_progress is not None:
-                on_progress((stop - start) * block.size)
-        snapshots.append(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *seen))
-        ledger.enter_outcomes(jax.device_get(_remaining(carry.carry.fleet)), real)
+            with lock:
+                ledger.enter_totals(totals.busy_s, totals.kv_token_s, totals.rounds, real)
+                ledger.enter_decisions(done.logged.expert, done.logged.status, real, batch)
+                ledger.enter_outcomes(done.logged.evicted, real)
+                for kept, new in ((session, done.session), (turn, done.turn), (gap_ticks, done.gap_ticks)):
+                    kept[real, batch] = new[: block.size, : stop - start]
+                if on_progress is not None:
+                    on_progress((stop - start) * block.size)
+        outcomes = jax.device_get(remaining(carry.carry.fleet))
+        with lock:
+            ledger.enter_outcomes(outcomes, real)
+        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *seen)
+
+    blocks = blocks_of(config, limited, runs.limits, runs.length_log_std, block_runs)
+    snapshots = map_blocks(route_block, blocks, workers)
     row = session * runs.think_s.shape[2] + turn % runs.think_s.shape[2]
     arrived = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(num_runs)[:, None], row], requests)
     arrival_s = np.cumsum(np.pad(gap_ticks, ((0, 0), (1, 0)))[:, :-1], axis=1) * TICK_S

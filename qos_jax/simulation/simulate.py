@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,11 @@ from qos_jax.serving import (
     cut_at_limit,
     with_context_limit,
 )
-from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
+from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, Block, blocks_of, chunks_of
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
+from qos_jax.simulation.threads import compiled_once, map_blocks
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.trace import gaps_s
 
@@ -93,12 +95,13 @@ def simulate(
     chunk_requests: int = CHUNK_REQUESTS,
     keep_snapshots: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
 ) -> SimulationResult:
     """Route every request of every run by ``policy``, drain, and return what became of each.
 
     Runs advance together in vmapped blocks, a chunk of requests at a time, so device memory is bounded
-    by ``block_runs`` x ``chunk_requests`` and every block uses one compiled program. Equal runs give
-    every policy the same requests at the same times.
+    by ``workers`` x ``block_runs`` x ``chunk_requests`` and every block uses one compiled program. Equal
+    runs give every policy the same requests at the same times.
 
     Args:
       config: static sizes and the scheduler.
@@ -107,7 +110,8 @@ def simulate(
       block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run on the device at once.
       keep_snapshots: also return the experts' load before each arrival.
-      on_progress: called after each chunk with the number of requests just routed.
+      on_progress: called after each chunk with the number of requests just routed, by one thread at a time.
+      workers: blocks side by side; by default one per core on a CPU, one elsewhere.
 
     Raises:
       RuntimeError: a request is unaccounted for (a defect: arrived = completed + rejected + dropped).
@@ -119,18 +123,19 @@ def simulate(
     num_runs, num_requests = runs.shape
     chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function = policy.act_function()
-    ledger = Ledger(num_runs, num_requests, config.num_experts)
-    snapshots = []
-    for block in blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs):
+    ledger, lock = Ledger(num_runs, num_requests, config.num_experts), threading.Lock()
+    run_chunk, remaining = compiled_once(_run_chunk), compiled_once(_remaining)
+
+    def route_block(block: Block) -> Snapshot | None:
         lanes, real = block.lanes, block.real
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
         fleet = jax.tree.map(
-            lambda x, lanes=lanes: jnp.broadcast_to(x, (len(lanes), *x.shape)),
+            lambda x: jnp.broadcast_to(x, (len(lanes), *x.shape)),
             empty_fleet(config, measures=policy.measures),
         )
         kept = []
         for start, stop in spans:
-            carry, logged, snapshot = _run_chunk(
+            carry, logged, snapshot = run_chunk(
                 config,
                 policy_function,
                 keep_snapshots,
@@ -145,17 +150,22 @@ def simulate(
                 (dataclasses.replace(carry, fleet=None), logged, snapshot)
             )
             batch = slice(start, stop)
-            ledger.enter_totals(carry.busy_s, carry.kv_token_s, carry.rounds, real)
-            ledger.enter_decisions(logged.expert, logged.status, real, batch)
-            ledger.enter_outcomes(logged.evicted, real)
+            with lock:
+                ledger.enter_totals(carry.busy_s, carry.kv_token_s, carry.rounds, real)
+                ledger.enter_decisions(logged.expert, logged.status, real, batch)
+                ledger.enter_outcomes(logged.evicted, real)
+                if on_progress is not None:
+                    on_progress((stop - start) * block.size)
             if keep_snapshots:
                 kept.append(_cut(snapshot, block.size, stop - start))
-            if on_progress is not None:
-                on_progress((stop - start) * block.size)
-        ledger.enter_outcomes(jax.device_get(_remaining(fleet)), real)
-        if keep_snapshots:
-            snapshots.append(jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept))
-    all_kept = jax.tree.map(lambda *parts: np.concatenate(parts), *snapshots) if snapshots else None
+        outcomes = jax.device_get(remaining(fleet))
+        with lock:
+            ledger.enter_outcomes(outcomes, real)
+        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept) if kept else None
+
+    blocks = blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs)
+    snapshots = map_blocks(route_block, blocks, workers)
+    all_kept = jax.tree.map(lambda *parts: np.concatenate(parts), *snapshots) if keep_snapshots else None
     return SimulationResult(
         records=ledger.records(runs.arrival_s, runs.requests),
         totals=ledger.totals(runs.arrival_s),

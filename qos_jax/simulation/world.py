@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ from qos_jax.policies.types import Policy
 from qos_jax.routing.faults import Faults
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig
 from qos_jax.serving import ServingConfig, cut_at_limit, with_context_limit
-from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, blocks_of, chunks_of
+from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, Block, blocks_of, chunks_of
 from qos_jax.simulation.reality import Reality, begin, finish, route_in_reality
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, RequestRecords, RunTotals
 from qos_jax.simulation.route import requests_of
 from qos_jax.simulation.simulate import Runs, SimulationResult, arriving_of
+from qos_jax.simulation.threads import compiled_once, map_blocks
 from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
 
 
@@ -53,6 +55,7 @@ def simulate_world(
     block_runs: int | None = None,
     chunk_requests: int = CHUNK_REQUESTS,
     on_progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
 ) -> SimulationResult:
     """Route every request of every run by ``policy`` in ``world``, drain, and return what became of each.
 
@@ -66,7 +69,8 @@ def simulate_world(
       world: routers and servers.
       block_runs: runs stepped together; by default ``blocks.cpu_block_runs`` on a CPU, all elsewhere.
       chunk_requests: requests of each run that are routed between two calls of ``on_progress``.
-      on_progress: called after each chunk with the number of requests just routed.
+      on_progress: called after each chunk with the number of requests just routed, by one thread at a time.
+      workers: blocks side by side; by default one per core on a CPU, one elsewhere.
 
     Raises:
       RuntimeError: a request is unaccounted for (a defect of the simulator).
@@ -78,15 +82,17 @@ def simulate_world(
     num_requests = runs.shape[1]
     chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function, reality = policy.act_function(), world.reality
-    ended: list[Any] = []  # of logbook, busy and KV totals, and rounds
-    for block in blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs):
+    begin_block, route, finish_block = (compiled_once(part) for part in (_begin, _route, _finish))
+    lock = threading.Lock()
+
+    def route_block(block: Block) -> Any:  # of logbook, busy and KV totals, and rounds
         lanes, size = block.lanes, block.size
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
-        contents = requests_of(jax.tree.map(lambda leaf, at=lanes: jnp.asarray(leaf[at]), runs.requests))
-        carry = _begin(config, reality, seed, num_requests)
+        contents = requests_of(jax.tree.map(lambda leaf: jnp.asarray(leaf[lanes]), runs.requests))
+        carry = begin_block(config, reality, seed, num_requests)
         for start, stop in spans:
             arriving = arriving_of(runs, lanes, start, stop, chunk)
-            carry = _route(
+            carry = route(
                 config,
                 world.choices,
                 policy_function,
@@ -100,10 +106,13 @@ def simulate_world(
             )
             jax.block_until_ready(carry.rounds)
             if on_progress is not None:
-                on_progress((stop - start) * size)
-        done = (_finish(world.choices, carry), carry.busy_s, carry.kv_token_s, carry.rounds)
-        done = jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], jax.device_get(done))
-        ended.append(done)
+                with lock:
+                    on_progress((stop - start) * size)
+        done = (finish_block(world.choices, carry), carry.busy_s, carry.kv_token_s, carry.rounds)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:size], jax.device_get(done))
+
+    blocks = blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs)
+    ended = map_blocks(route_block, blocks, workers)
     logbook, busy_s, kv_token_s, rounds = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
     records = _records(runs, logbook)
     end_s = runs.arrival_s + np.nan_to_num(records.latency_s.astype(np.float64))

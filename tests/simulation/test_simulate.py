@@ -114,6 +114,27 @@ def test_chunks_make_no_difference(random_result, chunk_requests):
     np.testing.assert_array_equal(random_result.rounds, other.rounds)
 
 
+def test_threads_make_no_difference(random_result):
+    counts = []
+    other = simulate(
+        config(),
+        policy("random"),
+        runs(),
+        block_runs=2,
+        chunk_requests=16,
+        keep_snapshots=True,
+        on_progress=counts.append,
+        workers=3,
+    )
+    same = simulate(
+        config(), policy("random"), runs(), block_runs=2, chunk_requests=16, keep_snapshots=True, workers=1
+    )
+    assert_same(other, same)
+    assert_same(random_result, other, rtol=1e-5)
+    np.testing.assert_array_equal(other.snapshots.running, same.snapshots.running)
+    assert sum(counts) == R * T
+
+
 @pytest.mark.parametrize("block_runs", [2, 9, None])
 def test_blocks_make_no_difference(random_result, block_runs):
     """Also blocks that must be filled up, and a block larger than the runs."""
