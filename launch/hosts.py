@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from qos_jax.checks import COUNT, Interval, check_range
+from qos_jax.devices import cores
 from qos_jax.errors import input_error
 
 from . import common
@@ -66,8 +67,7 @@ def one_a_core() -> int:
     They are two at least: XLA rounds a program for one device and the same for several differently in a last
     bit, and results are not to depend on the number of cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores, 2)
+    return max(cores(), 2)
 
 
 @contextlib.contextmanager

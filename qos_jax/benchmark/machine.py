@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import resource
 import sys
@@ -13,15 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from qos_jax.benchmark.timing import compile_program, timed
+from qos_jax.devices import cores
 
 _COPIED_BYTES = 2**27  # far beyond any cache
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on: cores, processor, JAX and its backend."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "cores": cores,
+        "cores": cores(),
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+
+from qos_jax.devices import cores
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -20,9 +21,7 @@ def default_workers() -> int:
     XLA itself shares the steps of one block out to cores, but they are too small for that: on two cores a
     block takes longer than on one, and 1.5 times the processor time.
     """
-    if jax.default_backend() != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores() if jax.default_backend() == "cpu" else 1
 
 
 def map_blocks(
