@@ -13,7 +13,7 @@ from qos_jax.routing.outlook import Outlook
 from qos_jax.routing.whole_batch import whole_batch
 from qos_jax.serving import FleetProfile
 
-# Requests of the batch whose company is added in one round of a loop: each round reads and writes the sums.
+# Slots whose company is added in one round of a loop, at most: each round reads and writes the sums.
 _ADDED_TOGETHER = 16
 
 
@@ -63,15 +63,19 @@ def _company(outlook: Outlook, schedule: Schedule) -> tuple[jax.Array, jax.Array
     """Return E2E latency and decode time of those in flight without the newcomer, [N, K] seconds each.
 
     The decode time of each is lengthened by the presence of all requests of its expert, and by the prefills
-    of queued ones, which hold up all who end later. They are added one after another: a [K, K] table of
-    pairs would be summed along its last axis, which XLA does not vectorise on a CPU. All arguments may have
-    further leading axes.
+    of queued ones, which hold up all who end later. They are added one after another, from the first live
+    slot on: a [K, K] table of pairs would be summed along its last axis, which XLA does not vectorise on a
+    CPU. All arguments may have further leading axes.
     """
     column, queued = column_of(outlook.profile), schedule.queued
     start, needs, context = schedule.start, schedule.needs, _decode_context(outlook)
     last = start + needs
     slots = last.shape[-1]
     slot = jnp.arange(slots, dtype=jnp.int32).reshape((1,) * (last.ndim - 1) + (-1,))
+
+    def first_of(mask: jax.Array) -> jax.Array:
+        slot_has = jnp.any(mask, axis=tuple(range(mask.ndim - 1)))
+        return jnp.where(jnp.any(slot_has), jnp.argmax(slot_has).astype(jnp.int32), slots)
 
     # Those in the batch from the next boundary on share as many iterations as either has left.
     in_batch = jnp.where(outlook.live & ~queued, needs, 0.0)
@@ -97,10 +101,9 @@ def _company(outlook: Outlook, schedule: Schedule) -> tuple[jax.Array, jax.Array
         shared_s = _presence_s(column, present, of(context))
         return sum_s + shared_s + jnp.where(held_up, of(schedule.alone_s), 0.0)
 
-    waits = jnp.any(queued, axis=tuple(range(queued.ndim - 1)))
-    first = jnp.where(jnp.any(waits), jnp.argmax(waits).astype(jnp.int32), slots)
-    shared_s = jax.lax.fori_loop(0, slots // together, of_batch, jnp.zeros_like(last))
-    shared_s = jax.lax.fori_loop(first, jnp.int32(slots), of_queue, shared_s)
+    first, chunks = first_of(outlook.live) // together, jnp.int32(slots // together)
+    shared_s = jax.lax.fori_loop(first, chunks, of_batch, jnp.zeros_like(last))
+    shared_s = jax.lax.fori_loop(first_of(queued), jnp.int32(slots), of_queue, shared_s)
     decode_s = column.decode_base_s * last + shared_s
     entry_s = jnp.where(_leaves(outlook), outlook.lead_s[..., None], schedule.committed_s[..., None])
     return outlook.age_s + entry_s + decode_s + column.network_rtt_s, decode_s
