@@ -18,7 +18,7 @@ from qos_jax.routing.outlook import tokens_left
 def best_of(scores: jax.Array, drop_below: jax.Array) -> jax.Array:
     """Return the index of the highest of [N] scores, the first on ties; N (drop) below ``drop_below``."""
     best = jnp.max(scores)
-    return jnp.where(best < drop_below, jnp.int32(scores.shape[0]), _first(scores == best))
+    return jnp.where(best < drop_below, jnp.int32(scores.shape[0]), _first(~(scores < best)))
 
 
 def _least(key: jax.Array, cost: jax.Array) -> jax.Array:

@@ -150,7 +150,7 @@ def _log_slot(seen: Observation, expert_mask: jax.Array | None) -> dict[str, jax
     """Return logarithms of the quantities of a slot of each expert, [N] or [] each."""
     profile = seen.profile
     context = (seen.slot_prompt_tokens + seen.slot_generated_tokens).astype(jnp.float32)
-    context = jnp.sum(jnp.where(seen.live, context, 0.0), axis=-1)  # exact, and faster on a CPU than of int32
+    context = jnp.sum(jnp.where(seen.live, context, 0.0), axis=-1)  # of int32 slower on a CPU
     batch = queue_length(seen).astype(jnp.float32)
     pace_s = jnp.maximum(decode_run_s(profile, jnp.ones_like(batch), batch, context), 1e-9)
     log_pace = jnp.log(pace_s)

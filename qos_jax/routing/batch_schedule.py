@@ -95,7 +95,7 @@ def schedule_batch(outlook: Outlook) -> Schedule:
 def _queue(room: _Room) -> _Queue:
     """Return who is queued, [..., N, K], and the results of :func:`_start_iterations`.
 
-    Nobody is, and nothing is computed, where all experts have room for all, as is most often so.
+    Nobody is, and nothing is computed, where all experts in use have room for all, as is most often so.
     """
     queued, start = jnp.zeros_like(room.live), jnp.zeros_like(room.needs)
     nobody = queued, start, jnp.zeros_like(room.capacity_tokens)
@@ -111,7 +111,7 @@ def _queue(room: _Room) -> _Queue:
         start, free = _start_iterations(position, room.live & ~queued, room.needs)
         return vary_alike((jnp.bool_(False), (queued, start, free)), loop)
 
-    todo = ~jnp.all(room.has_room)
+    todo = jnp.any(~room.has_room & jnp.any(room.live, axis=-1))
     return jax.lax.while_loop(lambda loop: loop[0], once, vary_alike((todo, nobody), room))[1]
 
 

@@ -27,7 +27,7 @@ class Outlook:
     age_s: jax.Array  # [N, K] float32, seconds
     context_tokens: jax.Array  # [N, K] float32, prompt + generated
     prefill_left_tokens: jax.Array  # [N, K] float32, of a partly prefilled prompt
-    left_tokens: jax.Array  # [N, K] float32, output tokens still to come
+    left_tokens: jax.Array  # [N, K] float32, output tokens still to come, >= 0
     output_tokens: jax.Array  # [N, K] float32, generated + left
     ttft_s: jax.Array  # [N, K] float32, seconds to its first token; -1 = none yet
     new_prompt_tokens: jax.Array  # [] float32

@@ -73,10 +73,6 @@ def _company(outlook: Outlook, schedule: Schedule) -> tuple[jax.Array, jax.Array
     slots = last.shape[-1]
     slot = jnp.arange(slots, dtype=jnp.int32).reshape((1,) * (last.ndim - 1) + (-1,))
 
-    def first_of(mask: jax.Array) -> jax.Array:
-        slot_has = jnp.any(mask, axis=tuple(range(mask.ndim - 1)))
-        return jnp.where(jnp.any(slot_has), jnp.argmax(slot_has).astype(jnp.int32), slots)
-
     # Those in the batch from the next boundary on share as many iterations as either has left.
     in_batch = jnp.where(outlook.live & ~queued, needs, 0.0)
     weight = column.decode_per_seq_s + column.decode_per_context_token_s * (context - 0.5)
@@ -101,9 +97,9 @@ def _company(outlook: Outlook, schedule: Schedule) -> tuple[jax.Array, jax.Array
         shared_s = _presence_s(column, present, of(context))
         return sum_s + shared_s + jnp.where(held_up, of(schedule.alone_s), 0.0)
 
-    first, chunks = first_of(outlook.live) // together, jnp.int32(slots // together)
+    first, chunks = _first_slot(outlook.live) // together, jnp.int32(slots // together)
     shared_s = jax.lax.fori_loop(first, chunks, of_batch, jnp.zeros_like(last))
-    shared_s = jax.lax.fori_loop(first_of(queued), jnp.int32(slots), of_queue, shared_s)
+    shared_s = jax.lax.fori_loop(_first_slot(queued), jnp.int32(slots), of_queue, shared_s)
     decode_s = column.decode_base_s * last + shared_s
     entry_s = jnp.where(_leaves(outlook), outlook.lead_s[..., None], schedule.committed_s[..., None])
     return outlook.age_s + entry_s + decode_s + column.network_rtt_s, decode_s
@@ -115,7 +111,7 @@ def _newcomer(outlook: Outlook, schedule: Schedule) -> tuple[jax.Array, jax.Arra
     column = column_of(profile)
     new_last = (schedule.new_start + schedule.new_needs)[:, None]
     present = jnp.clip(new_last - start, 0.0, needs)
-    # Chosen after it is computed: before, XLA makes the products and their sum a call into a library.
+    # Masked after the products: with a mask before them XLA calls a library for both them and the sum.
     present_s = jnp.where(outlook.live, _presence_s(column, present, _decode_context(outlook)), 0.0)
     shared_s = jnp.sum(present_s, axis=-1)
     decode_s = profile.decode_base_s * new_last[:, 0] + shared_s
@@ -186,8 +182,14 @@ def _wait_s(outlook: Outlook, schedule: Schedule) -> jax.Array:
         prefill_s = jnp.where(of(queued) & (j <= slot), of(schedule.alone_s), 0.0)
         return sum_s + _presence_s(column, present, of(context)) + prefill_s
 
-    first = jnp.where(jnp.any(queued), jnp.min(jnp.where(live, slot, slots)), slots)
+    first = jnp.where(jnp.any(queued), _first_slot(live), slots)
     return jax.lax.fori_loop(first, jnp.int32(slots), body, jnp.zeros_like(start))
+
+
+def _first_slot(mask: jax.Array) -> jax.Array:
+    """Return the first slot that is set anywhere in [..., N, K], [] int32; K if there is none."""
+    slot_has = jnp.any(mask, axis=tuple(range(mask.ndim - 1)))
+    return jnp.where(jnp.any(slot_has), jnp.argmax(slot_has).astype(jnp.int32), mask.shape[-1])
 
 
 def _decode_context(outlook: Outlook) -> jax.Array:

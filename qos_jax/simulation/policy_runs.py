@@ -76,8 +76,8 @@ def compare(
       finished: what an earlier, interrupted comparison of the same cases left, by policy: not run again.
       on_progress: called with the number of requests just routed, over all policies.
       on_policy: called when a policy is done, by one thread at a time.
-      workers: policies run side by side and, if these are fewer, blocks of each; by default one per core
-        on a CPU, one elsewhere.
+      workers: policies run side by side and, shared out among them at the start if they are fewer, blocks
+        of each; by default one per core on a CPU, one elsewhere.
       worlds: by policy, where its routers do not see everything or servers may fail.
 
     Raises:
@@ -113,7 +113,7 @@ def compare(
     todo = [policy for policy in policies if policy.name not in runs]
     for _ in range(len(policies) - len(todo)):
         advance(sum(case.runs.shape[0] * case.runs.shape[1] for case in cases))
-    each = max(workers // max(len(todo), 1), 1)  # of the threads, for the blocks of one policy
+    each = -(-workers // max(len(todo), 1))  # threads for the blocks of one policy
 
     def run(policy: Policy) -> None:
         world = (worlds or {}).get(policy.name)

@@ -19,7 +19,7 @@ from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.route import Carry, requests_of
 from qos_jax.simulation.route_sessions import TICK_S, SessionCarry, Turns, route_sessions, ticks_of
 from qos_jax.simulation.simulate import SimulationResult
-from qos_jax.simulation.threads import compiled_once, map_blocks
+from qos_jax.simulation.threads import Advance, compiled_once, map_blocks
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 
 
@@ -92,7 +92,7 @@ def simulate_sessions(
     session, turn, gap_ticks = (np.zeros((num_runs, num_requests), np.int64) for _ in range(3))
     route, remaining = compiled_once(_route), compiled_once(_remaining)
 
-    def route_block(block: Block) -> Any:  # its snapshots
+    def route_block(block: Block, advance: Advance) -> Any:  # its snapshots
         lanes, real = block.lanes, block.real
         turns = _turns(requests, runs.think_s, lanes)
         carry = _begin(config, policy, jnp.asarray(runs.start_s[lanes]), num_requests, runs.think_s.shape)
@@ -120,15 +120,14 @@ def simulate_sessions(
                 ledger.enter_outcomes(done.logged.evicted, real)
                 for kept, new in ((session, done.session), (turn, done.turn), (gap_ticks, done.gap_ticks)):
                     kept[real, batch] = new[: block.size, : stop - start]
-                if on_progress is not None:
-                    on_progress((stop - start) * block.size)
+            advance((stop - start) * block.size)
         outcomes = jax.device_get(remaining(carry.carry.fleet))
         with lock:
             ledger.enter_outcomes(outcomes, real)
         return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *seen)
 
     blocks = blocks_of(config, limited, runs.limits, runs.length_log_std, block_runs)
-    snapshots = map_blocks(route_block, blocks, workers)
+    snapshots = map_blocks(route_block, blocks, workers, on_progress)
     row = session * runs.think_s.shape[2] + turn % runs.think_s.shape[2]
     arrived = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(num_runs)[:, None], row], requests)
     arrival_s = np.cumsum(np.pad(gap_ticks, ((0, 0), (1, 0)))[:, :-1], axis=1) * TICK_S

@@ -25,7 +25,7 @@ from qos_jax.simulation.blocks import CHUNK_REQUESTS, KNOWN_BY_RUN, Block, block
 from qos_jax.simulation.ledger import Ledger
 from qos_jax.simulation.records import RequestRecords, RunTotals
 from qos_jax.simulation.route import Arriving, Snapshot, requests_of, route_requests
-from qos_jax.simulation.threads import compiled_once, map_blocks
+from qos_jax.simulation.threads import Advance, compiled_once, map_blocks
 from qos_jax.workload.request_table import RequestTable, prefix_levels, with_prefixes, without_prefixes
 from qos_jax.workload.trace import gaps_s
 
@@ -126,7 +126,7 @@ def simulate(
     ledger, lock = Ledger(num_runs, num_requests, config.num_experts), threading.Lock()
     run_chunk, remaining = compiled_once(_run_chunk), compiled_once(_remaining)
 
-    def route_block(block: Block) -> Snapshot | None:
+    def route_block(block: Block, advance: Advance) -> Snapshot | None:
         lanes, real = block.lanes, block.real
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
         fleet = jax.tree.map(
@@ -154,17 +154,16 @@ def simulate(
                 ledger.enter_totals(carry.busy_s, carry.kv_token_s, carry.rounds, real)
                 ledger.enter_decisions(logged.expert, logged.status, real, batch)
                 ledger.enter_outcomes(logged.evicted, real)
-                if on_progress is not None:
-                    on_progress((stop - start) * block.size)
             if keep_snapshots:
                 kept.append(_cut(snapshot, block.size, stop - start))
+            advance((stop - start) * block.size)
         outcomes = jax.device_get(remaining(fleet))
         with lock:
             ledger.enter_outcomes(outcomes, real)
         return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *kept) if kept else None
 
     blocks = blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs)
-    snapshots = map_blocks(route_block, blocks, workers)
+    snapshots = map_blocks(route_block, blocks, workers, on_progress)
     all_kept = jax.tree.map(lambda *parts: np.concatenate(parts), *snapshots) if keep_snapshots else None
     return SimulationResult(
         records=ledger.records(runs.arrival_s, runs.requests),

@@ -1,4 +1,4 @@
-"""Work on blocks of runs side by side, in threads: XLA computes with most of one core on each."""
+"""Work on blocks of runs side by side, in threads: one program keeps little more than one core busy."""
 
 from __future__ import annotations
 
@@ -14,27 +14,46 @@ from qos_jax.devices import cores
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+Advance = Callable[[int], None]  # takes how many more requests are routed
+
 
 def default_workers() -> int:
-    """Return how many threads make full use of the device: one per core on a CPU, one elsewhere.
+    """Return how many blocks make full use of the device: one per core on a CPU, one elsewhere.
 
     XLA itself shares the steps of one block out to cores, but they are too small for that: on two cores a
-    block takes longer than on one, and 1.5 times the processor time.
+    block takes longer than on one (data/results/speed.md).
     """
     return cores() if jax.default_backend() == "cpu" else 1
 
 
 def map_blocks(
-    function: Callable[[_Item], _Result], blocks: Iterable[_Item], workers: int | None
+    function: Callable[[_Item, Advance], _Result],
+    blocks: Iterable[_Item],
+    workers: int | None,
+    on_progress: Advance | None,
 ) -> list[_Result]:
-    """Return ``function`` of each block, in order, by ``workers`` threads or, if None, the default.
+    """Return ``function`` of each block, in order.
 
-    A block alone, or one worker, is computed by the caller's thread.
+    Args:
+      function: of a block, and of what it calls after each chunk with the number of requests just routed:
+        that ends the block once another has failed or the caller was interrupted.
+      blocks: any number. One alone is computed by the caller's thread.
+      workers: threads; None = :func:`default_workers`.
+      on_progress: called with the numbers of requests, by one thread at a time.
     """
+    stopped, lock = threading.Event(), threading.Lock()
+
+    def advance(count: int) -> None:
+        with lock:
+            if stopped.is_set():
+                raise InterruptedError
+            if on_progress is not None:
+                on_progress(count)
+
     blocks, workers = list(blocks), default_workers() if workers is None else workers
     if min(workers, len(blocks)) <= 1:
-        return [function(block) for block in blocks]
-    return map_in_threads(function, blocks, workers)
+        return [function(block, advance) for block in blocks]
+    return map_in_threads(lambda block: function(block, advance), blocks, workers, stopped.set)
 
 
 def map_in_threads(
@@ -45,8 +64,8 @@ def map_in_threads(
 ) -> list[_Result]:
     """Return ``function`` of each item, in order, computed by threads.
 
-    The first error ends it: items not begun are left out, and those begun are waited for. When interrupted,
-    it returns to the caller at once, since a thread cannot be stopped while it compiles.
+    The first error ends it: items not begun are left out, and those begun are waited for. An interrupt is
+    raised at once and waits for no thread, since one cannot be stopped while it compiles.
 
     Args:
       function: of an item; called by several threads at a time.
@@ -74,11 +93,12 @@ def compiled_once(function: Callable[..., _Result]) -> Callable[..., _Result]:
     lock, ready = threading.Lock(), threading.Event()
 
     def call(*arguments: Any) -> _Result:
-        if ready.is_set():
-            return function(*arguments)
-        with lock:
-            result = function(*arguments)
-        ready.set()
-        return result
+        if not ready.is_set():
+            with lock:
+                if not ready.is_set():
+                    result = function(*arguments)
+                    ready.set()
+                    return result
+        return function(*arguments)
 
     return call

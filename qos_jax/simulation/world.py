@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from qos_jax.simulation.reality import Reality, begin, finish, route_in_reality
 from qos_jax.simulation.records import COMPLETED, DROPPED, FAILED, RequestRecords, RunTotals
 from qos_jax.simulation.route import requests_of
 from qos_jax.simulation.simulate import Runs, SimulationResult, arriving_of
-from qos_jax.simulation.threads import compiled_once, map_blocks
+from qos_jax.simulation.threads import Advance, compiled_once, map_blocks
 from qos_jax.workload.request_table import prefix_levels, with_prefixes, without_prefixes
 
 
@@ -83,9 +82,8 @@ def simulate_world(
     chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function, reality = policy.act_function(), world.reality
     begin_block, route, finish_block = (compiled_once(part) for part in (_begin, _route, _finish))
-    lock = threading.Lock()
 
-    def route_block(block: Block) -> Any:  # of logbook, busy and KV totals, and rounds
+    def route_block(block: Block, advance: Advance) -> Any:  # of logbook, busy and KV totals, and rounds
         lanes, size = block.lanes, block.size
         seed = jnp.asarray(runs.seed[lanes], jnp.uint32)
         contents = requests_of(jax.tree.map(lambda leaf: jnp.asarray(leaf[lanes]), runs.requests))
@@ -105,14 +103,12 @@ def simulate_world(
                 arriving,
             )
             jax.block_until_ready(carry.rounds)
-            if on_progress is not None:
-                with lock:
-                    on_progress((stop - start) * size)
+            advance((stop - start) * size)
         done = (finish_block(world.choices, carry), carry.busy_s, carry.kv_token_s, carry.rounds)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:size], jax.device_get(done))
 
     blocks = blocks_of(config, runs.profile, runs.limits, runs.length_log_std, block_runs)
-    ended = map_blocks(route_block, blocks, workers)
+    ended = map_blocks(route_block, blocks, workers, on_progress)
     logbook, busy_s, kv_token_s, rounds = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
     records = _records(runs, logbook)
     end_s = runs.arrival_s + np.nan_to_num(records.latency_s.astype(np.float64))

@@ -116,7 +116,8 @@ def _distilled(**choices: Any) -> _Change:
 def _agent_alone(agent: str, reward: str) -> _Change:
     """Return a variant of PPO or SAC from the start, for as many decisions as the full run takes.
 
-    Where the full run learns an impact, the variant has none: the policy is learned from the reward alone.
+    Where the full run learns an impact, the variant has none: its policy is learned from the reward alone, by
+    PPO's usual weights if the full run's policy is not trained, and from nothing.
     """
 
     def change(full: TrainConfig) -> TrainConfig:
@@ -125,10 +126,10 @@ def _agent_alone(agent: str, reward: str) -> _Change:
         if not full.network.learned_impact:
             return _alone(full, agent, reward, updates, **{agent: part})
         network = dataclasses.replace(full.network, learned_impact=False)
-        if agent == "ppo":
+        if agent == "ppo" and full.ppo.policy_weight == 0.0:
             weights = {name: getattr(PPOConfig(), name) for name in ("policy_weight", "entropy_weight")}
             part = dataclasses.replace(part, **weights)
-        return _alone(full, agent, reward, updates, network=network, **{agent: part})
+        return _alone(full, agent, reward, updates, network=network, start=None, **{agent: part})
 
     return change
 
@@ -143,7 +144,7 @@ def _updates(full: TrainConfig, agent: str) -> int:
 
 
 def _alone(full: TrainConfig, agent: str, reward: str, updates: int, **changes: Any) -> TrainConfig:
-    """Return a run of one phase, evaluated and saved as often as the full run, by share of updates."""
+    """Return a run of one phase, evaluated and saved as many times as the full run."""
     agents = 0 if full.agent == "none" else getattr(full, full.agent).total_updates
     pace = updates / (full.search.updates + full.distil.updates + agents)
 

@@ -1,6 +1,8 @@
-"""Blocks in threads: results in order, errors raised and not waited for, one compilation."""
+"""Blocks in threads: results in order, errors and interrupts end all of them, one compilation."""
 
+import concurrent.futures
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +26,53 @@ def test_results_are_in_order_whoever_is_first():
 
 def test_a_block_alone_or_one_worker_needs_no_thread():
     here = threading.get_ident()
-    assert map_blocks(lambda _: threading.get_ident(), iter([1]), 4) == [here]
-    assert map_blocks(lambda _: threading.get_ident(), iter([1, 2]), 1) == [here, here]
-    assert here not in map_blocks(lambda _: threading.get_ident(), iter([1, 2]), 2)
+
+    def threads(count, workers):
+        return map_blocks(lambda *_: threading.get_ident(), range(count), workers, None)
+
+    assert threads(1, 4) == [here]
+    assert threads(2, 1) == [here, here]
+    assert here not in threads(2, 2)
+
+
+def test_a_block_ends_at_its_next_chunk_once_another_has_failed():
+    failing, counts = threading.Event(), []
+
+    def function(block, advance):
+        if block == 0:
+            failing.wait(10.0)
+            raise ValueError("a fault of block 0")
+        for _ in range(10_000):
+            advance(1)
+            failing.set()
+            time.sleep(1e-3)
+
+    with pytest.raises(ValueError, match="a fault of block 0"):
+        map_blocks(function, [0, 1], 2, counts.append)
+    assert 1 <= len(counts) < 10_000
+
+
+def test_an_interrupt_is_raised_at_once_and_ends_the_blocks(monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def function(block, advance):
+        try:
+            while True:
+                advance(1)
+                begun.set()
+                time.sleep(1e-3)
+        except InterruptedError:
+            ended.set()
+            raise
+
+    def interrupted(*_, **__):
+        assert begun.wait(10.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(concurrent.futures, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        map_blocks(function, [0, 1], 2, None)
+    assert ended.wait(10.0)
 
 
 def test_the_first_error_is_raised_once_all_begun_have_heard_of_it():

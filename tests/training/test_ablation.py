@@ -75,6 +75,14 @@ def test_an_agent_alone_learns_its_policy_from_the_reward_where_the_full_run_lea
     assert evaluations == (full.ppo.total_updates + full.search.updates) // full.evaluation.every
 
 
+def test_an_agent_alone_keeps_the_weights_of_a_policy_that_the_full_run_trains_and_starts_from_nothing():
+    full = PRESETS["predictions"]
+    ppo = dataclasses.replace(full.ppo, policy_weight=0.3, entropy_weight=0.002)
+    (variant,) = variants(["ppo"], dataclasses.replace(full, ppo=ppo, start="runs/before")).values()
+    assert (variant.ppo.policy_weight, variant.ppo.entropy_weight) == (0.3, 0.002)
+    assert variant.start is None
+
+
 @pytest.mark.parametrize(
     ("name", "phases"),
     [
