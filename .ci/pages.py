@@ -38,8 +38,8 @@ _TRAIN = f"{_NETWORK} {_EVALUATION}"
 SMALLER = {
     "evaluate": "seeds=2 num_requests=32",
     "sweep": "seeds=2 num_requests=32",
-    "ablate": "variants=full cases.seeds=2 cases.num_requests=32 cases.loads=0.75 "
-    + " ".join(f"train.{flag}" for flag in f"{_TRAIN} {_SEARCH}".split()),
+    "ablate": "variants=full runs=1 cases.seeds=2 cases.num_requests=32 cases.loads=0.75 "
+    + " ".join(f"train.{flag}" for flag in f"{_TRAIN} {_SEARCH} {_PPO}".split()),
     "benchmark": "environments=1,4 num_requests=32 repeats=1 reference_runs=1 graphs=4 calls=10 "
     "train_environments=4",
     "prepare_data": "folds=2 predictor.hash_bits=8 predictor.components=8 predictor.hidden=8 "
