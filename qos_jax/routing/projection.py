@@ -97,7 +97,9 @@ def _company(outlook: Outlook, schedule: Schedule) -> tuple[jax.Array, jax.Array
         shared_s = _presence_s(column, present, of(context))
         return sum_s + shared_s + jnp.where(held_up, of(schedule.alone_s), 0.0)
 
-    first, chunks = _first_slot(outlook.live) // together, jnp.int32(slots // together)
+    # With one chunk there is nothing to skip, and a loop of one round is no loop.
+    chunks = slots // together
+    first = _first_slot(outlook.live) // together if chunks > 1 else 0
     shared_s = jax.lax.fori_loop(first, chunks, of_batch, jnp.zeros_like(last))
     shared_s = jax.lax.fori_loop(_first_slot(queued), jnp.int32(slots), of_queue, shared_s)
     decode_s = column.decode_base_s * last + shared_s
