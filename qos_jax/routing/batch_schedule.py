@@ -24,6 +24,7 @@ class Schedule(NamedTuple):
     start: jax.Array  # [N, K] float32 iterations, at which each joins the batch
     needs: jax.Array  # [N, K] float32 iterations, that each still decodes
     alone_s: jax.Array  # [N, K] float32 seconds, prefill of each in an iteration of its own
+    partial_s: jax.Array  # [N] float32 seconds, the rest of a partly prefilled prompt
     committed_s: jax.Array  # [N] float32 seconds, to the first decode iteration, without the newcomer
     new_joins: jax.Array  # [N] bool, whether the newcomer is prefilled at the next boundary too
     new_start: jax.Array  # [N] float32 iterations
@@ -82,6 +83,7 @@ def schedule_batch(outlook: Outlook) -> Schedule:
         start=start,
         needs=needs,
         alone_s=prefill_s + profile.prefill_base_s[:, None],
+        partial_s=partial_s,
         committed_s=outlook.lead_s + partial_s + batch_s + base_s,
         new_joins=has_room,
         new_start=new_start,

@@ -139,13 +139,10 @@ def _first_tokens(outlook: Outlook, schedule: Schedule) -> dict[str, jax.Array]:
     """
     profile, joins = outlook.profile, schedule.joins
     column = column_of(profile)
-    partial_s = profile.prefill_per_token_s * jnp.sum(
-        jnp.where(outlook.running, outlook.prefill_left_tokens, 0.0), axis=-1
-    )
     joins_s = schedule.committed_s[:, None]
     queued_s = joins_s + column.decode_base_s * schedule.start + _wait_s(outlook, schedule)
-    partial_s = (outlook.lead_s + partial_s)[:, None]
-    to_come_s = jnp.where(schedule.queued, queued_s, jnp.where(joins, joins_s, partial_s))
+    running_s = (outlook.lead_s + schedule.partial_s)[:, None]
+    to_come_s = jnp.where(schedule.queued, queued_s, jnp.where(joins, joins_s, running_s))
     known = outlook.ttft_s >= 0.0
     ttft_s = jnp.where(known, outlook.ttft_s, outlook.age_s + to_come_s)
     shared = ~known & joins & schedule.new_joins[:, None]
