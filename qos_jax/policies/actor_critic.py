@@ -11,7 +11,8 @@ from flax import linen as nn
 from flax import struct
 
 from qos_jax.policies.corrections import LearnedPrices, QualityCalibration
-from qos_jax.policies.encoders import JointDense, NetworkConfig, RouterEncoder, pooled
+from qos_jax.policies.dense import Dense
+from qos_jax.policies.encoders import NetworkConfig, RouterEncoder, pooled
 from qos_jax.policies.han_star import StarEmbedding
 from qos_jax.policies.router_input import (
     GREEDY,
@@ -171,9 +172,9 @@ class ImpactHead(nn.Module):
     @nn.compact
     def __call__(self, embedding: StarEmbedding) -> LearnedImpact:
         """Return the estimate of each expert."""
-        mix = JointDense(self.hidden, name="mix")
+        mix = Dense(self.hidden, name="mix")
         hidden = nn.relu(mix(embedding.expert, embedding.arrived[..., None, :]))
-        estimate = nn.Dense(2, kernel_init=nn.initializers.zeros, name="estimate")(hidden)
+        estimate = Dense(2, kernel_init=nn.initializers.zeros, name="estimate")(hidden)
         return LearnedImpact(estimate[..., 0], nn.softplus(estimate[..., 1] - 2.0))
 
 
@@ -187,14 +188,14 @@ class ActionHead(nn.Module):
     @nn.compact
     def __call__(self, embedding: StarEmbedding) -> jax.Array:
         """Return the scores, [..., A] float32."""
-        mix = JointDense(self.hidden, name="mix")
+        mix = Dense(self.hidden, name="mix")
         hidden = nn.relu(mix(embedding.expert, embedding.arrived[..., None, :]))
         init = nn.initializers.zeros if self.zero_init else nn.initializers.orthogonal(0.01)
-        scores = nn.Dense(1, kernel_init=init, name="score")(hidden)[..., 0]
+        scores = Dense(1, kernel_init=init, name="score")(hidden)[..., 0]
         if not self.allow_drop:
             return scores
-        drop = nn.relu(nn.Dense(self.hidden, name="drop_mix")(embedding.arrived))
-        return jnp.concatenate([scores, nn.Dense(1, kernel_init=init, name="drop_score")(drop)], -1)
+        drop = nn.relu(Dense(self.hidden, name="drop_mix")(embedding.arrived))
+        return jnp.concatenate([scores, Dense(1, kernel_init=init, name="drop_score")(drop)], -1)
 
 
 class ValueHead(nn.Module):
@@ -206,5 +207,5 @@ class ValueHead(nn.Module):
     def __call__(self, embedding: StarEmbedding, expert_mask: jax.Array) -> jax.Array:
         """Return the value, [...] float32; ``expert_mask`` is [..., N] bool."""
         mean, peak = pooled(embedding.expert, expert_mask)
-        hidden = nn.relu(JointDense(self.hidden, name="mix")(embedding.arrived, mean, peak))
-        return nn.Dense(1, name="value")(hidden)[..., 0]
+        hidden = nn.relu(Dense(self.hidden, name="mix")(embedding.arrived, mean, peak))
+        return Dense(1, name="value")(hidden)[..., 0]

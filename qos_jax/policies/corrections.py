@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from qos_jax.policies.encoders import JointDense, pooled
+from qos_jax.policies.dense import Dense
+from qos_jax.policies.encoders import pooled
 from qos_jax.policies.router_input import RouterInput
 from qos_jax.routing.graph import ARRIVED_FEATURES, EXPERT_FEATURES, PAIR_FEATURES, GraphFeatures
 
@@ -32,11 +33,11 @@ class QualityCalibration(nn.Module):
             [graph.pair[..., PAIR_FEATURES.index(name)] for name in ("quality", "output")], -1
         )
         row = jnp.concatenate([prompt, _static(graph), predicted], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, name="each")(row))
+        hidden = nn.relu(Dense(self.hidden, name="each")(row))
         others = jnp.concatenate(pooled(hidden, graph.expert_mask), -1)
-        hidden = nn.relu(JointDense(self.hidden, name="all")(hidden, others[..., None, :]))
+        hidden = nn.relu(Dense(self.hidden, name="all")(hidden, others[..., None, :]))
         # In tenths: corrections are a few hundredths.
-        return 0.1 * nn.Dense(1, kernel_init=nn.initializers.zeros, name="correction")(hidden)[..., 0]
+        return 0.1 * Dense(1, kernel_init=nn.initializers.zeros, name="correction")(hidden)[..., 0]
 
 
 class LearnedPrices(nn.Module):
@@ -60,8 +61,8 @@ class LearnedPrices(nn.Module):
         lost = jnp.expm1(graph.pair[..., PAIR_FEATURES.index("penalty")])
         terms = jnp.stack([own, -lost, -inputs.crowding], -1)
         row = jnp.concatenate([arrived, _static(graph), length], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, name="mix")(row))
-        change = nn.Dense(3, kernel_init=nn.initializers.zeros, name="change")(hidden)
+        hidden = nn.relu(Dense(self.hidden, name="mix")(row))
+        change = Dense(3, kernel_init=nn.initializers.zeros, name="change")(hidden)
         return jnp.sum(change * jnp.where(graph.available[..., None], terms, 0.0), axis=-1)
 
 

@@ -11,6 +11,7 @@ from flax import linen as nn
 from qos_jax.checks import COUNT, POSITIVE, check_one_of, check_range
 from qos_jax.errors import input_error
 from qos_jax.options import option
+from qos_jax.policies.dense import Dense
 from qos_jax.policies.han import HANConfig
 from qos_jax.policies.han_star import StarEmbedding, StarEncoder
 from qos_jax.policies.router_input import INFORMATION, RouterInput
@@ -91,32 +92,10 @@ class FlatEncoder(nn.Module):
         *lead, count = graph.expert_mask.shape
         parts = (graph.arrived, graph.expert, graph.pair, graph.running, graph.waiting, inputs.gain)
         row = jnp.concatenate([part.reshape(*lead, -1) for part in parts], -1)
-        row = nn.relu(nn.Dense(4 * self.hidden, name="in")(row))
-        row = nn.relu(nn.Dense(4 * self.hidden, name="between")(row))
-        experts = nn.Dense(count * self.hidden, name="experts")(row).reshape(*lead, count, self.hidden)
-        return StarEmbedding(arrived=nn.Dense(self.hidden, name="arrived")(row), expert=nn.relu(experts))
-
-
-class JointDense(nn.Module):
-    """``flax.linen.Dense`` of parts side by side, with its parameters, which multiplies each part by itself.
-
-    So a part that many rows share, of length 1 along their axis, is multiplied once.
-    """
-
-    features: int  # width of the output
-
-    @nn.compact
-    def __call__(self, *parts: jax.Array) -> jax.Array:
-        """Return the layer's output, [..., features]; parts are [..., F] each, alike or 1 but for F."""
-        widths = [part.shape[-1] for part in parts]
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (sum(widths), self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        total = bias.reshape((1,) * (parts[0].ndim - 1) + (-1,))
-        start = 0
-        for part, width in zip(parts, widths, strict=True):
-            total = total + jnp.tensordot(part, kernel[start : start + width], 1)
-            start += width
-        return total
+        row = nn.relu(Dense(4 * self.hidden, name="in")(row))
+        row = nn.relu(Dense(4 * self.hidden, name="between")(row))
+        experts = Dense(count * self.hidden, name="experts")(row).reshape(*lead, count, self.hidden)
+        return StarEmbedding(arrived=Dense(self.hidden, name="arrived")(row), expert=nn.relu(experts))
 
 
 class SetEncoder(nn.Module):
@@ -131,7 +110,7 @@ class SetEncoder(nn.Module):
         shape = (*graph.expert_mask.shape, graph.arrived.shape[-1])
         arrived = jnp.broadcast_to(graph.arrived[..., None, :], shape)
         row = jnp.concatenate([graph.pair, graph.expert, inputs.gain[..., None], arrived], -1)
-        hidden = nn.relu(nn.Dense(self.hidden, name="each")(row))
+        hidden = nn.relu(Dense(self.hidden, name="each")(row))
         pool = jnp.concatenate(pooled(hidden, graph.expert_mask), -1)
         return StarEmbedding(arrived=pool, expert=jnp.concatenate([row, hidden], -1))
 

@@ -31,6 +31,7 @@ from flax import linen as nn
 
 from qos_jax.checks import COUNT, check_range
 from qos_jax.errors import input_error
+from qos_jax.policies.dense import Dense
 from qos_jax.policies.han_attention import (
     Edges,
     EdgeSet,
@@ -184,7 +185,7 @@ class _SemanticAttention(nn.Module):
     @nn.compact
     def __call__(self, parts: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> jax.Array:
         """Fuse ``parts``, of each edge type ([..., n, hidden], [...] bool: it has an edge); mask [..., n]."""
-        key = nn.Dense(self.hidden, name="key")
+        key = Dense(self.hidden, name="key")
         query = self.param("query", nn.initializers.glorot_uniform(), (1, self.hidden))
         if len(parts) == 1:
             if self.is_initializing():

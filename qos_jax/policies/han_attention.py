@@ -11,6 +11,8 @@ import jraph
 from flax import linen as nn
 from flax import struct
 
+from qos_jax.policies.dense import product
+
 
 @struct.dataclass
 class Edges:
@@ -53,7 +55,7 @@ class Projected:
     def rows(self) -> jax.Array:
         """Return the projection, [..., H D] float32."""
         bias = self.bias.reshape((1,) * (self.raw.ndim - 1) + (-1,))
-        return jnp.tensordot(self.raw, self.kernel.reshape(self.raw.shape[-1], -1), 1) + bias
+        return product(self.raw, self.kernel.reshape(self.raw.shape[-1], -1)) + bias
 
     def scorer(self, vector: jax.Array) -> jax.Array:
         """Return the matrix [F, H] that takes raw features to ``vector`` ([H, D]) times their projection.
@@ -65,7 +67,7 @@ class Projected:
     def scores(self, vector: jax.Array) -> jax.Array:
         """Return ``vector`` ([H, D]) times the projection, by head: [..., H] float32."""
         bias = jnp.sum(self.bias * vector, axis=-1).reshape((1,) * (self.raw.ndim - 1) + (-1,))
-        return jnp.tensordot(self.raw, self.scorer(vector), 1) + bias
+        return product(self.raw, self.scorer(vector)) + bias
 
 
 @struct.dataclass
@@ -201,7 +203,7 @@ def _attend_grouped(
     projection = jnp.einsum(
         "fhd,hg->hfgd", jnp.concatenate(projections, 1), jnp.eye(all_heads, dtype=raw.dtype)
     )
-    out = means.reshape(rows, -1) @ projection.reshape(-1, all_heads * size)
+    out = product(means.reshape(rows, -1), projection.reshape(-1, all_heads * size))
     parts = jnp.split(out, len(messages), axis=-1)
     return [part.reshape(*lead, groups * received, -1) for part in parts]
 

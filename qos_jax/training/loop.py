@@ -27,6 +27,7 @@ from qos_jax.devices import gather, own_copy, place
 from qos_jax.errors import input_error
 from qos_jax.learning.spread import state_shardings
 from qos_jax.learning.types import Learner
+from qos_jax.memory import return_freed
 from qos_jax.runs import checkpoint
 from qos_jax.runs.checkpoint_record import CHECKPOINTS, step_folders
 from qos_jax.runs.config_json import config_dict
@@ -151,8 +152,10 @@ class _Loop:
         if self._update == end:
             return state
         learner, begun = phase.learner, time.monotonic()
+        return_freed()  # of what was compiled before, since compiling takes more memory than training
         with jax.set_mesh(self._mesh):
             advance = _compiled(learner, state, state_shardings(state, self._mesh))
+        return_freed()
         if self._recorder is not None:
             say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
         with self._progress_bar(phase, end) as advance_bar:
