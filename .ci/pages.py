@@ -75,8 +75,12 @@ def run(page: Path, trace: Path, runs: Path, environment: dict[str, str]) -> lis
             if any(flag.startswith("--views=") for flag in flags):
                 small += " views=twin"  # each view is a program of its own
             if name == "train":
-                presets = {"--preset=paper6": _SAC, "--preset=predictions": f"{_PPO} {_SEARCH}"}
-                small = f"{_TRAIN} {next((presets[flag] for flag in flags if flag in presets), _SEARCH)}"
+                trains = {
+                    "--preset=paper6": _SAC,
+                    "--preset=predictions": f"{_PPO} {_SEARCH}",
+                    "--agent=ppo": _PPO,
+                }
+                small = f"{_TRAIN} {next((trains[flag] for flag in flags if flag in trains), _SEARCH)}"
             flags += [f"--{flag}" for flag in small.split()]
         todo.append((f"{name} {' '.join(flags)}", ["-m", module, *flags, *_replacing(name)]))
     if python := blocks(page.read_text(encoding="utf-8"), "python"):
