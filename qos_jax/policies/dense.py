@@ -1,44 +1,21 @@
-"""Dense layers whose gradient is three plain products of matrices."""
+"""Dense layers of any leading axes, as plain products of matrices."""
 
 from __future__ import annotations
 
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 
-@jax.custom_vjp
 def product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return rows [..., F] times a matrix [F, G], [..., G].
 
-    Its gradient by the matrix is written as the product that a CPU multiplies without copying. JAX's own is
-    the transpose of the other way round, for which XLA copies the gradient by columns and computes it again.
+    All leading axes are one axis of the product: of several, XLA copies the gradient by columns on a CPU, and
+    computes it once more as it does, for the matrix's own gradient (``findings/jax_dense_leading_axes.sh``).
     """
-    return jnp.tensordot(rows, kernel, 1)
-
-
-def _product_and_operands(
-    rows: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Return the product, and what its gradient reads."""
-    return jnp.tensordot(rows, kernel, 1), (rows, kernel)
-
-
-def _product_gradient(
-    operands: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Return the gradients of rows and matrix from that of the product."""
-    rows, kernel = operands
-    count = math.prod(rows.shape[:-1])
-    flat, of_flat = rows.reshape(count, rows.shape[-1]), gradient.reshape(count, gradient.shape[-1])
-    of_kernel = jax.lax.dot_general(flat, of_flat, (((0,), (0,)), ((), ())))
-    of_rows = jax.lax.dot_general(gradient, kernel, (((gradient.ndim - 1,), (1,)), ((), ())))
-    return of_rows, of_kernel
-
-
-product.defvjp(_product_and_operands, _product_gradient)
+    flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
+    return (flat @ kernel).reshape(*rows.shape[:-1], kernel.shape[-1])
 
 
 class Dense(nn.Module):
