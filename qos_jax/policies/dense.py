@@ -25,7 +25,7 @@ class Dense(nn.Module):
     """
 
     features: int  # width of the output
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()  # of all parts' rows together
 
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:

@@ -203,7 +203,7 @@ def _attend_grouped(
     projection = jnp.einsum(
         "fhd,hg->hfgd", jnp.concatenate(projections, 1), jnp.eye(all_heads, dtype=raw.dtype)
     )
-    out = product(means.reshape(rows, -1), projection.reshape(-1, all_heads * size))
+    out = means.reshape(rows, -1) @ projection.reshape(-1, all_heads * size)
     parts = jnp.split(out, len(messages), axis=-1)
     return [part.reshape(*lead, groups * received, -1) for part in parts]
 
