@@ -12,6 +12,7 @@ from typing import NoReturn
 from absl import app, flags
 
 from qos_jax.errors import InputError, input_error
+from qos_jax.kernels import join_small_loops
 from qos_jax.runs import plot_style
 
 from .config_flags import ConfigFlags, define_config_flags
@@ -76,6 +77,7 @@ def run(main: Callable[[], None]) -> None:
             print("stopped; files already complete are kept", file=sys.stderr)
             exit_now(EXIT_INTERRUPTED)
 
+    join_small_loops()
     # JAX logs every kind of device it did not find at INFO, which absl shows.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     app.run(guarded, flags_parser=_parse)

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qos_jax.errors import input_error
+from qos_jax.kernels import small_loops_joined, vmap_in_turn
 
 LANES = "lanes"
 
@@ -132,12 +133,17 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def vmap_lanes(function: Callable[..., Any]) -> Callable[..., Any]:
+def vmap_lanes(function: Callable[..., Any], *, is_small: bool = False) -> Callable[..., Any]:
     """Return ``jax.vmap(function)``; under ``jax.set_mesh`` of lanes, each device maps its own part.
 
     A loop in the function then waits for the slowest lane of its device, not of all devices.
+
+    Args:
+      function: of arrays.
+      is_small: for one lane it neither sorts nor multiplies matrices, so that on a CPU whose small loops are
+        joined lanes are best taken in turn (:mod:`qos_jax.kernels`).
     """
-    mapped = jax.vmap(function)
+    mapped = vmap_in_turn(function) if is_small and small_loops_joined() else jax.vmap(function)
     if not _are_lanes_set():
         return mapped
     part = PartitionSpec(LANES)

@@ -11,6 +11,7 @@ import numpy as np
 from qos_jax.benchmark.row import HEURISTICS, REFERENCE, SIMULATOR, Speed, sizes
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
 from qos_jax.benchmark.work import Lane, Work, block_size, lanes_of, own_params
+from qos_jax.kernels import vmap_in_turn
 from qos_jax.policies import Policy
 from qos_jax.routing import EnvConfig, EnvState, RoutingEnvironment
 from qos_jax.serving.reference import simulate_fleet
@@ -27,7 +28,8 @@ def measure_closed_form(
 
     Environment i replays run i (modulo the runs given), deciding as :func:`simulate` does; the last step
     drains. On a CPU the program maps over blocks of environments, as everything that runs many of them
-    there should. Counted as moved: the state, read and written at each decision.
+    there should, and over those of a block in turn where small loops are joined. Counted as moved: the
+    state, read and written at each decision.
 
     Args:
       work: the requests.
@@ -41,6 +43,7 @@ def measure_closed_form(
     env = RoutingEnvironment(config)
     lanes, params = lanes_of(runs, environments, block_size(work.serving, environments))
     act = policy.act_function()
+    over_lanes = vmap_in_turn if policy.takes_turns() else jax.vmap
 
     def one(lane: Lane, policy_params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         own = own_params(params, lane)
@@ -61,7 +64,7 @@ def measure_closed_form(
         return qos, latency_s, state.completed
 
     def program(blocks: Lane, policy_params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jax.lax.map(jax.vmap(lambda lane: one(lane, policy_params)), blocks)
+        return jax.lax.map(over_lanes(lambda lane: one(lane, policy_params)), blocks)
 
     compiled = compile_program(program, lanes, policy.params)
     sums, times = timed(lambda: compiled(lanes, policy.params), repeats)

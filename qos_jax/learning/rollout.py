@@ -171,7 +171,7 @@ def step_lanes(
 
     keys = jax.random.split(step_key, lanes.overdue.shape[0])
     given = keys, lanes.state, lanes.params, lanes.input, actions, potential
-    state, seen, over, transition, potential = vmap_lanes(one)(*given)
+    state, seen, over, transition, potential = vmap_lanes(one, is_small=True)(*given)
     overdue = lanes.overdue + (over | (lanes.overdue > 0)).astype(jnp.int32)
     lanes = dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key)
     return lanes, transition, potential
@@ -206,7 +206,7 @@ def rollout(
         )
         return (lanes, potential), (transition, kept)
 
-    start = vmap_lanes(env.potential)(lanes.params, lanes.state)
+    start = vmap_lanes(env.potential, is_small=True)(lanes.params, lanes.state)
     (lanes, _), (transitions, kept) = jax.lax.scan(one, (lanes, start), None, length=steps)
     return lanes, transitions, kept
 

@@ -134,8 +134,11 @@ def make_search(
 
         def episodes_qos(numbers: dict[str, jax.Array]) -> jax.Array:
             route = route_by(state.params, numbers)
-            routed = vmap_lanes(lambda key, params: episode_qos(env, params, route, key, config.steps))
-            return routed(keys, params)
+
+            def of_lane(key: jax.Array, params: EnvParams) -> jax.Array:
+                return episode_qos(env, params, route, key, config.steps)
+
+            return vmap_lanes(of_lane, is_small=not network.learned_impact)(keys, params)
 
         qos = jax.lax.map(episodes_qos, candidates)  # [C, B], one candidate at a time to save memory
         centre, log_spread = natural_step(state.centre, state.log_spread, drawn, balanced(qos))

@@ -169,8 +169,8 @@ def policy(name: str, *, allow_drop: bool = True, assignment: jax.Array | None =
     summary = (function.__doc__ or "").strip().split("\n")[0]
     kind = "oracle" if rule in ORACLES else "router"
     knows = _KNOWS.get(rule, PROFILES)
-    given: dict[str, Any] = {kind: function}
-    return Policy(name, summary, knows=knows, measures=rule in _MEASURING, params=params, **given)
+    given: dict[str, Any] = {kind: function, "measures": rule in _MEASURING, "is_small": True}
+    return Policy(name, summary, knows=knows, params=params, **given)
 
 
 def router_of(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from qos_jax.kernels import small_loops_joined
 from qos_jax.routing.observation import Observation, TrueObservation
 
 # What a policy goes by, the least first: tables group policies by it.
@@ -36,6 +37,9 @@ class Policy:
     knows: str = PROFILES  # one of ``KNOWLEDGE``
     measures: bool = False  # it reads ``Observation.measured``
     params: Any = None  # default parameters, a pytree of traced leaves; None if it has none
+    # It takes some microseconds and neither sorts nor multiplies matrices: on a CPU whose small loops are
+    # joined (qos_jax.kernels) runs are best taken in turn.
+    is_small: bool = False
 
     def __post_init__(self) -> None:
         if (self.router is None) == (self.oracle is None):
@@ -45,6 +49,10 @@ class Policy:
     def is_oracle(self) -> bool:
         """Return whether it sees true lengths and qualities."""
         return self.oracle is not None
+
+    def takes_turns(self) -> bool:
+        """Return whether runs that it routes are best stepped one after the other, not together."""
+        return self.is_small and small_loops_joined()
 
     def act_function(self) -> Oracle:
         """Return (params, key, :class:`TrueObservation`) -> action, the same object for equal policies.

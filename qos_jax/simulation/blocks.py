@@ -1,4 +1,4 @@
-"""How R runs are stepped together: vmapped blocks of runs, a chunk of requests at a time."""
+"""How R runs are stepped: blocks of runs, together or in turn, a chunk of requests at a time."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qos_jax.kernels import jit_lanes
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, cut_at_limit, with_context_limit
@@ -47,10 +48,7 @@ class SessionRuns:
         return self.start_s.shape[1]
 
 
-_route = jax.jit(
-    jax.vmap(route_sessions, in_axes=(None, None, None, None, None, KNOWN_BY_RUN, 0, 0, 0, None)),
-    static_argnums=(0, 1, 2, 3),
-)
+_route = jit_lanes(route_sessions, 4, in_axes=(None, KNOWN_BY_RUN, 0, 0, 0, None))
 _remaining = jax.jit(jax.vmap(remaining_outcomes))
 
 
@@ -100,6 +98,7 @@ def simulate_sessions(
         for start, stop in spans:
             index = np.arange(start, start + chunk)
             carry, logged = route(
+                policy.takes_turns(),
                 config,
                 policy.act_function(),
                 num_requests,

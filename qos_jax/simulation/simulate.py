@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qos_jax.kernels import jit_lanes
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.serving import (
@@ -70,10 +71,7 @@ def repeated_limits(limits: ServiceLimits | float, runs: int) -> ServiceLimits:
 
 
 # Routes a chunk of requests of each run of a block: a leading axis on all but the profile.
-_run_chunk = jax.jit(
-    jax.vmap(route_requests, in_axes=(None, None, None, None, KNOWN_BY_RUN, 0, 0, 0)),
-    static_argnums=(0, 1, 2),
-)
+_run_chunk = jit_lanes(route_requests, 3, in_axes=(None, KNOWN_BY_RUN, 0, 0, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +97,7 @@ def simulate(
 ) -> SimulationResult:
     """Route every request of every run by ``policy``, drain, and return what became of each.
 
-    Runs advance together in vmapped blocks, a chunk of requests at a time, so device memory is bounded
+    Runs advance in blocks, together or in turn, a chunk of requests at a time, so device memory is bounded
     by ``workers`` x ``block_runs`` x ``chunk_requests`` and every block uses one compiled program. Equal
     runs give every policy the same requests at the same times.
 
@@ -122,7 +120,7 @@ def simulate(
     runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, requests, np))
     num_runs, num_requests = runs.shape
     chunk, spans = chunks_of(num_requests, chunk_requests)
-    policy_function = policy.act_function()
+    policy_function, in_turn = policy.act_function(), policy.takes_turns()
     ledger, lock = Ledger(num_runs, num_requests, config.num_experts), threading.Lock()
     run_chunk, remaining = compiled_once(_run_chunk), compiled_once(_remaining)
 
@@ -136,6 +134,7 @@ def simulate(
         kept = []
         for start, stop in spans:
             carry, logged, snapshot = run_chunk(
+                in_turn,
                 config,
                 policy_function,
                 keep_snapshots,

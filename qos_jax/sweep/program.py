@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from qos_jax.devices import LANES, gather, replicate, spread
 from qos_jax.errors import input_error
+from qos_jax.kernels import vmap_in_turn
 from qos_jax.policies import Policy
 from qos_jax.simulation.blocks import cpu_block_runs
 from qos_jax.sweep.grid import CellGroup
@@ -143,7 +144,7 @@ class LaneProgram:
         self._shared = replicate(mesh, (policy.params, group.source))
         some = np.zeros(plan.chunk_cells, np.int64)
         self._compiled = (
-            _program(config, policy.act_function(), mesh)
+            _program(config, policy.act_function(), policy.takes_turns(), mesh)
             .lower(*self._shared, self._spread(lanes_of(config, group, some, seed)))
             .compile()
         )
@@ -196,12 +197,13 @@ class LaneProgram:
 
 
 @functools.cache
-def _program(config: LaneConfig, policy_function: Any, mesh: Mesh) -> Any:
+def _program(config: LaneConfig, policy_function: Any, in_turn: bool, mesh: Mesh) -> Any:
     """Return the jitted function of (policy parameters, source, blocks of runs)."""
+    over_runs = vmap_in_turn if in_turn else jax.vmap
 
     def on_device(params: Any, source: Any, blocks: Lane) -> LaneResult:
         one = functools.partial(run_lane, config, policy_function, params, source)
-        return jax.lax.map(jax.vmap(one), blocks)
+        return jax.lax.map(over_runs(one), blocks)
 
     spread_out = PartitionSpec(LANES)
     return jax.jit(

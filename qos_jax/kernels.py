@@ -1,0 +1,62 @@
+"""Small loops as one kernel of the CPU each, and lanes that take turns in them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# XLA gives each operation of a loop a kernel of its own, some microseconds apart; a loop whose round accesses
+# fewer bytes than this becomes one kernel with all that it does. XLA's default is 1,024. A simulated decision
+# accesses 1 to 4 MB by XLA's count, of which most is never touched; a round of learning far more.
+SMALL_LOOP_BYTES = 4_000_000
+_OPTIONS = "xla_backend_extra_options"  # an option in it that a release does not know is nobody's loss
+_JOINED = f"--{_OPTIONS}=xla_cpu_small_while_loop_byte_threshold={SMALL_LOOP_BYTES}"
+_PASS = "small-while-loop-hoisting"  # a process that has this pass disabled joins nothing
+
+
+def join_small_loops() -> None:
+    """Let XLA make one kernel of each small loop; before JAX is first used, since XLA reads its flags once.
+
+    A simulation of one run takes a sixth of the processor time so (data/results/speed.md). Does nothing
+    where ``XLA_FLAGS`` decides about it already.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _OPTIONS not in flags and _PASS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_JOINED}".strip()
+
+
+def small_loops_joined() -> bool:
+    """Return whether XLA makes one kernel of each small loop: on a CPU, after :func:`join_small_loops`."""
+    return _JOINED in os.environ.get("XLA_FLAGS", "") and jax.default_backend() == "cpu"
+
+
+def vmap_in_turn(function: Callable[..., Any], in_axes: Any = 0) -> Callable[..., Any]:
+    """Return ``jax.vmap(function, in_axes)`` that computes one lane after the other.
+
+    Where small loops are joined, these lanes take less time than lanes together, which need a kernel for each
+    operation and in every loop wait for the slowest among them. Sorts and scatters are never joined, and
+    ``jax.vmap`` around this makes a scatter of what writes at an index.
+    """
+    return jax.vmap(jax.custom_batching.sequential_vmap(function), in_axes)
+
+
+def jit_lanes(function: Callable[..., Any], statics: int, in_axes: Any) -> Callable[..., Any]:
+    """Return the jitted function of (in_turn, *statics, *arrays) that maps ``function`` over lanes.
+
+    Args:
+      function: of static arguments and then of arrays.
+      statics: how many arguments are static; ``in_turn`` comes before them: whether lanes are computed one
+        after the other, by :func:`vmap_in_turn`, or all together, by ``jax.vmap``.
+      in_axes: of the arrays, as in ``jax.vmap``.
+    """
+
+    def mapped(in_turn: bool, *arguments: Any) -> Any:
+        one = functools.partial(function, *arguments[:statics])
+        over_lanes = vmap_in_turn if in_turn else jax.vmap
+        return over_lanes(one, in_axes)(*arguments[statics:])
+
+    return jax.jit(mapped, static_argnums=tuple(range(statics + 1)))
