@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -133,22 +133,30 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def vmap_lanes(function: Callable[..., Any], *, is_small: bool = False) -> Callable[..., Any]:
+def vmap_lanes(
+    function: Callable[..., Any], in_axes: Sequence[int | None] | None = None, *, is_small: bool = False
+) -> Callable[..., Any]:
     """Return ``jax.vmap(function)``; under ``jax.set_mesh`` of lanes, each device maps its own part.
 
     A loop in the function then waits for the slowest lane of its device, not of all devices.
 
     Args:
       function: of arrays.
+      in_axes: of each argument 0, or None where all lanes have the same; None = all 0.
       is_small: for one lane it neither sorts nor multiplies matrices, so that on a CPU whose small loops are
-        joined lanes are best taken in turn (:mod:`qos_jax.kernels`).
+        joined lanes are best taken in turn. It must then be given what it reads and an outer ``jax.vmap``
+        may batch, and not close over it; see :func:`~qos_jax.kernels.vmap_in_turn`.
     """
-    mapped = vmap_in_turn(function) if is_small and small_loops_joined() else jax.vmap(function)
+    over_lanes = vmap_in_turn if is_small and small_loops_joined() else jax.vmap
+    mapped = over_lanes(function, 0 if in_axes is None else tuple(in_axes))
     if not _are_lanes_set():
         return mapped
     part = PartitionSpec(LANES)
+    specs: Any = part
+    if in_axes is not None:
+        specs = tuple(PartitionSpec() if axis is None else part for axis in in_axes)
     # Unchecked, since loops may start from constants, which are the same on every device.
-    return jax.shard_map(mapped, in_specs=part, out_specs=part, check_vma=False)
+    return jax.shard_map(mapped, in_specs=specs, out_specs=part, check_vma=False)
 
 
 def share_out(tree: Any) -> Any:

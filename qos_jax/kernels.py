@@ -38,8 +38,9 @@ def vmap_in_turn(function: Callable[..., Any], in_axes: Any = 0) -> Callable[...
     """Return ``jax.vmap(function, in_axes)`` that computes one lane after the other.
 
     Where small loops are joined, these lanes take less time than lanes together, which need a kernel for each
-    operation and in every loop wait for the slowest among them. Sorts and scatters are never joined, and
-    ``jax.vmap`` around this makes a scatter of what writes at an index.
+    operation and in every loop wait for the slowest among them. An outer ``jax.vmap`` takes turns, too, or
+    what writes at an index would be a scatter, which is never joined; so the function must be given all
+    that such a vmap may batch, and not close over it: JAX raises AssertionError.
     """
     return jax.vmap(jax.custom_batching.sequential_vmap(function), in_axes)
 

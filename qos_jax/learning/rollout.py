@@ -146,6 +146,7 @@ def step_lanes(
         seen: RouterInput,
         action: jax.Array,
         potential: jax.Array | None,
+        greedy: GreedyParams,
     ) -> tuple[EnvState, RouterInput, jax.Array, Transition, jax.Array | None]:
         key, reset_key = jax.random.split(key)
         reached, result = env.step(key, state, action, params, potential)
@@ -170,8 +171,9 @@ def step_lanes(
         return reached, _input(observation, greedy), over, transition, result.info.potential
 
     keys = jax.random.split(step_key, lanes.overdue.shape[0])
-    given = keys, lanes.state, lanes.params, lanes.input, actions, potential
-    state, seen, over, transition, potential = vmap_lanes(one, is_small=True)(*given)
+    given = keys, lanes.state, lanes.params, lanes.input, actions, potential, greedy
+    stepped = vmap_lanes(one, (*[0] * 6, None), is_small=True)(*given)
+    state, seen, over, transition, potential = stepped
     overdue = lanes.overdue + (over | (lanes.overdue > 0)).astype(jnp.int32)
     lanes = dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key)
     return lanes, transition, potential

@@ -132,13 +132,13 @@ def make_search(
         params = vmap_lanes(sample_params)(jax.random.split(params_key, config.num_envs))
         keys = jax.random.split(episode_key, config.num_envs)
 
+        def of_lane(key: jax.Array, params: EnvParams, router: Any, numbers: Any) -> jax.Array:
+            return episode_qos(env, params, route_by(router, numbers), key, config.steps)
+
+        of_lanes = vmap_lanes(of_lane, (0, 0, None, None), is_small=not network.learned_impact)
+
         def episodes_qos(numbers: dict[str, jax.Array]) -> jax.Array:
-            route = route_by(state.params, numbers)
-
-            def of_lane(key: jax.Array, params: EnvParams) -> jax.Array:
-                return episode_qos(env, params, route, key, config.steps)
-
-            return vmap_lanes(of_lane, is_small=not network.learned_impact)(keys, params)
+            return of_lanes(keys, params, state.params, numbers)
 
         qos = jax.lax.map(episodes_qos, candidates)  # [C, B], one candidate at a time to save memory
         centre, log_spread = natural_step(state.centre, state.log_spread, drawn, balanced(qos))
