@@ -143,9 +143,9 @@ def vmap_lanes(
     Args:
       function: of arrays.
       in_axes: of each argument 0, or None where all lanes have the same; None = all 0.
-      is_small: for one lane it neither sorts nor multiplies matrices, so that on a CPU whose small loops are
-        joined lanes are best taken in turn. It must then be given what it reads and an outer ``jax.vmap``
-        may batch, and not close over it; see :func:`~qos_jax.kernels.vmap_in_turn`.
+      is_small: for one lane it neither sorts nor multiplies matrices, on a fleet that is small, so that on a
+        CPU whose small loops are joined lanes are best taken in turn. It must then be given what it reads and
+        an outer ``jax.vmap`` may batch, and not close over it; see :func:`~qos_jax.kernels.vmap_in_turn`.
     """
     over_lanes = vmap_in_turn if is_small and small_loops_joined() else jax.vmap
     mapped = over_lanes(function, 0 if in_axes is None else tuple(in_axes))

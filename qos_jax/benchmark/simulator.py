@@ -43,7 +43,7 @@ def measure_closed_form(
     env = RoutingEnvironment(config)
     lanes, params = lanes_of(runs, environments, block_size(work.serving, environments))
     act = policy.act_function()
-    over_lanes = vmap_in_turn if policy.takes_turns() else jax.vmap
+    over_lanes = vmap_in_turn if policy.takes_turns(work.serving) else jax.vmap
 
     def one(lane: Lane, policy_params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         own = own_params(params, lane)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from qos_jax.benchmark.row import Speed, sizes
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
+from qos_jax.devices import vmap_lanes
 from qos_jax.learning.rollout import EnvLanes, Transition, rollout, step_lanes
 from qos_jax.policies.action_values import action_values, with_expected_quality
 from qos_jax.policies.actor_critic import actor_function
@@ -159,12 +160,14 @@ def _parts(
     _, taken, _ = jax.jit(lambda lanes: rollout(env, greedy, act, lanes, steps))(lanes)
     actions, inputs = taken.action, taken.input
 
+    stepped = vmap_lanes(env.step, is_small=env.config.serving.is_small)  # as the rollout does
+
     def simulated(lanes: EnvLanes, actions: jax.Array) -> Any:
         def one(carry: Any, actions: jax.Array) -> tuple[Any, jax.Array]:
             state, potential, key = carry
             key, step_key = jax.random.split(key)
             keys = jax.random.split(step_key, actions.shape[0])
-            state, result = jax.vmap(env.step)(keys, state, actions, lanes.params, potential)
+            state, result = stepped(keys, state, actions, lanes.params, potential)
             return (state, result.info.potential, key), result.reward
 
         start = jax.vmap(env.potential)(lanes.params, lanes.state)

@@ -172,7 +172,7 @@ def step_lanes(
 
     keys = jax.random.split(step_key, lanes.overdue.shape[0])
     given = keys, lanes.state, lanes.params, lanes.input, actions, potential, greedy
-    stepped = vmap_lanes(one, (*[0] * 6, None), is_small=True)(*given)
+    stepped = vmap_lanes(one, (*[0] * 6, None), is_small=env.config.serving.is_small)(*given)
     state, seen, over, transition, potential = stepped
     overdue = lanes.overdue + (over | (lanes.overdue > 0)).astype(jnp.int32)
     lanes = dataclasses.replace(lanes, state=state, input=seen, overdue=overdue, key=key)
@@ -208,7 +208,7 @@ def rollout(
         )
         return (lanes, potential), (transition, kept)
 
-    start = vmap_lanes(env.potential, is_small=True)(lanes.params, lanes.state)
+    start = vmap_lanes(env.potential, is_small=env.config.serving.is_small)(lanes.params, lanes.state)
     (lanes, _), (transitions, kept) = jax.lax.scan(one, (lanes, start), None, length=steps)
     return lanes, transitions, kept
 

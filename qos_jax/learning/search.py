@@ -135,7 +135,8 @@ def make_search(
         def of_lane(key: jax.Array, params: EnvParams, router: Any, numbers: Any) -> jax.Array:
             return episode_qos(env, params, route_by(router, numbers), key, config.steps)
 
-        of_lanes = vmap_lanes(of_lane, (0, 0, None, None), is_small=not network.learned_impact)
+        is_small = env.config.serving.is_small and not network.learned_impact
+        of_lanes = vmap_lanes(of_lane, (0, 0, None, None), is_small=is_small)
 
         def episodes_qos(numbers: dict[str, jax.Array]) -> jax.Array:
             return of_lanes(keys, params, state.params, numbers)

@@ -11,6 +11,7 @@ import jax
 
 from qos_jax.kernels import small_loops_joined
 from qos_jax.routing.observation import Observation, TrueObservation
+from qos_jax.serving import ServingConfig
 
 # What a policy goes by, the least first: tables group policies by it.
 NOTHING, QUEUES, PREDICTIONS, PROFILES, TRUTH = KNOWLEDGE = (
@@ -50,9 +51,9 @@ class Policy:
         """Return whether it sees true lengths and qualities."""
         return self.oracle is not None
 
-    def takes_turns(self) -> bool:
-        """Return whether runs that it routes are best stepped one after the other, not together."""
-        return self.is_small and small_loops_joined()
+    def takes_turns(self, config: ServingConfig) -> bool:
+        """Return whether runs that it routes on such a fleet are best stepped in turn, not together."""
+        return self.is_small and config.is_small and small_loops_joined()
 
     def act_function(self) -> Oracle:
         """Return (params, key, :class:`TrueObservation`) -> action, the same object for equal policies.

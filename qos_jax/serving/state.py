@@ -13,6 +13,7 @@ from qos_jax.checks import COUNT, COUNT_OR_ZERO, check_one_of, check_range
 
 LLAMA_CPP = "llama_cpp"
 NO_LIFE = -(2**30)  # life of a prefix long since evicted; far from overflow
+SMALL_FLEET_SLOTS = 2_048  # of all experts together
 SCHEDULERS = ("prefill_first", "chunked_prefill", LLAMA_CPP)
 
 
@@ -46,6 +47,14 @@ class ServingConfig:
         requests together, preempted ones included, never exceed ``max_running + max_waiting``.
         """
         return self.running_slots + self.waiting_slots
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a decision reads so few slots that runs in turn, in joined loops, are never slower.
+
+        With more slots XLA does not join the loops (:mod:`qos_jax.kernels`), and turns cost up to a quarter.
+        """
+        return self.num_experts * self.slots <= SMALL_FLEET_SLOTS
 
 
 @struct.dataclass

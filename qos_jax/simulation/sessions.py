@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qos_jax.kernels import jit_lanes
 from qos_jax.policies.types import Policy
 from qos_jax.routing.fleet_state import empty_fleet, remaining_outcomes
 from qos_jax.serving import FleetProfile, ServiceLimits, ServingConfig, cut_at_limit, with_context_limit
@@ -48,7 +47,11 @@ class SessionRuns:
         return self.start_s.shape[1]
 
 
-_route = jit_lanes(route_sessions, 4, in_axes=(None, KNOWN_BY_RUN, 0, 0, 0, None))
+# Together even where small loops are joined: answers settle the due times of several sessions, a scatter.
+_route = jax.jit(
+    jax.vmap(route_sessions, in_axes=(None, None, None, None, None, KNOWN_BY_RUN, 0, 0, 0, None)),
+    static_argnums=(0, 1, 2, 3),
+)
 _remaining = jax.jit(jax.vmap(remaining_outcomes))
 
 
@@ -98,7 +101,6 @@ def simulate_sessions(
         for start, stop in spans:
             index = np.arange(start, start + chunk)
             carry, logged = route(
-                policy.takes_turns(),
                 config,
                 policy.act_function(),
                 num_requests,

@@ -120,7 +120,7 @@ def simulate(
     runs = dataclasses.replace(runs, profile=limited, requests=cut_at_limit(limited, requests, np))
     num_runs, num_requests = runs.shape
     chunk, spans = chunks_of(num_requests, chunk_requests)
-    policy_function, in_turn = policy.act_function(), policy.takes_turns()
+    policy_function, in_turn = policy.act_function(), policy.takes_turns(config)
     ledger, lock = Ledger(num_runs, num_requests, config.num_experts), threading.Lock()
     run_chunk, remaining = compiled_once(_run_chunk), compiled_once(_remaining)
 

@@ -144,7 +144,7 @@ class LaneProgram:
         self._shared = replicate(mesh, (policy.params, group.source))
         some = np.zeros(plan.chunk_cells, np.int64)
         self._compiled = (
-            _program(config, policy.act_function(), policy.takes_turns(), mesh)
+            _program(config, policy.act_function(), policy.takes_turns(config.serving), mesh)
             .lower(*self._shared, self._spread(lanes_of(config, group, some, seed)))
             .compile()
         )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qos_jax import devices
 from qos_jax.learning.rollout import renew_lanes, rollout, start_lanes
 from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.router_input import router_input
@@ -191,3 +192,20 @@ def test_a_replay_ends_starts_over_and_pays_for_every_request(replay):
     assert bool(jnp.all(where))
     assert not np.any(np.asarray(renewed.params.latency_limit_s) == np.asarray(lanes.params.latency_limit_s))
     np.testing.assert_array_equal(renewed.state.step, 0)
+
+
+def test_environments_in_turn_are_those_together_even_of_learners_side_by_side(monkeypatch):
+    """Each learner has numbers of its own, which the environments of a step share."""
+    env = environment(max_steps=3 * T, reward="potential")
+    greedy = jax.tree.map(lambda number: jnp.stack([number, number * 0.9]), GREEDY)
+
+    def go(key, greedy):
+        def keep(key, inputs):
+            return act(key, inputs)[0], None
+
+        return rollout(env, greedy, keep, start_lanes(env, sample_live, greedy, key, B), 4)[1]
+
+    keys = jax.random.split(KEY)
+    together = jax.jit(jax.vmap(go))(keys, greedy)
+    monkeypatch.setattr(devices, "small_loops_joined", lambda: True)
+    close(jax.jit(jax.vmap(lambda *given: go(*given)))(keys, greedy), together)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qos_jax import devices
 from qos_jax.errors import InputError
 from qos_jax.learning.search import (
     SPREAD_FLOOR,
@@ -220,3 +221,13 @@ def test_without_profiles_it_searches_the_price_that_a_learned_impact_pays():
     assert all(before[GREEDY][name] != after[GREEDY][name] for name in ("congestion_price", "price_by_pace"))
     assert 0.0 < float(metrics["qos"]) <= 1.0
     assert float(dear["qos"]) != float(metrics["qos"])
+
+
+def test_episodes_in_turn_are_those_together_even_of_searches_side_by_side(learner, monkeypatch):
+    states = jax.jit(jax.vmap(learner.init))(jax.random.split(jax.random.key(1)))
+    _, together = jax.jit(jax.vmap(learner.update))(states)
+    monkeypatch.setattr(devices, "small_loops_joined", lambda: True)
+    _, in_turn = jax.jit(jax.vmap(lambda state: learner.update(state)))(states)
+    assert np.ptp(together["qos"]) > 0
+    for name, value in together.items():
+        np.testing.assert_allclose(in_turn[name], value, rtol=1e-5)

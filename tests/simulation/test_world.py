@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax.policies import policy
+from qos_jax.policies import policy, types
 from qos_jax.routing.faults import no_faults
 from qos_jax.routing.telemetry import Telemetry, TelemetryConfig, live_telemetry
+from qos_jax.simulation import world
 from qos_jax.simulation.records import COMPLETED, FAILED
 from qos_jax.simulation.simulate import simulate
 from qos_jax.simulation.world import World, simulate_world
@@ -83,3 +84,18 @@ def test_failed_requests_are_lost_or_routed_again():
 def test_the_same_seed_gives_the_same_world():
     first, second = (run(TelemetryConfig("twin", routers=2), telemetry(0.2), outages(True)) for _ in range(2))
     assert_same(first, second)
+
+
+def test_runs_in_turn_are_the_runs_together(monkeypatch):
+    choices = TelemetryConfig("twin", routers=2)
+    together = run(choices, telemetry(0.2))
+    monkeypatch.setattr(types, "small_loops_joined", lambda: True)
+    monkeypatch.setattr(world, "_TURNS_FROM_REQUESTS", 1)
+    taken, route = [], world._route
+    monkeypatch.setattr(world, "_route", lambda *given: (taken.append(given[0]), route(*given))[1])
+    assert_same(run(choices, telemetry(0.2)), together)
+    assert set(taken) == {True}
+    taken.clear()
+    monkeypatch.setattr(world, "_TURNS_FROM_REQUESTS", 5 * 45 + 1)  # too few to be worth the compiling
+    run(choices, telemetry(0.2))
+    assert set(taken) == {False}
