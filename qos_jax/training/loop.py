@@ -136,28 +136,36 @@ class _Loop:
     def train(self) -> Any:
         ends = list(phase_ends(self._plan).values())
         current = phase_of(self._plan, self._run.update) if self._run.state is not None else 0
-        state, params = self._run.state, None
+        state, params = None, None
         for index, phase in enumerate(self._plan.phases[current:], start=current):
-            if state is None or index > current:
-                state = self._run.start(index, params)
-            state = place(state, state_shardings(state, self._mesh))
-            state = self._phase(phase, state, ends[index])
+            resumed = self._run.state if index == current else None
+            begin = functools.partial(self._begin, index, params, resumed)
+            state = None  # of the phase before, which would take memory
+            state = self._phase(phase, begin, ends[index])
             params = phase.learner.params(state)
         return state
 
-    def _phase(self, phase: Phase, state: Any, end: int) -> Any:
+    def _begin(self, index: int, params: Any | None, resumed: Any | None) -> Any:
+        """Return the state that a phase goes on from, or starts with, on its devices."""
+        state = self._run.start(index, params) if resumed is None else resumed
+        return place(state, state_shardings(state, self._mesh))
+
+    def _phase(self, phase: Phase, begin: Callable[[], Any], end: int) -> Any:
         """Return the state after the last update of a phase, which is number ``end``."""
         if self._update == 0:
-            self._evaluate(phase, state)
+            self._evaluate(phase, begin())
         if self._update == end:
-            return state
+            return begin()
         learner, begun = phase.learner, time.monotonic()
-        return_freed()  # of what was compiled before, since compiling takes more memory than training
+        # Compiling takes more memory than training, so no state is kept meanwhile, nor what was freed before.
+        kinds = jax.tree.map(_kind_of, begin())
+        return_freed()
         with jax.set_mesh(self._mesh):
-            advance = _compiled(learner, state, state_shardings(state, self._mesh))
+            advance = _compiled(learner, kinds, state_shardings(kinds, self._mesh))
         return_freed()
         if self._recorder is not None:
             say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
+        state = begin()
         with self._progress_bar(phase, end) as advance_bar:
             while self._update < end:
                 stop = min(end, *((self._update // pace + 1) * pace for pace in self._paces))
@@ -243,12 +251,16 @@ class _Loop:
         )
 
 
+def _kind_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
 def _compiled(learner: Learner, state: Any, shardings: Any) -> Advance:
     """Compile as many updates as one asks for: one program for chunks of any length.
 
     Args:
       learner: what is advanced.
-      state: to start from.
+      state: to start from; shapes, dtypes and shardings are enough.
       shardings: of its leaves, before and after.
     """
     update = jax.jit(learner.update, inline=True)  # traced once, for its shapes and for the loop
