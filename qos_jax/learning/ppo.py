@@ -42,9 +42,9 @@ class PPOConfig:
     num_envs: int = 64  # environments side by side, B
     rollout_steps: int = 64  # decisions of each in an update, T
     total_updates: int = 500  # over which the schedules run; going on further keeps their last values
-    epochs: int = 4  # passes over a rollout
-    minibatches: int = 8  # optimiser steps of a pass; must divide B * T
-    learning_rate: float = 3e-4  # Adam's, of the first update
+    epochs: int = 1  # passes over a rollout
+    minibatches: int = 16  # optimiser steps of a pass; must divide B * T
+    learning_rate: float = 6e-4  # Adam's, of the first update
     final_learning_rate: float = 0.1  # of the last update, as a share of the first; linear in updates
     clip: float = 0.2  # how far a probability may move, as a ratio, before its gradient stops
     value_clip: float | None = None  # the same for values, absolute, in units of ``reward_scale``; None = off

@@ -22,7 +22,7 @@ class SACConfig:
 
     num_envs: int = 32  # environments side by side, B
     steps_per_update: int = 16  # decisions of each in an update, T
-    gradient_steps: int = 16  # optimiser steps in an update, each from its own batch
+    gradient_steps: int = 4  # optimiser steps in an update, each from its own batch
     batch_size: int = 256  # transitions of an optimiser step
     replay_capacity: int = 50_000  # transitions kept; sac_replay_bytes returns the bytes
     half_precision_replay: bool = True  # features kept as float16, which halves the replay

@@ -110,6 +110,7 @@ _PAPER6 = TrainConfig(
     distil=DistilConfig(updates=0),
     sac=SACConfig(
         steps_per_update=64,
+        gradient_steps=16,
         n_step=32,
         replay_capacity=200_000,
         warmup_decisions=8_192,
