@@ -64,17 +64,17 @@ def compiled(function, work):
     return (entry.count("xla_cpu_small_call"), entry.count(" while(")), program(work)
 
 
-def told(what, counts, expected):
+def report(what, counts, expected):
     shown(what, f"kernels of whole loops {counts[0]}, loops outside of them {counts[1]}", counts == expected)
 
 
 lanes = jnp.arange(2000.0).reshape(4, 500)
-told("limit by default", tuple(map(int, ran.stdout.split())), (0, 1))
-told("limit raised", compiled(queue, lanes[0])[0], (1, 0))
+report("limit by default", tuple(map(int, ran.stdout.split())), (0, 1))
+report("limit raised", compiled(queue, lanes[0])[0], (1, 0))
 in_turn, of_turns = compiled(lambda lanes: jax.lax.map(queue, lanes), lanes)
-told("limit raised, lax.map over 4 lanes", in_turn, (1, 0))
+report("limit raised, lax.map over 4 lanes", in_turn, (1, 0))
 together, of_vmap = compiled(jax.vmap(queue), lanes)
-told("limit raised, vmap over 4 lanes", together, (0, 1))
+report("limit raised, vmap over 4 lanes", together, (0, 1))
 same = bool((of_turns == of_vmap).all())
 shown("the lanes of both are equal", same, same)
 PROGRAM

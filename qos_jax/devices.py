@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qos_jax.errors import input_error
-from qos_jax.kernels import small_loops_joined, vmap_in_turn
+from qos_jax.kernels import small_loops_joined, vmap_runs
 
 LANES = "lanes"
 
@@ -147,8 +147,8 @@ def vmap_lanes(
         CPU whose small loops are joined lanes are best taken in turn. It must then be given what it reads and
         an outer ``jax.vmap`` may batch, and not close over it; see :func:`~qos_jax.kernels.vmap_in_turn`.
     """
-    over_lanes = vmap_in_turn if is_small and small_loops_joined() else jax.vmap
-    mapped = over_lanes(function, 0 if in_axes is None else tuple(in_axes))
+    in_turn = is_small and small_loops_joined()
+    mapped = vmap_runs(function, 0 if in_axes is None else tuple(in_axes), in_turn=in_turn)
     if not _are_lanes_set():
         return mapped
     part = PartitionSpec(LANES)

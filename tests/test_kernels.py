@@ -11,7 +11,7 @@ import pytest
 from qos_jax import kernels
 from qos_jax.kernels import jit_lanes, join_small_loops, small_loops_joined, vmap_in_turn
 
-# Simulates with lanes in turn and together, and tells whether XLA made one kernel of all the former do.
+# Simulates with lanes in turn and together, and prints whether XLA made one kernel of all the former do.
 _SIMULATE = """
 import dataclasses, importlib, json
 import numpy as np
@@ -47,26 +47,44 @@ def flags(monkeypatch):
     return set_to
 
 
-@pytest.mark.parametrize("given", ["", "--xla_backend_optimization_level=0"])
-def test_xla_is_told_to_join_small_loops_whatever_else_it_was_told(flags, given):
+_BOUND = "xla_cpu_small_while_loop_byte_threshold="
+_JOIN = f"--xla_backend_extra_options={_BOUND}{kernels.SMALL_LOOP_BYTES}"
+_NO_JOINING = "--xla_disable_hlo_passes=small-while-loop-hoisting"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", _JOIN),
+        ("--xla_backend_optimization_level=0", f"--xla_backend_optimization_level=0 {_JOIN}"),
+        (
+            "--xla_backend_extra_options=o=8 --xla_dump_to=here",
+            f"--xla_backend_extra_options=o=8,{_BOUND}{kernels.SMALL_LOOP_BYTES} --xla_dump_to=here",
+        ),
+    ],
+)
+def test_small_loops_are_joined_beside_whatever_else_is_set(flags, given, expected):
     flags(given)
     join_small_loops()
-    assert os.environ["XLA_FLAGS"].split() == [*given.split(), kernels._JOINED]
+    assert os.environ["XLA_FLAGS"] == expected
     assert small_loops_joined()
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "joined"),
     [
-        "--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1024",
-        "--xla_disable_hlo_passes=small-while-loop-hoisting",
+        (f"--xla_backend_extra_options={_BOUND}1024", False),
+        (f"--xla_backend_extra_options={_BOUND}400000,some_option=4000000", False),
+        (f"--xla_backend_extra_options={_BOUND}40000000", True),
+        (_NO_JOINING, False),
+        (f"{_JOIN} {_NO_JOINING}", False),
     ],
 )
-def test_what_the_user_decided_about_it_stands(flags, given):
+def test_what_the_user_decided_about_it_stands(flags, given, joined):
     flags(given)
     join_small_loops()
     assert os.environ["XLA_FLAGS"] == given
-    assert not small_loops_joined()
+    assert small_loops_joined() == joined
 
 
 def test_joined_twice_is_joined_once(flags):
@@ -98,5 +116,4 @@ def test_a_simulation_in_turn_is_one_kernel_and_the_same():
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     ran = subprocess.run([sys.executable, "-c", _SIMULATE], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout)
-    assert told == {"in_turn": [True, False], "equal": True, "kernels": 1, "loops": 0}
+    assert json.loads(ran.stdout) == {"in_turn": [True, False], "equal": True, "kernels": 1, "loops": 0}

@@ -1,4 +1,5 @@
 import ctypes
+import weakref
 
 import pytest
 
@@ -17,6 +18,19 @@ def test_the_c_library_is_asked_to_return_all_that_was_freed(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Glibc)
     assert return_freed()
     assert asked == [0]
+
+
+def test_what_only_a_cycle_keeps_is_freed():
+    class Ring:
+        pass
+
+    ring = Ring()
+    ring.itself = ring
+    kept = weakref.ref(ring)
+    del ring
+    assert kept() is not None
+    return_freed()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])

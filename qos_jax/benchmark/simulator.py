@@ -11,7 +11,7 @@ import numpy as np
 from qos_jax.benchmark.row import HEURISTICS, REFERENCE, SIMULATOR, Speed, sizes
 from qos_jax.benchmark.timing import compile_program, timed, tree_bytes
 from qos_jax.benchmark.work import Lane, Work, block_size, lanes_of, own_params
-from qos_jax.kernels import vmap_in_turn
+from qos_jax.kernels import vmap_runs
 from qos_jax.policies import Policy
 from qos_jax.routing import EnvConfig, EnvState, RoutingEnvironment
 from qos_jax.serving.reference import simulate_fleet
@@ -43,7 +43,7 @@ def measure_closed_form(
     env = RoutingEnvironment(config)
     lanes, params = lanes_of(runs, environments, block_size(work.serving, environments))
     act = policy.act_function()
-    over_lanes = vmap_in_turn if policy.takes_turns(work.serving) else jax.vmap
+    in_turn = policy.takes_turns(work.serving)
 
     def one(lane: Lane, policy_params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
         own = own_params(params, lane)
@@ -64,7 +64,7 @@ def measure_closed_form(
         return qos, latency_s, state.completed
 
     def program(blocks: Lane, policy_params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jax.lax.map(over_lanes(lambda lane: one(lane, policy_params)), blocks)
+        return jax.lax.map(vmap_runs(lambda lane: one(lane, policy_params), in_turn=in_turn), blocks)
 
     compiled = compile_program(program, lanes, policy.params)
     sums, times = timed(lambda: compiled(lanes, policy.params), repeats)

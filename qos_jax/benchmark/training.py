@@ -160,26 +160,25 @@ def _parts(
     _, taken, _ = jax.jit(lambda lanes: rollout(env, greedy, act, lanes, steps))(lanes)
     actions, inputs = taken.action, taken.input
 
-    stepped = vmap_lanes(env.step, is_small=env.config.serving.is_small)  # as the rollout does
+    is_small = env.config.serving.is_small  # as in a rollout
+    stepped, potential = (vmap_lanes(part, is_small=is_small) for part in (env.step, env.potential))
 
     def simulated(lanes: EnvLanes, actions: jax.Array) -> Any:
         def one(carry: Any, actions: jax.Array) -> tuple[Any, jax.Array]:
-            state, potential, key = carry
+            state, before, key = carry
             key, step_key = jax.random.split(key)
             keys = jax.random.split(step_key, actions.shape[0])
-            state, result = stepped(keys, state, actions, lanes.params, potential)
+            state, result = stepped(keys, state, actions, lanes.params, before)
             return (state, result.info.potential, key), result.reward
 
-        start = jax.vmap(env.potential)(lanes.params, lanes.state)
-        return jax.lax.scan(one, (lanes.state, start, lanes.key), actions)
+        return jax.lax.scan(one, (lanes.state, potential(lanes.params, lanes.state), lanes.key), actions)
 
     def with_features(lanes: EnvLanes, actions: jax.Array) -> Any:
         def one(carry: Any, chosen: jax.Array) -> tuple[Any, Transition]:
             lanes, transition, potential = step_lanes(env, greedy, carry[0], chosen, potential=carry[1])
             return (lanes, potential), transition
 
-        start = jax.vmap(env.potential)(lanes.params, lanes.state)
-        return jax.lax.scan(one, (lanes, start), actions)
+        return jax.lax.scan(one, (lanes, potential(lanes.params, lanes.state)), actions)
 
     def forward(inputs: RouterInput) -> jax.Array:
         return jax.lax.scan(lambda _, one: (None, logits(one)), None, inputs)[1]

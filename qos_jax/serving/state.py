@@ -50,9 +50,10 @@ class ServingConfig:
 
     @property
     def is_small(self) -> bool:
-        """Whether a decision reads so few slots that runs in turn, in joined loops, are never slower.
+        """Whether a decision reads so few slots that runs in turn are faster, where small loops are joined.
 
-        With more slots XLA does not join the loops (:mod:`qos_jax.kernels`), and turns cost up to a quarter.
+        With more, XLA does not join them (:mod:`qos_jax.kernels`): turns are then up to a quarter slower
+        (data/results/speed.md).
         """
         return self.num_experts * self.slots <= SMALL_FLEET_SLOTS
 

@@ -40,7 +40,7 @@ class World:
 
 # From so many requests on runs take turns, where small loops are joined: a request then takes 20 to 90 us
 # less of the processor, and the program 10 to 40 s more to compile.
-_TURNS_FROM_REQUESTS = 2**18
+TURNS_FROM_REQUESTS = 2**19
 
 _begin = jax.jit(jax.vmap(begin, in_axes=(None, None, 0, None)), static_argnums=(0, 3))
 _route = jit_lanes(route_in_reality, 3, in_axes=(None, KNOWN_BY_RUN, None, 0, 0, 0, 0))
@@ -83,7 +83,7 @@ def simulate_world(
     num_requests = runs.shape[1]
     chunk, spans = chunks_of(num_requests, chunk_requests)
     policy_function, reality = policy.act_function(), world.reality
-    in_turn = policy.takes_turns(config) and runs.arrival_s.size >= _TURNS_FROM_REQUESTS
+    in_turn = policy.takes_turns(config) and runs.arrival_s.size >= TURNS_FROM_REQUESTS
     begin_block, route, finish_block = (compiled_once(part) for part in (_begin, _route, _finish))
 
     def route_block(block: Block, advance: Advance) -> Any:  # of logbook, busy and KV totals, and rounds

@@ -13,9 +13,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from qos_jax.devices import LANES, gather, replicate, spread
 from qos_jax.errors import input_error
-from qos_jax.kernels import vmap_in_turn
+from qos_jax.kernels import vmap_runs
 from qos_jax.policies import Policy
 from qos_jax.simulation.blocks import cpu_block_runs
+from qos_jax.simulation.world import TURNS_FROM_REQUESTS
 from qos_jax.sweep.grid import CellGroup
 from qos_jax.sweep.lane import Lane, LaneConfig, LaneResult, lane_bytes, run_lane
 
@@ -140,11 +141,15 @@ class LaneProgram:
         config = dataclasses.replace(config, measures=policy.measures)
         self._config, self._group, self._plan, self._mesh, self._seed = config, group, plan, mesh, seed
         runs = plan.chunk_cells * config.seeds
+        requests = len(group.cell) * config.seeds * config.num_requests
+        in_turn = policy.takes_turns(config.serving)
+        if config.choices is not None:  # a world
+            in_turn = in_turn and requests >= TURNS_FROM_REQUESTS
         self._blocks = math.ceil(runs / plan.block_runs / mesh.size) * mesh.size
         self._shared = replicate(mesh, (policy.params, group.source))
         some = np.zeros(plan.chunk_cells, np.int64)
         self._compiled = (
-            _program(config, policy.act_function(), policy.takes_turns(config.serving), mesh)
+            _program(config, policy.act_function(), in_turn, mesh)
             .lower(*self._shared, self._spread(lanes_of(config, group, some, seed)))
             .compile()
         )
@@ -199,11 +204,10 @@ class LaneProgram:
 @functools.cache
 def _program(config: LaneConfig, policy_function: Any, in_turn: bool, mesh: Mesh) -> Any:
     """Return the jitted function of (policy parameters, source, blocks of runs)."""
-    over_runs = vmap_in_turn if in_turn else jax.vmap
 
     def on_device(params: Any, source: Any, blocks: Lane) -> LaneResult:
         one = functools.partial(run_lane, config, policy_function, params, source)
-        return jax.lax.map(over_runs(one), blocks)
+        return jax.lax.map(vmap_runs(one, in_turn=in_turn), blocks)
 
     spread_out = PartitionSpec(LANES)
     return jax.jit(

@@ -151,17 +151,24 @@ class _Loop:
         return place(state, state_shardings(state, self._mesh))
 
     def _phase(self, phase: Phase, begin: Callable[[], Any], end: int) -> Any:
-        """Return the state after the last update of a phase, which is number ``end``."""
+        """Return the state after the last update of a phase.
+
+        Args:
+          phase: of the plan.
+          begin: returns the state that the phase goes on from, which the first update donates.
+          end: number of its last update.
+        """
+        learner = phase.learner
         if self._update == 0:
-            self._evaluate(phase, begin())
+            self._evaluate(phase, learner.params(begin()))
         if self._update == end:
             return begin()
-        learner, begun = phase.learner, time.monotonic()
-        # Compiling takes more memory than training, so no state is kept meanwhile, nor what was freed before.
-        kinds = jax.tree.map(_kind_of, begin())
-        return_freed()
+        begun = time.monotonic()
+        return_freed()  # of what was compiled before, since compiling takes more memory than training
+        # A state is made after compiling, and not kept meanwhile; that of a resumed run was read before.
+        shapes = jax.eval_shape(begin)
         with jax.set_mesh(self._mesh):
-            advance = _compiled(learner, kinds, state_shardings(kinds, self._mesh))
+            advance = _compiled(learner, shapes, state_shardings(shapes, self._mesh))
         return_freed()
         if self._recorder is not None:
             say(f"{phase.name}: compiled in {time.monotonic() - begun:.0f} s")
@@ -185,7 +192,7 @@ class _Loop:
     def _keep(self, phase: Phase, state: Any, end: int) -> None:
         """Evaluate and save where it is due; stop if asked to."""
         judged = self._update % self._config.evaluation.every == 0 or self._update == end
-        verdict = self._evaluate(phase, state) if judged else None
+        verdict = self._evaluate(phase, phase.learner.params(state)) if judged else None
         best = verdict is not None and verdict.is_best
         # Process 0 alone knows what is best, and any may have got the signal to stop; all must do the same.
         said = gather(np.array([[best, self._stopped.is_set()]]))
@@ -197,9 +204,9 @@ class _Loop:
             gather(np.zeros(1))  # the others wait until process 0 has saved
             raise KeyboardInterrupt
 
-    def _evaluate(self, phase: Phase, state: Any) -> Verdict | None:
+    def _evaluate(self, phase: Phase, params: Any) -> Verdict | None:
         """Return the verdict of an evaluation in process 0; None in the others."""
-        params = own_copy(self._mesh, phase.learner.params(state))
+        params = own_copy(self._mesh, params)
         if self._recorder is None:
             return None
         # The cases are simulated on one device, which must not wait for the others' copies.
@@ -251,18 +258,19 @@ class _Loop:
         )
 
 
-def _kind_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _compiled(learner: Learner, state: Any, shardings: Any) -> Advance:
+def _compiled(learner: Learner, shapes: Any, shardings: Any) -> Advance:
     """Compile as many updates as one asks for: one program for chunks of any length.
 
     Args:
       learner: what is advanced.
-      state: to start from; shapes, dtypes and shardings are enough.
-      shardings: of its leaves, before and after.
+      shapes: of the state's leaves.
+      shardings: of them, before and after.
     """
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
     update = jax.jit(learner.update, inline=True)  # traced once, for its shapes and for the loop
 
     def advance(state: Any, count: jax.Array) -> tuple[Any, dict[str, jax.Array], jax.Array]:

@@ -208,4 +208,11 @@ def test_environments_in_turn_are_those_together_even_of_learners_side_by_side(m
     keys = jax.random.split(KEY)
     together = jax.jit(jax.vmap(go))(keys, greedy)
     monkeypatch.setattr(devices, "small_loops_joined", lambda: True)
+    taken, runs = [], devices.vmap_runs
+    monkeypatch.setattr(
+        devices,
+        "vmap_runs",
+        lambda *given, in_turn: (taken.append(in_turn), runs(*given, in_turn=in_turn))[1],
+    )
     close(jax.jit(jax.vmap(lambda *given: go(*given)))(keys, greedy), together)
+    assert taken.count(True) == 2  # the potential at first, and the steps

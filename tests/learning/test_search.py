@@ -227,7 +227,14 @@ def test_episodes_in_turn_are_those_together_even_of_searches_side_by_side(learn
     states = jax.jit(jax.vmap(learner.init))(jax.random.split(jax.random.key(1)))
     _, together = jax.jit(jax.vmap(learner.update))(states)
     monkeypatch.setattr(devices, "small_loops_joined", lambda: True)
+    taken, runs = [], devices.vmap_runs
+    monkeypatch.setattr(
+        devices,
+        "vmap_runs",
+        lambda *given, in_turn: (taken.append(in_turn), runs(*given, in_turn=in_turn))[1],
+    )
     _, in_turn = jax.jit(jax.vmap(lambda state: learner.update(state)))(states)
+    assert True in taken
     assert np.ptp(together["qos"]) > 0
     for name, value in together.items():
         np.testing.assert_allclose(in_turn[name], value, rtol=1e-5)

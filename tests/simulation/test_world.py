@@ -90,12 +90,12 @@ def test_runs_in_turn_are_the_runs_together(monkeypatch):
     choices = TelemetryConfig("twin", routers=2)
     together = run(choices, telemetry(0.2))
     monkeypatch.setattr(types, "small_loops_joined", lambda: True)
-    monkeypatch.setattr(world, "_TURNS_FROM_REQUESTS", 1)
+    monkeypatch.setattr(world, "TURNS_FROM_REQUESTS", 1)
     taken, route = [], world._route
     monkeypatch.setattr(world, "_route", lambda *given: (taken.append(given[0]), route(*given))[1])
     assert_same(run(choices, telemetry(0.2)), together)
     assert set(taken) == {True}
     taken.clear()
-    monkeypatch.setattr(world, "_TURNS_FROM_REQUESTS", 5 * 45 + 1)  # too few to be worth the compiling
+    monkeypatch.setattr(world, "TURNS_FROM_REQUESTS", 5 * 45 + 1)  # too few to be worth the compiling
     run(choices, telemetry(0.2))
     assert set(taken) == {False}

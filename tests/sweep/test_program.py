@@ -7,7 +7,7 @@ import pytest
 
 from qos_jax.devices import lane_mesh
 from qos_jax.errors import InputError
-from qos_jax.policies import policy
+from qos_jax.policies import policy, types
 from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.metrics import METRICS
@@ -114,6 +114,15 @@ def test_chunks_change_nothing_and_what_is_swept_matters(fleet, figures):
     assert not np.array_equal(latency[:, 0], latency[:, 1])
     assert not np.array_equal(latency[:, :, 0], latency[:, :, 1])  # a router misled
     assert np.all(metrics[:, :, list(METRICS).index("arrived")] == REQUESTS)
+
+
+def test_runs_in_turn_are_the_runs_together(fleet, figures, monkeypatch):
+    grid = grid_of(fleet, figures, "mmpp", "load=0.3:2:24", "burst_factor=1,6", "length_bias_log=0,1")
+    together, _, _ = metrics_of(grid, "mmpp", policy("least_work"))
+    monkeypatch.setattr(types, "small_loops_joined", lambda: True)
+    assert policy("least_work").takes_turns(grid.groups[0].serving)
+    in_turn, _, _ = metrics_of(grid, "mmpp", policy("least_work"))
+    np.testing.assert_allclose(in_turn, together, rtol=1e-5, atol=1e-6)
 
 
 def test_memory_is_kept_to(fleet, figures):

@@ -18,6 +18,7 @@ from qos_jax.learning.search import SearchConfig
 from qos_jax.learning.types import Learner
 from qos_jax.runs.checkpoint import load_policy, restore
 from qos_jax.runs.checkpoint_record import checkpoints
+from qos_jax.training import loop
 from qos_jax.training import plan as planning
 from qos_jax.training import run as training_run
 from qos_jax.training.judge import CaseScore, Judgement
@@ -163,6 +164,26 @@ def test_a_phase_starts_from_the_parameters_of_the_one_before(whole):
             state, _ = jax.jit(phase.learner.update)(state)
         params = phase.learner.params(state)
     np.testing.assert_array_equal(end_of(whole)[0], params["w"])
+
+
+def test_no_state_is_alive_while_its_update_is_compiled(tmp_path, monkeypatch):
+    kept, compiled = [], loop._compiled
+
+    def init(key, params=None):
+        state = toy(50).init(key, params)
+        return state | {"memory": jnp.zeros(7)}
+
+    def update(state):
+        new, metrics = toy(50).update(state)
+        return new | {"memory": state["memory"]}, metrics
+
+    def compile_alone(*given):
+        kept.append([leaf for leaf in jax.live_arrays() if leaf.shape == (7,)])
+        return compiled(*given)
+
+    monkeypatch.setattr(loop, "_compiled", compile_alone)
+    train(tmp_path / "run", plan_of(distil=Learner(init, update, toy(50).params, 50)))
+    assert kept == [[], []]  # of either phase
 
 
 def test_make_train_is_the_same_training_for_many_seeds_at_once(whole, monkeypatch):
