@@ -145,7 +145,7 @@ def test_help_tells_every_setting_with_its_comment(launch):
         assert name in text
         comment = field_comments(kind).get(field, "")
         assert " ".join(comment.split())[:40] in text
-    assert "Adam's, of the first update (default: 0.0003)" in text
+    assert "Adam's, of the first update (default: 0.0006)" in text
 
 
 def parsed(config, *arguments):
