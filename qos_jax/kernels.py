@@ -23,8 +23,8 @@ _PASS = "small-while-loop-hoisting"  # a process that has this pass disabled joi
 def join_small_loops() -> None:
     """Let XLA make one kernel of each small loop; before JAX is first used, since XLA reads its flags once.
 
-    A simulation of one run takes a quarter of the processor time so (data/results/speed.md). Does nothing where
-    ``XLA_FLAGS`` decides about it already.
+    A simulation of one run takes a quarter of the processor time so (data/results/speed.md). Does nothing
+    where ``XLA_FLAGS`` decides about it already.
     """
     flags = os.environ.get("XLA_FLAGS", "").split()
     if any(_THRESHOLD in flag or _PASS in flag for flag in flags):

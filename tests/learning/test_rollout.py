@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax import devices
 from qos_jax.learning.rollout import renew_lanes, rollout, start_lanes
 from qos_jax.policies.greedy_params import greedy_params
 from qos_jax.policies.router_input import router_input
@@ -194,7 +193,7 @@ def test_a_replay_ends_starts_over_and_pays_for_every_request(replay):
     np.testing.assert_array_equal(renewed.state.step, 0)
 
 
-def test_environments_in_turn_are_those_together_even_of_learners_side_by_side(monkeypatch):
+def test_environments_in_turn_are_those_together_even_of_learners_side_by_side(take_turns):
     """Each learner has numbers of its own, which the environments of a step share."""
     env = environment(max_steps=3 * T, reward="potential")
     greedy = jax.tree.map(lambda number: jnp.stack([number, number * 0.9]), GREEDY)
@@ -207,12 +206,6 @@ def test_environments_in_turn_are_those_together_even_of_learners_side_by_side(m
 
     keys = jax.random.split(KEY)
     together = jax.jit(jax.vmap(go))(keys, greedy)
-    monkeypatch.setattr(devices, "small_loops_joined", lambda: True)
-    taken, runs = [], devices.vmap_runs
-    monkeypatch.setattr(
-        devices,
-        "vmap_runs",
-        lambda *given, in_turn: (taken.append(in_turn), runs(*given, in_turn=in_turn))[1],
-    )
+    taken = take_turns()
     close(jax.jit(jax.vmap(lambda *given: go(*given)))(keys, greedy), together)
     assert taken.count(True) == 2  # the potential at first, and the steps

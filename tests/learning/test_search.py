@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qos_jax import devices
 from qos_jax.errors import InputError
 from qos_jax.learning.search import (
     SPREAD_FLOOR,
@@ -223,16 +222,10 @@ def test_without_profiles_it_searches_the_price_that_a_learned_impact_pays():
     assert float(dear["qos"]) != float(metrics["qos"])
 
 
-def test_episodes_in_turn_are_those_together_even_of_searches_side_by_side(learner, monkeypatch):
+def test_episodes_in_turn_are_those_together_even_of_searches_side_by_side(learner, take_turns):
     states = jax.jit(jax.vmap(learner.init))(jax.random.split(jax.random.key(1)))
     _, together = jax.jit(jax.vmap(learner.update))(states)
-    monkeypatch.setattr(devices, "small_loops_joined", lambda: True)
-    taken, runs = [], devices.vmap_runs
-    monkeypatch.setattr(
-        devices,
-        "vmap_runs",
-        lambda *given, in_turn: (taken.append(in_turn), runs(*given, in_turn=in_turn))[1],
-    )
+    taken = take_turns()
     _, in_turn = jax.jit(jax.vmap(lambda state: learner.update(state)))(states)
     assert True in taken
     assert np.ptp(together["qos"]) > 0
