@@ -52,7 +52,7 @@ class ServingConfig:
     def is_small(self) -> bool:
         """Whether a decision reads so few slots that runs in turn are faster, where small loops are joined.
 
-        With more, XLA does not join them (:mod:`qos_jax.kernels`): turns are then up to a quarter slower
+        Of larger fleets XLA joins none (:mod:`qos_jax.kernels`), and turns may be a quarter slower
         (data/results/speed.md).
         """
         return self.num_experts * self.slots <= SMALL_FLEET_SLOTS

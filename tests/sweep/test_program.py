@@ -12,6 +12,7 @@ from qos_jax.simulation.case_config import CaseConfig
 from qos_jax.simulation.cases import build_cases
 from qos_jax.simulation.metrics import METRICS
 from qos_jax.simulation.policy_runs import compare
+from qos_jax.sweep import program
 from qos_jax.sweep.axes import parse_axis
 from qos_jax.sweep.grid import build_grid
 from qos_jax.sweep.lane import LaneConfig
@@ -67,11 +68,11 @@ def metrics_of(grid, workload, router, chunk_requests=None, max_bytes=1e9):
     cut = plan_chunks(
         config, group, MESH, max_bytes, cell_requests=SEEDS * REQUESTS, chunk_requests=chunk_requests
     )
-    program = LaneProgram(config, router, group, cut, MESH, 5)
+    lanes = LaneProgram(config, router, group, cut, MESH, 5)
     places = range(0, len(group.cell), cut.chunk_cells)
-    parts = [program.run(np.arange(at, min(at + cut.chunk_cells, len(group.cell)))) for at in places]
+    parts = [lanes.run(np.arange(at, min(at + cut.chunk_cells, len(group.cell)))) for at in places]
     assert len(parts) == cut.chunks
-    return np.concatenate(parts)[np.argsort(group.cell)], cut, program
+    return np.concatenate(parts)[np.argsort(group.cell)], cut, lanes
 
 
 @pytest.mark.parametrize(
@@ -92,8 +93,8 @@ def test_a_cell_is_a_case_of_a_comparison(fleet, figures, kind, workload, rates,
     )
     cases = build_cases(config, fleet, source, 0.1)
     compared = compare(grid.groups[0].serving, [policy(name)], cases, workers=1)
-    metrics, _, program = metrics_of(grid, workload, policy(name))
-    assert program.measured_bytes > 0
+    metrics, _, compiled = metrics_of(grid, workload, policy(name))
+    assert compiled.measured_bytes > 0
     for cell, result in enumerate(compared.results):
         assert result.metrics["average_qos"].max() > 0
         for index, name in enumerate(METRICS):
@@ -120,8 +121,12 @@ def test_runs_in_turn_are_the_runs_together(fleet, figures, monkeypatch):
     grid = grid_of(fleet, figures, "mmpp", "load=0.3:2:24", "burst_factor=1,6", "length_bias_log=0,1")
     together, _, _ = metrics_of(grid, "mmpp", policy("least_work"))
     monkeypatch.setattr(types, "small_loops_joined", lambda: True)
-    assert policy("least_work").takes_turns(grid.groups[0].serving)
+    taken, runs = [], program.vmap_runs
+    monkeypatch.setattr(
+        program, "vmap_runs", lambda run, *, in_turn: (taken.append(in_turn), runs(run, in_turn=in_turn))[1]
+    )
     in_turn, _, _ = metrics_of(grid, "mmpp", policy("least_work"))
+    assert taken == [True]
     np.testing.assert_allclose(in_turn, together, rtol=1e-5, atol=1e-6)
 
 
